@@ -1,0 +1,54 @@
+"""From scores to token rewards, and which groups say nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def overlong_penalty(
+    lengths_B: Tensor, *, max_tokens: int, buffer_fraction: float, factor: float
+) -> Tensor:
+    """Score to add for length: 0 up to the buffer, then falling in a line to -factor.
+
+    The buffer is the last buffer_fraction of max_tokens. Source: DAPO, arXiv 2503.14476.
+    """
+    buffer = max_tokens * buffer_fraction
+    excess_B = lengths_B.to(torch.get_default_dtype()) - (max_tokens - buffer)
+    return (-excess_B / buffer * factor).clamp(max=0.0)
+
+
+def token_rewards(
+    rewards_B: Tensor,
+    response_mask_BT: Tensor,
+    *,
+    kl_BT: Tensor | None = None,
+    kl_coef: float = 0.0,
+) -> Tensor:
+    """[B, T]: the score on the row's last response token, minus kl_coef * KL on every one.
+
+    A row without response tokens is all 0, whatever its score.
+    """
+    mask_BT = response_mask_BT != 0
+    from_here_BT = mask_BT.long().flip(1).cumsum(dim=1).flip(1)
+    is_last_BT = mask_BT & (from_here_BT == 1)
+    rewards_BT = torch.where(is_last_BT, rewards_B.unsqueeze(1), 0.0)
+    if kl_BT is None:
+        return rewards_BT
+    return rewards_BT - kl_coef * torch.where(mask_BT, kl_BT, 0.0)
+
+
+def zero_variance_groups(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+    """[P] bool: groups whose valid rows all have the same score, or that have fewer than two.
+
+    P is the largest group number plus one.
+    """
+    group_B, is_valid_B = group_B.long(), valid_B != 0
+    num_groups = len(torch.bincount(group_B))
+    lowest_P, highest_P = (
+        rewards_B.new_full((num_groups,), fill).scatter_reduce(
+            0, group_B[is_valid_B], rewards_B[is_valid_B], reduce
+        )
+        for fill, reduce in ((torch.inf, "amin"), (-torch.inf, "amax"))
+    )
+    return lowest_P >= highest_P

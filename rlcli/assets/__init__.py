@@ -1,0 +1,1 @@
+"""Package data: the quickstart model, its sums, and a small math set (make_quickstart.py)."""

@@ -1,0 +1,304 @@
+"""From a checked configuration to a Run: the only place that names concrete backends."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from rlcli import hub, preflight
+from rlcli.checkpoint import Checkpoints, Resume, step_of
+from rlcli.config.resolved import Resolved
+from rlcli.config.schema import Config
+from rlcli.data.prompts import EncodedPrompts, PromptStream, encode_prompts
+from rlcli.data.readers import read_rows
+from rlcli.errors import ConfigError, RunDirError
+from rlcli.monitor.console import RunConsole
+from rlcli.monitor.monitor import Monitor
+from rlcli.monitor.run_dir import RunDir
+from rlcli.monitor.signals import StopRequest
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlcli.causal_lm import CausalLM
+    from rlcli.trainer import Run
+
+
+SINGLE_THREAD_PARAMETERS = 20_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything known about a run before a weight is loaded."""
+
+    resolved: Resolved
+    model_dir: Path
+    tokenizer: Any
+    model_config: Any
+    train: EncodedPrompts
+    val: EncodedPrompts | None
+    num_steps: int
+    steps_per_epoch: int
+    notes: list[str]
+
+    @property
+    def config(self) -> Config:
+        """The settings as adjusted to the data."""
+        return self.resolved.config
+
+
+def make_plan(resolved: Resolved) -> Plan:
+    """Settings, model config, tokenizer and data, all checked against each other.
+
+    Raises: UsageError (ConfigError, ModelError, DataError, RewardError) with the cure.
+    """
+    resolved = preflight.check(resolved)
+    config = resolved.config
+    train_rows = read_rows(config.data.train, fields=config.data.fields)
+    val_rows = read_rows(config.data.val, fields=config.data.fields) if config.data.val else []
+    _check_reward(config, [*train_rows, *val_rows])
+    model_dir = hub.find_model(config.model.path)
+
+    from rlcli.causal_lm import load_tokenizer, read_model_config
+
+    trust = config.model.trust_remote_code
+    model_config = read_model_config(str(model_dir), trust_remote_code=trust)
+    tokenizer = load_tokenizer(str(model_dir), trust_remote_code=trust)
+    limits = {
+        "max_prompt_tokens": config.data.max_prompt_tokens,
+        "filter_overlong": config.data.filter_overlong,
+        "truncation": config.data.truncation,
+    }
+    train = encode_prompts(train_rows, tokenizer, **limits)
+    val = encode_prompts(val_rows, tokenizer, **limits) if val_rows else None
+    _check_context(resolved, model_config)
+    config, notes = preflight.batch_arithmetic(config, len(train.prompts))
+    steps_per_epoch = -(-len(train.prompts) // config.train.prompts_per_step)
+    num_steps = steps_per_epoch * config.train.epochs
+    if config.train.max_steps is not None:
+        num_steps = min(num_steps, config.train.max_steps)
+    return Plan(
+        resolved=resolved.adjust(_changed(resolved.config, config)),
+        model_dir=model_dir,
+        tokenizer=tokenizer,
+        model_config=model_config,
+        train=train,
+        val=val,
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        notes=[*resolved.notes, *train.notes, *notes],
+    )
+
+
+def _changed(before: Config, after: Config) -> dict[str, Any]:
+    """Dotted keys whose value differs."""
+    old, new = before.model_dump(), after.model_dump()
+    return {
+        f"{section}.{key}": value
+        for section, values in new.items()
+        for key, value in values.items()
+        if old[section][key] != value
+    }
+
+
+def _check_reward(config: Config, rows: Sequence[Any]) -> None:
+    from rlcli.rewards import check_reward
+
+    check_reward(config.reward, {row.data_source for row in rows})
+
+
+def _check_context(resolved: Resolved, model_config: Any) -> None:
+    """Raises: ConfigError when prompt and response cannot fit the model's positions."""
+    data = resolved.config.data
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    total = data.max_prompt_tokens + data.max_response_tokens
+    if limit is not None and total > limit:
+        raise ConfigError(
+            f"data.max_prompt_tokens + data.max_response_tokens = {total}, but the model has "
+            f"{limit} positions.\nLower {resolved.where('data.max_response_tokens')} or "
+            f"{resolved.where('data.max_prompt_tokens')}."
+        )
+
+
+def find_run_dir(config: Config, cwd: Path) -> tuple[Path, Resume]:
+    """Where the run lives, and which checkpoint it goes on from.
+
+    Raises: RunDirError when run.resume names nothing that can be resumed.
+    """
+    run = config.run
+    folder = Path(run.output_dir).expanduser() if run.output_dir else None
+    if run.resume in ("never", "auto") or run.resume.isdigit():
+        if folder is None and run.resume != "never":
+            folder = _latest_run(cwd)
+        default = cwd / "outputs" / (run.name or _run_name(config))
+        wanted: Resume = {"never": "no", "auto": "newest"}.get(run.resume, 0)  # type: ignore[assignment]
+        return folder or default, int(run.resume) if run.resume.isdigit() else wanted
+    path = Path(run.resume).expanduser().resolve()
+    if (step := step_of(path)) is not None and path.parent.name == "checkpoints":
+        return path.parent.parent, step
+    if (path / "checkpoints").is_dir():
+        return path, "newest"
+    raise RunDirError(
+        f"run.resume={run.resume} is neither auto, never, a step, a run directory nor a "
+        "checkpoint (RUN/checkpoints/step_N)."
+    )
+
+
+def _latest_run(cwd: Path) -> Path | None:
+    link = cwd / "outputs" / "checkpoints"
+    return link.resolve().parent if link.is_symlink() and link.exists() else None
+
+
+def _run_name(config: Config) -> str:
+    model = config.model.path.removeprefix(hub.BUILTIN).rstrip("/").rsplit("/", 1)[-1]
+    return f"{config.algorithm.name}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def choose_device(config: Config) -> torch.device:
+    """cuda, mps or cpu. Raises: ConfigError when the one asked for is not there."""
+    import torch
+
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    wanted = config.train.device
+    if wanted == "auto":
+        return torch.device(next((name for name, here in found.items() if here), "cpu"))
+    if wanted != "cpu" and not found[wanted]:
+        raise ConfigError(
+            f"train.device={wanted}, but torch {torch.__version__} finds no such device.\n"
+            "Use train.device=auto, or install a torch build for your hardware."
+        )
+    return torch.device(wanted)
+
+
+def set_threads(device: torch.device, num_parameters: int) -> None:
+    """Threads for the CPU: one for tiny models, else the physical cores; OMP_NUM_THREADS wins.
+
+    Two threads that wait for each other on small matrices are slower than one.
+    """
+    import torch
+
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        cores = psutil.cpu_count(logical=False) or 1
+        torch.set_num_threads(1 if num_parameters < SINGLE_THREAD_PARAMETERS else cores)
+
+
+def build_run(plan: Plan, run_dir: RunDir, resume: Resume, *, quiet: bool = False) -> Run:
+    """The run with its weights loaded."""
+    import torch
+
+    from rlcli.algos.algorithm import Algorithm
+    from rlcli.causal_lm import eos_token_ids
+    from rlcli.rewards import build_scorer
+    from rlcli.trainer import Run
+
+    config = plan.config
+    torch.manual_seed(config.run.seed)
+    device = choose_device(config)
+    explicit = config.algorithm.correction in ("token", "sequence")
+    algorithm = Algorithm(config, corrects_sampler=explicit)
+    eos = eos_token_ids(str(plan.model_dir), plan.tokenizer, plan.model_config)
+    pad = plan.tokenizer.pad_token_id
+    pad_token_id = pad if pad is not None else eos[0]
+    engine, sampler, notes = _build_models(plan, device, algorithm, eos, pad_token_id)
+    console = RunConsole(run_dir.console_log, num_steps=plan.num_steps, quiet=quiet)
+    monitor = Monitor(
+        run_dir,
+        console,
+        StopRequest(),
+        steps_per_epoch=plan.steps_per_epoch,
+        prompts_per_epoch=len(plan.train.prompts),
+        epochs=config.train.epochs,
+    )
+    for note in notes:
+        monitor.note(note)
+    return Run(
+        config=config,
+        num_steps=plan.num_steps,
+        prompts=PromptStream(plan.train.prompts, seed=config.run.seed, shuffle=config.data.shuffle),
+        val_prompts=plan.val.prompts if plan.val else (),
+        sampler=sampler,
+        scorer=build_scorer(config.reward, log=run_dir.path / "reward.log"),
+        engine=engine,
+        algorithm=algorithm,
+        checkpoints=Checkpoints(
+            run_dir.checkpoints,
+            save_every=config.run.save_every,
+            keep=config.run.keep,
+            resume=resume,
+        ),
+        monitor=monitor,
+        tokenizer=plan.tokenizer,
+    )
+
+
+def _build_models(
+    plan: Plan, device: torch.device, algorithm: Any, eos: Sequence[int], pad_token_id: int
+) -> tuple[Any, Any, list[str]]:
+    """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute."""
+    import torch
+
+    from rlcli.causal_lm import enable_gradient_checkpointing, load_causal_lm
+    from rlcli.engines.critic import load_critic
+    from rlcli.engines.lora import add_lora
+    from rlcli.engines.torch_engine import TorchEngine
+    from rlcli.rollout.native import NativeSampler
+
+    config = plan.config
+    wanted = config.model.dtype
+    is_half = wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")
+    compute = torch.bfloat16 if is_half else torch.float32
+    autocast = compute if is_half else None
+    uses_lora = config.lora.rank > 0
+
+    def load(dtype: torch.dtype) -> CausalLM:
+        trust = config.model.trust_remote_code
+        path = str(plan.model_dir)
+        return load_causal_lm(path, dtype=dtype, device=device, trust_remote_code=trust)
+
+    policy = load(compute if uses_lora else torch.float32)
+    set_threads(device, policy.model.num_parameters())
+    sampled = load(compute) if is_half and not uses_lora else policy
+    reference = None
+    if algorithm.needs_reference and not uses_lora:
+        reference = load(compute) if is_half else copy.deepcopy(policy)
+        reference.model.requires_grad_(False).eval()
+    peft_model = add_lora(policy.model, config.lora) if uses_lora else None
+    if config.model.gradient_checkpointing:
+        enable_gradient_checkpointing(policy.model)
+    critic = None
+    if "critic" in algorithm.needs:
+        path = config.critic.path or config.model.path
+        critic = load_critic(
+            str(hub.find_model(path)),
+            device=device,
+            pad_token_id=pad_token_id,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+    sampler = NativeSampler(
+        sampled,
+        plan.tokenizer,
+        eos_token_ids=eos,
+        pad_token_id=pad_token_id,
+        max_rows=config.rollout.max_rows,
+        shares_weights=sampled is policy,
+        autocast_dtype=autocast if sampled is policy else None,
+    )
+    engine = TorchEngine(
+        config,
+        policy,
+        total_steps=plan.num_steps,
+        pad_token_id=pad_token_id,
+        sampler_is_exact=sampler.is_exact and not is_half,
+        autocast_dtype=autocast,
+        peft_model=peft_model,
+        reference=reference,
+        critic=critic,
+    )
+    return engine, sampler, policy.notes

@@ -1,0 +1,241 @@
+"""Checkpoints that survive anything: written aside, hashed, renamed, and checked before use.
+
+A checkpoint is a folder of safetensors and JSON. Its manifest, with a SHA-256 per file, is
+written last; the folder gets its name only when everything is on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlcli.errors import CheckpointError, TrainingError
+
+if TYPE_CHECKING:
+    from rlcli.trainer import Run
+
+MANIFEST = "manifest.json"
+SECONDS_BETWEEN = 600.0
+MAX_FAILED_SAVES = 3
+Resume = Literal["no", "newest"] | int
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seal(folder: Path, final: Path) -> None:
+    """Make the folder durable under its final name, replacing what is there."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    hashes = {str(p.relative_to(folder)): _sha256(p) for p in files}
+    for path in files:
+        _sync(path)
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"sha256": hashes}, indent=1))
+    _sync(manifest)
+    _sync(folder)
+    if final.exists():
+        old = final.with_name(f".old-{final.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
+        os.rename(folder, final)
+        shutil.rmtree(old)
+    else:
+        os.rename(folder, final)
+    _sync(final.parent)
+
+
+def damage(folder: Path) -> str | None:
+    """None for a whole checkpoint, else the first file that is missing or changed, and how."""
+    manifest = folder / MANIFEST
+    try:
+        hashes: dict[str, str] = json.loads(manifest.read_text())["sha256"]
+    except FileNotFoundError:
+        return f"{manifest} is missing"
+    except (ValueError, KeyError, OSError) as error:
+        return f"{manifest} cannot be read: {error}"
+    for name, expected in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if _sha256(path) != expected:
+            return f"{path} was changed or cut after it was written"
+    return None
+
+
+def step_of(folder: Path) -> int | None:
+    """N of `step_N`, None for other names."""
+    prefix, _, number = folder.name.partition("_")
+    return int(number) if prefix == "step" and number.isdigit() else None
+
+
+class Checkpoints:
+    """Saves a run's state and brings it back."""
+
+    def __init__(self, folder: Path, *, save_every: int, keep: int, resume: Resume) -> None:
+        self.folder = folder
+        self.save_every = save_every
+        self.keep = 1 if save_every == -1 else keep
+        self.resume: Resume = resume
+        self._saved_at = time.monotonic()
+        self._failures = 0
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint folder, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(n for p in self.folder.iterdir() if (n := step_of(p)) is not None)
+
+    def path(self, step: int) -> Path:
+        """Folder of a step's checkpoint."""
+        return self.folder / f"step_{step}"
+
+    def restore(self, run: Run) -> int:
+        """Load the checkpoint that `resume` asks for; the step to go on with, 0 for a new run.
+
+        Raises: CheckpointError when checkpoints exist and none of them can be trusted.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for scratch in self.folder.glob(".part-*"):
+            shutil.rmtree(scratch)
+        self._finish_replacing()
+        step = self._choose(run)
+        if step is not None:
+            folder = self.path(step)
+            state = json.loads((folder / "state.json").read_text())
+            run.engine.load_state(folder)
+            run.prompts.load_state(state["prompts"])
+            run.algorithm.kl.load_state(state["kl"])
+            run.monitor.load_state(state["monitor"])
+            run.monitor.note(f"resumed from {folder}")
+            self._set_aside_later(step)
+        elif self.resume != "no":
+            run.monitor.load_state({"metrics_offset": 0, "evaluations": []})
+        run.monitor.begin(step or 0)
+        return step or 0
+
+    def _finish_replacing(self) -> None:
+        """Undo a replacement that was cut between its two renames."""
+        for old in self.folder.glob(".old-*"):
+            name = self.folder / old.name.removeprefix(".old-")
+            if name.exists():
+                shutil.rmtree(old)
+            else:
+                os.rename(old, name)
+
+    def _choose(self, run: Run) -> int | None:
+        if self.resume == "no":
+            return None
+        steps = self.steps()
+        if isinstance(self.resume, int):
+            if self.resume not in steps:
+                have = ", ".join(map(str, steps)) or "none"
+                raise CheckpointError(
+                    f"{self.folder} has no checkpoint of step {self.resume}; it has: {have}"
+                )
+            steps = [self.resume]
+        damages: list[str] = []
+        for step in reversed(steps):
+            found = damage(self.path(step))
+            if found is None:
+                for text in damages:
+                    run.monitor.note(f"{text}; falling back to step {step}")
+                return step
+            damages.append(found)
+        if damages:
+            raise CheckpointError(
+                "no checkpoint can be trusted; nothing was deleted:\n" + "\n".join(damages)
+            )
+        return None
+
+    def _set_aside_later(self, step: int) -> None:
+        """Checkpoints after the one resumed belong to a course that is not taken."""
+        for later in [n for n in self.steps() if n > step]:
+            aside = self.folder / f"aside_step_{later}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(self.path(later), aside)
+
+    def save_if_due(self, step: int, run: Run) -> None:
+        """Save every save_every steps, or every ten minutes where that is not a number."""
+        if self.save_every > 0:
+            due = step % self.save_every == 0
+        else:
+            due = time.monotonic() - self._saved_at >= SECONDS_BETWEEN
+        if due:
+            self.save(step, run)
+
+    def save(self, step: int, run: Run) -> None:
+        """One checkpoint. A full disk is reported and survived.
+
+        Raises: TrainingError after three failures in a row.
+        """
+        scratch = self.folder / f".part-step_{step}"
+        try:
+            scratch.mkdir(parents=True)
+            run.engine.save_state(scratch)
+            (scratch / "state.json").write_text(json.dumps(_state(step, run), indent=1))
+            seal(scratch, self.path(step))
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            self._failures += 1
+            what = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            if self._failures >= MAX_FAILED_SAVES:
+                raise TrainingError(
+                    f"{self._failures} checkpoints in a row could not be written to "
+                    f"{self.folder}: {what}. Free some space, then --resume auto."
+                ) from error
+            run.monitor.note(f"checkpoint of step {step} not written, training goes on: {what}")
+            return
+        self._failures = 0
+        self._saved_at = time.monotonic()
+        self._prune(run)
+
+    def _prune(self, run: Run) -> None:
+        """Keep the newest and the best one; `latest` is a hint for people."""
+        steps = self.steps()
+        (self.folder / "latest").write_text(f"step_{steps[-1]}\n")
+        saved = [pair for pair in run.monitor.evaluations if pair[0] in steps]
+        best = max(saved, key=lambda pair: pair[1])[0] if saved else None
+        spare = set(steps[-self.keep :])
+        if self.save_every != -1 and best is not None:
+            spare.add(best)
+        for step in steps:
+            if step not in spare:
+                shutil.rmtree(self.path(step))
+
+    def finish(self, run: Run, step: int) -> None:
+        """After the last step: a checkpoint, and the model in Hugging Face format."""
+        if step not in self.steps():
+            self.save(step, run)
+        if step >= run.num_steps:
+            scratch = self.folder / ".part-final"
+            shutil.rmtree(scratch, ignore_errors=True)
+            run.engine.save_model(scratch, run.tokenizer, merge_lora=run.config.run.merge_lora)
+            seal(scratch, self.folder / "final")
+
+
+def _state(step: int, run: Run) -> dict[str, Any]:
+    return {
+        "step": step,
+        "prompts": run.prompts.state(),
+        "kl": run.algorithm.kl.state(),
+        "monitor": run.monitor.state(),
+    }

@@ -1,0 +1,244 @@
+"""The rollouts and rewards of one step: sampling, scoring while it goes on, refills and holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rlcli.errors import Paused, RewardError
+from rlcli.rollout.base import SamplingParams
+from rlcli.types import Batch, Prompt, Reward, Rollout, StepRecord
+
+if TYPE_CHECKING:
+    from rlcli.trainer import Run
+
+MAX_UNSCORED_SHARE = 0.2
+HOLD_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """Rollouts, prompts in order and groups adjacent, with their rewards. Greedy ones apart."""
+
+    rollouts: Sequence[Rollout]
+    rewards: Sequence[Reward]
+    greedy: Mapping[str, Reward]
+
+
+def collect(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: int) -> Collected:
+    """Scored rollouts of `prompts`; under dynamic sampling of enough prompts that tell apart.
+
+    Raises: RewardError or Paused when the reward leaves too many rollouts unscored three times.
+    """
+    settings = run.config.algorithm
+    wanted = len(prompts)
+    kept = drawn = _sample_and_score(run, prompts, record, seed=run.seed(step, "sample"))
+    if settings.dynamic_sampling:
+        kept = _without_ties(drawn)
+        rounds = 1
+        while len(_groups(kept)) < wanted and rounds <= settings.max_refills:
+            fresh = run.prompts.next(wanted)
+            seed = run.seed(step, "sample", rounds)
+            drawn = _sample_and_score(run, fresh, record, seed=seed)
+            kept = _joined(kept, _without_ties(drawn), wanted)
+            rounds += 1
+        record["dynamic_sampling/rounds"] = rounds
+        record["dynamic_sampling/kept_prompts"] = len(_groups(kept))
+        # a step of nothing but ties still counts: its advantages are 0
+        kept = kept if kept.rollouts else drawn
+    _record_rollouts(kept, record, max_tokens=run.config.data.max_response_tokens)
+    return kept
+
+
+def _sample_and_score(
+    run: Run, prompts: Sequence[Prompt], record: StepRecord, *, seed: int
+) -> Collected:
+    """Each rollout goes to the scorer the moment it ends."""
+    config = run.config
+    params = SamplingParams(
+        n=config.rollout.n,
+        max_tokens=config.data.max_response_tokens,
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+    )
+    futures: dict[int, Future[Reward]] = {}
+    begun = time.perf_counter()
+
+    def submit(index: int, rollout: Rollout) -> None:
+        futures[index] = run.scorer.submit(rollout)
+
+    rollouts = run.sampler.generate(prompts, params, seed=seed, on_finish=submit)
+    greedy_rollouts: list[Rollout] = []
+    if "greedy" in run.algorithm.needs:
+        greedy_params = replace(params, n=1, temperature=0.0, top_p=1.0, top_k=-1)
+        greedy_rollouts = run.sampler.generate(prompts, greedy_params, seed=seed)
+    sampled = time.perf_counter()
+    rewards = [futures[i].result() for i in range(len(rollouts))]
+    rewards = _held(run, rollouts, rewards)
+    greedy_rewards = run.scorer.score(greedy_rollouts) if greedy_rollouts else []
+    greedy = {
+        rollout.prompt.id: reward
+        for rollout, reward in zip(greedy_rollouts, greedy_rewards, strict=True)
+    }
+    _add(record, "time/sample_s", sampled - begun)
+    _add(record, "time/score_s", time.perf_counter() - sampled)
+    _add(record, "sampled_tokens", sum(len(r.token_ids) for r in [*rollouts, *greedy_rollouts]))
+    return Collected(rollouts=rollouts, rewards=rewards, greedy=greedy)
+
+
+def _held(run: Run, rollouts: Sequence[Rollout], rewards: list[Reward]) -> list[Reward]:
+    """Rewards after scoring the unscored again, while they are too many."""
+    for attempt in range(HOLD_TRIES):
+        failed = [i for i, reward in enumerate(rewards) if reward.value is None]
+        if len(failed) <= MAX_UNSCORED_SHARE * len(rewards):
+            return rewards
+        if attempt == HOLD_TRIES - 1:
+            break
+        run.monitor.note(
+            f"{len(failed)} of {len(rewards)} rollouts are unscored "
+            f"({rewards[failed[0]].error}); scoring them again"
+        )
+        again = run.scorer.score([rollouts[i] for i in failed])
+        for index, reward in zip(failed, again, strict=True):
+            rewards[index] = reward
+    cause = next(r.error for r in rewards if r.value is None)
+    message = (
+        f"the reward left {len(failed)} of {len(rewards)} rollouts unscored, {HOLD_TRIES} times.\n"
+        f"Last error: {cause}"
+    )
+    if run.scorer.is_service:
+        raise Paused(f"{message}\nResume with --resume auto once the service answers.")
+    raise RewardError(f"{message}\nMend reward.fn={run.config.reward.fn}; --resume auto goes on.")
+
+
+def _groups(collected: Collected) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for row, rollout in enumerate(collected.rollouts):
+        groups.setdefault(rollout.prompt.id, []).append(row)
+    return groups
+
+
+def _picked(collected: Collected, rows: Sequence[int]) -> Collected:
+    return replace(
+        collected,
+        rollouts=[collected.rollouts[i] for i in rows],
+        rewards=[collected.rewards[i] for i in rows],
+    )
+
+
+def _without_ties(collected: Collected) -> Collected:
+    """Only groups with at least two different scores: the others teach nothing."""
+    rows: list[int] = []
+    for members in _groups(collected).values():
+        values = {collected.rewards[i].value for i in members} - {None}
+        if len(values) > 1:
+            rows.extend(members)
+    return _picked(collected, rows)
+
+
+def _joined(first: Collected, second: Collected, max_groups: int) -> Collected:
+    """Both together, no prompt twice, at most `max_groups` prompts."""
+    seen = set(_groups(first))
+    rows = [i for i, rollout in enumerate(second.rollouts) if rollout.prompt.id not in seen]
+    new = _picked(second, rows)
+    both = Collected(
+        rollouts=[*first.rollouts, *new.rollouts],
+        rewards=[*first.rewards, *new.rewards],
+        greedy={**first.greedy, **new.greedy},
+    )
+    chosen = list(_groups(both).values())[:max_groups]
+    return _picked(both, [row for members in chosen for row in members])
+
+
+def _add(record: StepRecord, name: str, value: float) -> None:
+    record[name] = record.get(name, 0.0) + value
+
+
+def _record_rollouts(collected: Collected, record: StepRecord, *, max_tokens: int) -> None:
+    """Reward, length and truncation metrics of the step."""
+    values = [r.value for r in collected.rewards if r.value is not None]
+    lengths = [len(r.token_ids) for r in collected.rollouts]
+    total = max(1, len(lengths))
+    if values:
+        scores = torch.tensor(values, dtype=torch.float64)
+        record["reward_mean"] = float(scores.mean())
+        record["reward_std"] = float(scores.std(unbiased=False))
+    record["unscored"] = len(lengths) - len(values)
+    record["response_length_mean"] = sum(lengths) / total
+    record["response_length_max"] = max(lengths, default=0)
+    cut = sum(r.finish_reason == "length" for r in collected.rollouts)
+    record["truncated_share"] = cut / total
+    tied = 0
+    groups = _groups(collected).values()
+    for members in groups:
+        tied += len({collected.rewards[i].value for i in members}) == 1
+    if any(len(members) > 1 for members in groups):
+        record["zero_variance_share"] = tied / max(1, len(groups))
+    parts: dict[str, list[float]] = {}
+    for reward in collected.rewards:
+        for name, value in reward.parts.items():
+            parts.setdefault(name, []).append(value)
+    record.update({f"reward/{k}": sum(v) / len(v) for k, v in parts.items()})
+
+
+def collate(collected: Collected, *, needs: frozenset[str]) -> Batch:
+    """The rollouts as tensors. Unscored rows stay, with valid_B 0.
+
+    A group with fewer than two scores is invalid where the estimator compares within groups;
+    so is, for ReMax, a prompt whose greedy rollout is unscored.
+    """
+    rollouts, rewards = collected.rollouts, collected.rewards
+    groups = _groups(collected)
+    place = {prompt_id: index for index, prompt_id in enumerate(groups)}
+    lengths = torch.tensor([len(r.token_ids) for r in rollouts])
+    width = int(lengths.max())
+    mask_BT = torch.arange(width)[None] < lengths[:, None]
+    valid_B = torch.tensor([float(r.value is not None) for r in rewards])
+    baseline_B = None
+    if "greedy" in needs:
+        baselines = [collected.greedy[r.prompt.id].value for r in rollouts]
+        baseline_B = torch.tensor([b or 0.0 for b in baselines])
+        valid_B = valid_B * torch.tensor([float(b is not None) for b in baselines])
+    if "group" in needs:
+        for members in groups.values():
+            if valid_B[members].sum() < 2:
+                valid_B[members] = 0.0
+    token_ids_BT = torch.zeros(mask_BT.shape, dtype=torch.long)
+    token_ids_BT[mask_BT] = torch.tensor([t for r in rollouts for t in r.token_ids])
+    logprobs_BT = torch.zeros(mask_BT.shape)
+    logprobs_BT[mask_BT] = torch.tensor([x for r in rollouts for x in r.logprobs])
+    return Batch(
+        prompt_ids=tuple(rollouts[rows[0]].prompt.token_ids for rows in groups.values()),
+        group_B=torch.tensor([place[r.prompt.id] for r in rollouts]),
+        token_ids_BT=token_ids_BT,
+        lengths_B=lengths,
+        response_mask_BT=mask_BT.float(),
+        rollout_logprobs_BT=logprobs_BT,
+        rewards_B=torch.tensor([r.value or 0.0 for r in rewards]) * valid_B,
+        valid_B=valid_B,
+        baseline_B=baseline_B,
+        parts=_collate_parts(rewards) if "parts" in needs else {},
+    )
+
+
+def _collate_parts(rewards: Sequence[Reward]) -> dict[str, Tensor]:
+    """Every part as [B]; an unscored row has 0 and is masked by valid_B.
+
+    Raises: RewardError when a scored rollout lacks a part that another has.
+    """
+    names = sorted({name for reward in rewards for name in reward.parts})
+    for reward in rewards:
+        missing = [n for n in names if n not in reward.parts]
+        if reward.value is not None and (missing or not names):
+            raise RewardError(
+                f"gdpo needs the same parts for every rollout; one lacks {', '.join(missing)}.\n"
+                "Return a dict such as {'score': 1.0, 'accuracy': 1.0, 'format': 0.0}."
+            )
+    return {n: torch.tensor([reward.parts.get(n, 0.0) for reward in rewards]) for n in names}

@@ -1,0 +1,67 @@
+"""A resolved configuration with the origin of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlcli.config.schema import Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """`sources`: origin of every dotted key. `explicit`: keys the user set, not a preset.
+
+    `notes` are what the user should be told, one line each.
+    """
+
+    config: Config
+    sources: dict[str, str]
+    notes: list[str]
+    explicit: frozenset[str]
+
+    def value(self, key: str) -> Any:
+        """The value of dotted `key`."""
+        section, _, name = key.partition(".")
+        return self.config.model_dump(include={section: {name}})[section][name]
+
+    def where(self, key: str) -> str:
+        """`key=value (from origin)`, for messages."""
+        return f"{key}={show(self.value(key))} (from {self.sources[key]})"
+
+    def adjust(
+        self, values: Mapping[str, Any], *, note: str | None = None, origin: str | None = None
+    ) -> Resolved:
+        """The same with `values` (dotted keys, checked already) set; `origin` if it changed."""
+        sources = self.sources if origin is None else self.sources | dict.fromkeys(values, origin)
+        return replace(
+            self,
+            config=with_values(self.config, values),
+            sources=sources,
+            notes=self.notes if note is None else [*self.notes, note],
+        )
+
+    def tell(self, *notes: str) -> Resolved:
+        """The same with more notes."""
+        return replace(self, notes=[*self.notes, *notes])
+
+    def forget(self, keys: Sequence[str]) -> Resolved:
+        """The same, `keys` no longer counting as set by the user (they were dealt with)."""
+        return replace(self, explicit=self.explicit - set(keys))
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """`config` with dotted keys set to values that need no checking."""
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        changed = vars(config)[section].model_copy(update={name: value})
+        config = config.model_copy(update={section: changed})
+    return config
+
+
+def show(value: Any) -> str:
+    """`value` as a user would type it: `true`, `0.3`, `1e-06`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)

@@ -1,0 +1,325 @@
+"""Every setting and every default, one line each. Presets and users change only what differs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+Aggregation = Literal[
+    "token_mean",
+    "token_sum",
+    "seq_mean_token_sum",
+    "seq_mean_token_mean",
+    "seq_mean_token_sum_norm",
+]
+KLType = Literal["k1", "abs", "k2", "k3", "k1+", "abs+", "k2+", "k3+"]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown names are refused, values are not changed after checking."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class AlgorithmConfig(Section):
+    """What is estimated and what is minimised."""
+
+    name: str = "ppo"
+    """Algorithm preset this run started from."""
+    advantage: str = "gae"
+    """Advantage estimator: a name of the table, or `package.module:function`."""
+    loss: str = "clip"
+    """Policy loss: a name of the table, or `package.module:function`."""
+    aggregation: Aggregation = "token_mean"
+    """How per-token losses become one number."""
+    loss_scale_factor: PositiveFloat | None = None
+    """Divisor of seq_mean_token_sum_norm; none: data.max_response_tokens."""
+    gamma: Fraction = 1.0
+    """Discount per token (gae, reinforce_plus_plus)."""
+    lam: Fraction = 0.95
+    """GAE lambda."""
+    scale_by_std: bool = True
+    """Divide group advantages by the group's standard deviation (false: Dr. GRPO)."""
+    clip_ratio: NonNegativeFloat = 0.2
+    """Clip range on both sides, where clip_low and clip_high are not set."""
+    clip_low: NonNegativeFloat | None = None
+    """Lower clip range; none: clip_ratio."""
+    clip_high: NonNegativeFloat | None = None
+    """Upper clip range; none: clip_ratio."""
+    clip_ratio_c: Annotated[float, Field(gt=1.0)] = 3.0
+    """Dual-clip bound for negative advantages (clip), weight cap (dppo)."""
+    tau_pos: PositiveFloat = 1.0
+    """SAPO gate temperature for positive advantages."""
+    tau_neg: PositiveFloat = 1.05
+    """SAPO gate temperature for the other advantages."""
+    clip_cov_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.0002
+    """Share of tokens that clip_cov cuts out."""
+    clip_cov_low: Finite = 1.0
+    """Lower end of the covariance band of clip_cov."""
+    clip_cov_high: Finite = 5.0
+    """Upper end of the covariance band of clip_cov."""
+    kl_cov_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.002
+    """Share of tokens that kl_cov penalises."""
+    kl_cov_coef: NonNegativeFloat = 1.0
+    """Weight of the |log ratio| penalty of kl_cov."""
+    dro_beta: PositiveFloat | None = None
+    """Weight of the quadratic log-ratio penalty; the dro loss needs it."""
+    kl_in_reward: bool = False
+    """Subtract kl_coef * KL(policy, reference) from every token's reward."""
+    kl_loss: bool = False
+    """Add kl_loss_coef * KL(policy, reference) to the loss."""
+    kl_reward_type: KLType = "k1"
+    """KL estimator of kl_in_reward."""
+    kl_loss_type: KLType = "k3"
+    """KL estimator of kl_loss."""
+    kl_coef: NonNegativeFloat = 0.001
+    """Coefficient of kl_in_reward (the start value of the adaptive controller)."""
+    kl_loss_coef: NonNegativeFloat = 0.001
+    """Coefficient of kl_loss."""
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    """Whether kl_coef stays or follows kl_target (arXiv 1909.08593)."""
+    kl_target: PositiveFloat = 0.1
+    """KL per token the adaptive controller aims at."""
+    kl_horizon: Positive = 10_000
+    """Rollouts over which the adaptive controller reacts."""
+    entropy_coef: NonNegativeFloat = 0.0
+    """Weight of the entropy bonus."""
+    dynamic_sampling: bool = False
+    """Drop groups whose scores are all equal and sample others instead (DAPO)."""
+    max_refills: Positive = 10
+    """Further sampling rounds of dynamic_sampling before training with what there is."""
+    overlong_penalty: bool = False
+    """Lower the score of responses near the length limit (DAPO)."""
+    overlong_buffer: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    """Share of data.max_response_tokens over which the penalty grows."""
+    overlong_factor: NonNegativeFloat = 1.0
+    """Penalty at the length limit."""
+    overlong_filter: bool = False
+    """Leave responses cut by the length limit out of the loss."""
+    correction: Literal["auto", "off", "token", "sequence"] = "auto"
+    """Importance weights trainer/sampler; auto: token when the two are different engines."""
+    correction_cap: PositiveFloat = 2.0
+    """Importance weights above this are cut to it."""
+    correction_floor: PositiveFloat | None = None
+    """Set: weights outside [correction_floor, correction_cap] become 0 instead of being cut."""
+    rejection: Literal["off", "seq_k1", "seq_k3"] = "off"
+    """Leave out rollouts whose mean trainer/sampler divergence is out of bounds."""
+    rejection_low: PositiveFloat = 0.5
+    """seq_k1: smallest mean sampler/trainer ratio that is kept."""
+    rejection_high: PositiveFloat = 2.0
+    """seq_k1: largest mean ratio kept; seq_k3: largest mean k3 kept."""
+    bypass: bool = False
+    """Use the sampler's log-probs as old log-probs, without a trainer pass."""
+
+    @property
+    def clip_bounds(self) -> tuple[float, float]:
+        """(low, high) clip ranges in effect."""
+        low = self.clip_ratio if self.clip_low is None else self.clip_low
+        high = self.clip_ratio if self.clip_high is None else self.clip_high
+        return low, high
+
+    @property
+    def needs_reference(self) -> bool:
+        """A reference model exists exactly when one of the two KL terms is on."""
+        return self.kl_in_reward or self.kl_loss
+
+
+class ModelConfig(Section):
+    """The policy."""
+
+    path: str = "Qwen/Qwen2.5-0.5B"
+    """Directory, hub name, or builtin:quickstart."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute dtype; auto: bfloat16 on CUDA, float32 elsewhere. Trained weights are float32."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full weights."""
+
+    rank: NonNegative = 0
+    """0: full weights."""
+    alpha: PositiveFloat = 16.0
+    """Scale: updates are multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the adapters' input."""
+    targets: str | list[str] = "all-linear"
+    """Module names that get an adapter."""
+
+
+class DataConfig(Section):
+    """Prompts in."""
+
+    train: list[str] = ["builtin:math_reasoning"]
+    """Files (parquet, json, jsonl) or builtin names to train on."""
+    val: list[str] = ["builtin:math_reasoning_val"]
+    """Files to evaluate on; [] turns evaluation off."""
+    fields: dict[str, str] = {}
+    """Column names that differ from ours: {prompt: question, ground_truth: answer}."""
+    max_prompt_tokens: Positive = 512
+    """Longest prompt."""
+    max_response_tokens: Positive = 1024
+    """Longest response; sampling stops there."""
+    filter_overlong: bool = False
+    """Drop prompts over the limit (the number is printed) instead of `truncation`."""
+    truncation: Literal["error", "left", "right", "middle"] = "error"
+    """What happens to a prompt over the limit."""
+    shuffle: bool = True
+    """A new order every epoch, fixed by run.seed."""
+
+
+class RolloutConfig(Section):
+    """Sampling."""
+
+    engine: Literal["auto", "native"] = "auto"
+    """The sampler; native is torch in this process."""
+    n: Positive = 1
+    """Responses per prompt (the group size)."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; log-probs everywhere are those of logits / temperature."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus sampling; 1.0: off."""
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    """Sample from the k likeliest tokens; -1 or 0: off."""
+    max_rows: Positive = 512
+    """Responses sampled side by side."""
+    val_temperature: NonNegativeFloat = 0.0
+    """Temperature of evaluation; 0: greedy."""
+    val_n: Positive = 1
+    """Responses per prompt in evaluation, averaged into pass@1."""
+
+
+class TrainConfig(Section):
+    """Updates."""
+
+    engine: Literal["auto", "torch"] = "auto"
+    """The training engine; torch runs in this process."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: cuda, then mps, then cpu."""
+    lr: NonNegativeFloat = 1e-6
+    """Learning rate of the policy."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up, to 0 at the last step."""
+    lr_warmup_steps: NonNegative = 0
+    """Steps over which the learning rate grows from 0."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW weight decay."""
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """AdamW beta1."""
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """AdamW beta2."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest gradient norm."""
+    epochs: Positive = 10
+    """Passes over the training data."""
+    max_steps: Positive | None = None
+    """Stop after this many steps, whatever epochs says."""
+    prompts_per_step: Positive = 256
+    """Prompts sampled per step."""
+    mini_batch_prompts: Positive = 256
+    """Prompts per optimizer step."""
+    ppo_epochs: Positive = 1
+    """Passes over each step's rollouts."""
+    dynamic_batch: bool = True
+    """Fill micro-batches by tokens; false: by rows_per_micro_batch."""
+    tokens_per_micro_batch: Positive = 16_384
+    """Packed tokens per micro-batch; never changes the gradient."""
+    rows_per_micro_batch: Positive | None = None
+    """Rollouts per micro-batch when dynamic_batch is off."""
+
+
+class RefConfig(Section):
+    """The reference model of the KL terms: the policy as it was at the start."""
+
+    tokens_per_micro_batch: Positive | None = None
+    """Packed tokens per log-prob pass without gradients; none: train.tokens_per_micro_batch."""
+
+
+class CriticConfig(Section):
+    """The value model of gae."""
+
+    path: str | None = None
+    """Directory or hub name; none: model.path with a new value head."""
+    lr: NonNegativeFloat = 1e-5
+    """Learning rate of the critic."""
+    epochs: Positive = 1
+    """Passes of the critic over each step's rollouts."""
+    mini_batch_prompts: Positive | None = None
+    """Prompts per optimizer step of the critic; none: train.mini_batch_prompts."""
+    cliprange_value: PositiveFloat = 0.5
+    """How far a value may move from the old one before its loss is clipped."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest gradient norm of the critic."""
+    warmup_steps: NonNegative = 0
+    """First steps in which only the critic learns."""
+
+
+class RewardConfig(Section):
+    """Scores."""
+
+    fn: str = "rules"
+    """rules (chosen by data_source), the name of one rule, or file.py:function."""
+    weights: dict[str, Finite] = {}
+    """Weights of the parts that a reward function returns (gdpo, composite)."""
+    timeout_s: PositiveFloat = 10.0
+    """Seconds one scoring may take before its process is killed."""
+    workers: Positive = 1
+    """Scoring processes."""
+
+
+class RunConfig(Section):
+    """The run itself."""
+
+    output_dir: str | None = None
+    """Run directory; none: outputs/<run name>."""
+    name: str | None = None
+    """Run name; none: algorithm, model and start time."""
+    project: str = "rlcli"
+    """Project name for trackers."""
+    seed: NonNegative = 0
+    """Fixes data order, sampling and initial values."""
+    save_every: Annotated[int, Field(ge=-1)] = 0
+    """Steps between checkpoints; 0: about every 10 minutes; -1: a rolling one and the final."""
+    eval_every: Annotated[int, Field(ge=-1)] = 10
+    """Steps between evaluations; 0 or -1: only at the start and the end."""
+    keep: Positive = 2
+    """Newest checkpoints kept, besides the best."""
+    resume: str = "never"
+    """auto, never, a step number, or the path of a run or checkpoint."""
+    merge_lora: bool = False
+    """Also save the final model with the adapter merged in."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    ref: RefConfig = RefConfig()
+    critic: CriticConfig = CriticConfig()
+    reward: RewardConfig = RewardConfig()
+    run: RunConfig = RunConfig()
+
+
+def defaults() -> dict[str, Any]:
+    """Dotted key to default value, for every setting."""
+    return {
+        f"{section}.{key}": value
+        for section, values in Config().model_dump().items()
+        for key, value in values.items()
+    }

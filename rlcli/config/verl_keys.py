@@ -1,0 +1,297 @@
+"""verl's setting names and values in ours: the alias table, and what is accepted but not used."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from rlcli.config.schema import defaults
+
+OWN_KEYS: frozenset[str] = frozenset(defaults())
+MAPPING_KEYS = ("data.fields", "reward.weights")
+"""Settings that are mappings: `data.fields.prompt` is an entry of `data.fields`."""
+
+ESTIMATOR_KEY = "algorithm.adv_estimator"
+"""Not a setting of ours: it selects the preset of that name."""
+
+VERL_KEYS: dict[str, str] = {
+    ESTIMATOR_KEY: ESTIMATOR_KEY,
+    "algorithm.use_kl_in_reward": "algorithm.kl_in_reward",
+    "algorithm.kl_penalty": "algorithm.kl_reward_type",
+    "algorithm.kl_ctrl.kl_coef": "algorithm.kl_coef",
+    "algorithm.kl_ctrl.type": "algorithm.kl_controller",
+    "algorithm.kl_ctrl.target_kl": "algorithm.kl_target",
+    "algorithm.kl_ctrl.horizon": "algorithm.kl_horizon",
+    "algorithm.norm_adv_by_std_in_grpo": "algorithm.scale_by_std",
+    "algorithm.filter_groups.enable": "algorithm.dynamic_sampling",
+    "algorithm.filter_groups.max_num_gen_batches": "algorithm.max_refills",
+    "algorithm.rollout_correction.rollout_is": "algorithm.correction",
+    "algorithm.rollout_correction.rollout_is_threshold": "algorithm.correction_cap",
+    "algorithm.rollout_correction.bypass_mode": "algorithm.bypass",
+    "data.train_files": "data.train",
+    "data.val_files": "data.val",
+    "data.train_batch_size": "train.prompts_per_step",
+    "data.max_prompt_length": "data.max_prompt_tokens",
+    "data.max_response_length": "data.max_response_tokens",
+    "data.filter_overlong_prompts": "data.filter_overlong",
+    "data.prompt_key": "data.fields.prompt",
+    "data.reward_fn_key": "data.fields.data_source",
+    "actor_rollout_ref.model.path": "model.path",
+    "actor_rollout_ref.model.trust_remote_code": "model.trust_remote_code",
+    "actor_rollout_ref.model.enable_gradient_checkpointing": "model.gradient_checkpointing",
+    "actor_rollout_ref.model.lora_rank": "lora.rank",
+    "actor_rollout_ref.model.lora_alpha": "lora.alpha",
+    "actor_rollout_ref.model.target_modules": "lora.targets",
+    "actor_rollout_ref.actor.optim.lr": "train.lr",
+    "actor_rollout_ref.actor.optim.lr_warmup_steps": "train.lr_warmup_steps",
+    "actor_rollout_ref.actor.optim.weight_decay": "train.weight_decay",
+    "actor_rollout_ref.actor.grad_clip": "train.grad_clip",
+    "actor_rollout_ref.actor.ppo_mini_batch_size": "train.mini_batch_prompts",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": "train.rows_per_micro_batch",
+    "actor_rollout_ref.actor.ppo_epochs": "train.ppo_epochs",
+    "actor_rollout_ref.actor.use_dynamic_bsz": "train.dynamic_batch",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "train.tokens_per_micro_batch",
+    "actor_rollout_ref.actor.use_kl_loss": "algorithm.kl_loss",
+    "actor_rollout_ref.actor.kl_loss_coef": "algorithm.kl_loss_coef",
+    "actor_rollout_ref.actor.kl_loss_type": "algorithm.kl_loss_type",
+    "actor_rollout_ref.actor.entropy_coeff": "algorithm.entropy_coef",
+    "actor_rollout_ref.actor.clip_ratio": "algorithm.clip_ratio",
+    "actor_rollout_ref.actor.clip_ratio_low": "algorithm.clip_low",
+    "actor_rollout_ref.actor.clip_ratio_high": "algorithm.clip_high",
+    "actor_rollout_ref.actor.clip_ratio_c": "algorithm.clip_ratio_c",
+    "actor_rollout_ref.actor.tau_pos": "algorithm.tau_pos",
+    "actor_rollout_ref.actor.tau_neg": "algorithm.tau_neg",
+    "actor_rollout_ref.actor.policy_loss.loss_mode": "algorithm.loss",
+    "actor_rollout_ref.actor.policy_loss.clip_cov_ratio": "algorithm.clip_cov_ratio",
+    "actor_rollout_ref.actor.policy_loss.clip_cov_lb": "algorithm.clip_cov_low",
+    "actor_rollout_ref.actor.policy_loss.clip_cov_ub": "algorithm.clip_cov_high",
+    "actor_rollout_ref.actor.policy_loss.kl_cov_ratio": "algorithm.kl_cov_ratio",
+    "actor_rollout_ref.actor.policy_loss.ppo_kl_coef": "algorithm.kl_cov_coef",
+    "actor_rollout_ref.actor.policy_loss.dro_beta": "algorithm.dro_beta",
+    "actor_rollout_ref.actor.loss_agg_mode": "algorithm.aggregation",
+    "actor_rollout_ref.actor.loss_scale_factor": "algorithm.loss_scale_factor",
+    "actor_rollout_ref.rollout.n": "rollout.n",
+    "actor_rollout_ref.rollout.temperature": "rollout.temperature",
+    "actor_rollout_ref.rollout.top_p": "rollout.top_p",
+    "actor_rollout_ref.rollout.top_k": "rollout.top_k",
+    "actor_rollout_ref.rollout.max_num_seqs": "rollout.max_rows",
+    "actor_rollout_ref.rollout.val_kwargs.temperature": "rollout.val_temperature",
+    "actor_rollout_ref.rollout.val_kwargs.n": "rollout.val_n",
+    "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu": "ref.tokens_per_micro_batch",
+    "critic.model.path": "critic.path",
+    "critic.optim.lr": "critic.lr",
+    "critic.ppo_epochs": "critic.epochs",
+    "critic.ppo_mini_batch_size": "critic.mini_batch_prompts",
+    "trainer.critic_warmup": "critic.warmup_steps",
+    "trainer.project_name": "run.project",
+    "trainer.experiment_name": "run.name",
+    "trainer.save_freq": "run.save_every",
+    "trainer.test_freq": "run.eval_every",
+    "trainer.total_epochs": "train.epochs",
+    "trainer.total_training_steps": "train.max_steps",
+    "trainer.seed": "run.seed",
+    "trainer.device": "train.device",
+    "trainer.default_local_dir": "run.output_dir",
+    "trainer.resume_mode": "run.resume",
+    "trainer.max_actor_ckpt_to_keep": "run.keep",
+}
+
+_PACKED = "sequences are always packed, without padding"
+_NO_OFFLOAD = "nothing is offloaded to CPU memory"
+_ONE_PROCESS = "one process trains"
+_NATIVE = "the built-in sampler generates, inside the training process"
+_CONSOLE = "metrics go to the console and metrics.jsonl"
+_NO_COMPOSITE = "the reward is reward.fn alone"
+_NO_GRAD_PASS = "passes without gradients use the training micro-batch size"
+
+NOT_USED: dict[str, str] = {
+    "actor_rollout_ref.hybrid_engine": _NATIVE,
+    "actor_rollout_ref.model.use_remove_padding": _PACKED,
+    "actor_rollout_ref.actor.fsdp_config.param_offload": _NO_OFFLOAD,
+    "actor_rollout_ref.actor.fsdp_config.optimizer_offload": _NO_OFFLOAD,
+    "actor_rollout_ref.ref.fsdp_config.param_offload": _NO_OFFLOAD,
+    "actor_rollout_ref.rollout.name": _NATIVE,
+    "actor_rollout_ref.rollout.mode": _NATIVE,
+    "actor_rollout_ref.rollout.tensor_model_parallel_size": (
+        "the native sampler has no tensor parallelism"
+    ),
+    "actor_rollout_ref.rollout.gpu_memory_utilization": (
+        "the native sampler takes memory as it needs it"
+    ),
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": _NO_GRAD_PASS,
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": _NO_GRAD_PASS,
+    "trainer.logger": _CONSOLE,
+    "trainer.n_gpus_per_node": _ONE_PROCESS,
+    "trainer.nnodes": _ONE_PROCESS,
+    "trainer.val_before_train": "evaluation always runs before the first step",
+    "composite_reward.enable": _NO_COMPOSITE,
+    "composite_reward.weights.rm_score": _NO_COMPOSITE,
+    "composite_reward.weights.rule_score": _NO_COMPOSITE,
+    "train.zero_stage": _ONE_PROCESS,
+    "train.offload_params": _NO_OFFLOAD,
+    "train.offload_optimizer": _NO_OFFLOAD,
+    "ref.offload_params": _NO_OFFLOAD,
+    "rollout.tensor_parallel": "the native sampler has no tensor parallelism",
+    "rollout.memory_fraction": "the native sampler takes memory as it needs it",
+    "rollout.async_steps": "sampling and training take turns",
+    "run.loggers": _CONSOLE,
+}
+"""Settings that are accepted and listed once, with the reason they change nothing here."""
+
+REFUSED: dict[str, str] = {
+    "reward.model": "rewards come from functions: set reward.fn",
+    "reward_model.path": "rewards come from functions: set reward.fn",
+    "custom_reward_function.path": "write reward.fn=FILE.py:FUNCTION",
+    "custom_reward_function.name": "write reward.fn=FILE.py:FUNCTION",
+    "actor_rollout_ref.actor.ppo_micro_batch_size": "write train.rows_per_micro_batch",
+    "rollout.url": "the built-in sampler has no server",
+}
+"""Settings without which the run would be another one: an error with this cure."""
+
+ENV_KEYS: dict[str, str] = {
+    "MODEL_PATH": "model.path",
+    "REWARD_MODEL_PATH": "reward.model",
+    "CLIP_RATIO": "algorithm.clip_ratio",
+    "GAE_GAMMA": "algorithm.gamma",
+    "GAE_LAMBDA": "algorithm.lam",
+    "KL_COEF": "algorithm.kl_coef",
+    "PPO_EPOCHS": "train.ppo_epochs",
+    "CRITIC_LR": "critic.lr",
+    "CRITIC_EPOCHS": "critic.epochs",
+    "CLIPRANGE_VALUE": "critic.cliprange_value",
+    "ROLLOUT_N": "rollout.n",
+    "ROLLOUT_TEMPERATURE": "rollout.temperature",
+    "N_GPUS": "trainer.n_gpus_per_node",
+    "NNODES": "trainer.nnodes",
+    "ROLLOUT_TP_SIZE": "rollout.tensor_parallel",
+    "GPU_MEMORY_UTILIZATION": "rollout.memory_fraction",
+}
+"""Environment variable to setting. An empty variable counts as unset."""
+
+FLAG_KEYS: dict[str, str] = {
+    "model": "model.path",
+    "reward_model": "reward.model",
+    "reward": "reward.fn",
+    "data": "data.train",
+    "val_data": "data.val",
+    "epochs": "train.epochs",
+    "max_steps": "train.max_steps",
+    "lr": "train.lr",
+    "batch_size": "train.prompts_per_step",
+    "kl_coef": "algorithm.kl_coef",
+    "engine": "train.engine",
+    "n_gpus": "trainer.n_gpus_per_node",
+    "logger": "run.loggers",
+    "output_dir": "run.output_dir",
+    "run_name": "run.name",
+    "resume": "run.resume",
+    "seed": "run.seed",
+    "save_every": "run.save_every",
+    "keep": "run.keep",
+    "merge_lora": "run.merge_lora",
+    "trust_remote_code": "model.trust_remote_code",
+}
+"""train's options to settings."""
+
+_KL_TYPES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
+_KL_SPELLINGS = _KL_TYPES | {f"{verl}+": f"{ours}+" for verl, ours in _KL_TYPES.items()}
+
+SPELLINGS: dict[str, dict[str, str]] = {
+    "algorithm.aggregation": {
+        "token-mean": "token_mean",
+        "token-sum": "token_sum",
+        "seq-mean-token-sum": "seq_mean_token_sum",
+        "seq-mean-token-mean": "seq_mean_token_mean",
+        "seq-mean-token-sum-norm": "seq_mean_token_sum_norm",
+    },
+    "algorithm.kl_reward_type": _KL_SPELLINGS,
+    "algorithm.kl_loss_type": _KL_SPELLINGS,
+    "algorithm.loss": {"vanilla": "clip", "geo_mean": "gmpo"},
+    "algorithm.correction": {"null": "off"},
+    "model.dtype": {"bf16": "bfloat16", "fp32": "float32"},
+    "run.resume": {"disable": "never"},
+}
+"""Setting -> verl's value -> ours."""
+
+ESTIMATOR_PRESETS: dict[str, str] = {
+    "gae": "ppo",
+    "grpo_vectorized": "grpo",
+    "rloo_vectorized": "rloo",
+}
+"""Estimator -> preset, where the names differ."""
+
+ESTIMATORS_WITHOUT_PRESET: dict[str, str] = {
+    "gdpo": "gdpo",
+    "otb": "otb",
+    "optimal_token_baseline": "otb",
+}
+
+REMARKS: dict[str, str] = {
+    "trainer.test_freq": "trainer.test_freq counts steps, not epochs (run.eval_every).",
+}
+"""Told once to whoever uses the key: where the guides say something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """An accepted setting that changes nothing, and why."""
+
+    reason: str
+
+
+def _short_forms() -> dict[str, str]:
+    """Names without `actor_rollout_ref.` and bare last words, the actor's before the critic's."""
+    names: dict[str, str] = {}
+    for full in (*VERL_KEYS, *NOT_USED, *REFUSED):
+        names.setdefault(full.removeprefix("actor_rollout_ref."), full)
+    for full in (*VERL_KEYS, *NOT_USED):
+        last = full.rpartition(".")[2]
+        if "_" in last:
+            names.setdefault(last, full)
+    names.setdefault("optim.lr", "actor_rollout_ref.actor.optim.lr")
+    return names
+
+
+SHORT_FORMS: dict[str, str] = _short_forms()
+
+
+def full_name(name: str) -> str:
+    """`name` without hydra's `+` and with a short form written out."""
+    name = name.lstrip("+")
+    return name if name in OWN_KEYS else SHORT_FORMS.get(name, name)
+
+
+def translate(name: str) -> str | Unused | None:
+    """Our key for `name`, `Unused` for an accepted one without effect, None for any other."""
+    full = full_name(name)
+    if full in OWN_KEYS or full.startswith(tuple(f"{key}." for key in MAPPING_KEYS)):
+        return full
+    if full in NOT_USED:
+        return Unused(NOT_USED[full])
+    return VERL_KEYS.get(full)
+
+
+def spell(key: str, value: Any) -> Any:
+    """verl's `value` of our `key` in our words; anything else unchanged."""
+    words = SPELLINGS.get(key)
+    if words is None or not (value is None or isinstance(value, str)):
+        return value
+    return words.get("null" if value is None else value, value)
+
+
+def nearest(name: str) -> str | None:
+    """The known setting most like `name`; a sibling rather than a longer common beginning."""
+    name = name.lstrip("+")
+    known = [*defaults(), *VERL_KEYS, *NOT_USED, *(key for key in SHORT_FORMS if "." in key)]
+    head, _, last = name.rpartition(".")
+    siblings = [key for key in known if head and key.rpartition(".")[0] == head]
+    alike = difflib.get_close_matches(name, known, n=20, cutoff=0.7)
+    if not head and alike:
+        return alike[0]
+    for keys in (siblings, alike, known):
+        by_last = {key.rpartition(".")[2]: key for key in reversed(keys)}
+        words = difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)
+        if words:
+            return by_last[words[0]]
+    return None

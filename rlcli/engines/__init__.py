@@ -1,0 +1,1 @@
+"""Training engines: they turn batches and advantages into updated weights."""

@@ -1,0 +1,109 @@
+"""What the loop asks of a training engine, and what an engine asks of an algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlcli.types import Advantages, AnnotatedBatch, Batch, StepRecord, TokenLoss
+
+Weights = Iterator[tuple[str, Tensor]]
+
+
+class PolicyObjective(Protocol):
+    """The maths of a run as an engine sees it: per-token losses and how they are summed up."""
+
+    @property
+    def needs_reference(self) -> bool: ...
+    @property
+    def needs_sum_pi_squared(self) -> bool: ...
+    @property
+    def uses_sampler_logprobs(self) -> bool: ...
+    @property
+    def compares_sampler(self) -> bool: ...
+    @property
+    def has_entropy_bonus(self) -> bool: ...
+
+    def select(
+        self, logprobs_BT: Tensor, batch: AnnotatedBatch, advantages: Advantages, seed: int
+    ) -> Tensor | None:
+        """Tokens picked once per mini-batch [B, T], or None where the loss picks none."""
+        ...
+
+    @property
+    def selects(self) -> bool:
+        """Whether `select` must be called with the mini-batch's current log-probs."""
+        ...
+
+    def policy_loss(
+        self,
+        logprobs_BT: Tensor,
+        entropy_BT: Tensor,
+        batch: AnnotatedBatch,
+        advantages: Advantages,
+        selected_BT: Tensor | None,
+    ) -> TokenLoss:
+        """Per-token loss of the policy, entropy bonus and KL term included."""
+        ...
+
+    def value_loss(
+        self, values_BT: Tensor, batch: AnnotatedBatch, advantages: Advantages, *, cliprange: float
+    ) -> TokenLoss:
+        """Per-token loss of the critic."""
+        ...
+
+    def count(self, mask_BT: Tensor) -> Tensor:
+        """[2]: tokens and non-empty rows of a mask; summed over ranks, the denominators."""
+        ...
+
+    def aggregate(self, values_BT: Tensor, mask_BT: Tensor, counts: Tensor) -> Tensor:
+        """One number from per-token values; micro-batches with the same counts add up."""
+        ...
+
+
+class TrainEngine(Protocol):
+    """Weights, their optimizer, and the passes over them."""
+
+    def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
+        """The batch plus old log-probs, reference log-probs and values, as far as needed."""
+        ...
+
+    def update(
+        self,
+        batch: AnnotatedBatch,
+        advantages: Advantages,
+        objective: PolicyObjective,
+        *,
+        step: int,
+    ) -> StepRecord:
+        """One step of learning: every epoch, mini-batch and micro-batch; metrics of it."""
+        ...
+
+    def weights(self) -> Weights:
+        """(name, tensor) of the policy as a sampler loads it, adapters merged."""
+        ...
+
+    def all_reduce(self, values: Tensor, /) -> Tensor:
+        """Sum over ranks."""
+        ...
+
+    def save_state(self, folder: Path) -> None:
+        """Everything needed to go on, as safetensors and JSON in an existing folder."""
+        ...
+
+    def load_state(self, folder: Path) -> None:
+        """The state that `save_state` wrote, to the bit."""
+        ...
+
+    def save_model(self, folder: Path, tokenizer: Any, *, merge_lora: bool) -> None:
+        """The policy in Hugging Face format."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors of the loop live."""
+        ...

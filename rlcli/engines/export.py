@@ -1,0 +1,62 @@
+"""The trained policy as a Hugging Face folder that transformers and vLLM load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from rlcli.causal_lm import CausalLM
+
+
+def save_pretrained(
+    policy: CausalLM,
+    peft_model: PeftModel | None,
+    folder: Path,
+    tokenizer: Any,
+    *,
+    merge_lora: bool,
+) -> None:
+    """Weights in the dtype the model came in, config, tokenizer; with LoRA the adapter.
+
+    `merge_lora` writes a full model with the adapter merged into `folder/merged` besides.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    if peft_model is None:
+        _save_full(policy, policy.model.state_dict(), folder)
+        return
+    peft_model.save_pretrained(str(folder))
+    if merge_lora:
+        merged = folder / "merged"
+        merged.mkdir(exist_ok=True)
+        tokenizer.save_pretrained(merged)
+        peft_model.merge_adapter()
+        try:
+            _save_full(policy, _merged_state(peft_model), merged)
+        finally:
+            peft_model.unmerge_adapter()
+
+
+def _merged_state(peft_model: PeftModel) -> dict[str, torch.Tensor]:
+    """Merged weights under the names the plain model has."""
+    state = peft_model.get_base_model().state_dict()
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in state.items()
+        if ".lora_" not in name
+    }
+
+
+def _save_full(policy: CausalLM, state: dict[str, torch.Tensor], folder: Path) -> None:
+    model, dtype = policy.model, policy.source_dtype
+    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    model.save_pretrained(folder, state_dict=cast)
+    # transformers notes the dtype the weights are held in, not the one they are saved in
+    config = folder / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings["dtype"] = str(dtype).removeprefix("torch.")
+    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

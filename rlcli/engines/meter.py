@@ -1,0 +1,56 @@
+"""Sums of one update: per-token means, losses per mini-batch, gradient norms."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from rlcli.types import StepRecord
+
+
+class Meter:
+    """Collects what an update sees and gives the step's metrics."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.tokens: dict[str, float] = defaultdict(float)
+        self.losses: dict[str, float] = defaultdict(float)
+        self.norms: dict[str, list[float]] = defaultdict(list)
+        self.mini_batches: dict[str, int] = defaultdict(int)
+        self.notes: dict[str, float] = {}
+        self.num_skipped = 0
+
+    def add_tokens(self, stats_BT: Mapping[str, Tensor], mask_BT: Tensor) -> None:
+        """Take in per-token statistics; masked tokens count for nothing."""
+        num_tokens = float(mask_BT.sum())
+        for name, values_BT in stats_BT.items():
+            self.sums[name] += float((values_BT * mask_BT).sum())
+            self.tokens[name] += num_tokens
+
+    def add_loss(self, model: str, value: float) -> None:
+        """Take in one micro-batch's share of a mini-batch's loss."""
+        self.losses[model] += value
+
+    def note(self, name: str, value: float) -> None:
+        """Keep the first value given under a name."""
+        self.notes.setdefault(name, value)
+
+    def end_mini_batch(self, model: str, norm: float, *, taken: bool) -> None:
+        """Count a mini-batch; the norm of a skipped one is no number to average."""
+        self.mini_batches[model] += 1
+        self.num_skipped += not taken
+        if taken:
+            self.norms[model].append(norm)
+
+    def record(self) -> StepRecord:
+        """Metrics of the update."""
+        out = {name: total / max(1.0, self.tokens[name]) for name, total in self.sums.items()}
+        for model, total in self.losses.items():
+            name = "value_loss" if model == "critic" else "policy_loss"
+            out[name] = total / max(1, self.mini_batches[model])
+        for model, norms in self.norms.items():
+            name = "critic/grad_norm" if model == "critic" else "grad_norm"
+            out[name] = sum(norms) / len(norms)
+        return {**out, **self.notes, "skipped_updates": float(self.num_skipped)}

@@ -1,0 +1,119 @@
+"""Micro-batches: which rollouts are computed together, by token budget or by row count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from rlcli.packed import GroupLayout
+from rlcli.types import Advantages, Batch
+
+Rows = TypeVar("Rows", bound=Batch | Advantages)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Rows of a batch, and the packed tokens they cost (each prompt counted once)."""
+
+    rows: tuple[int, ...]
+    num_tokens: int
+
+
+def plan_micro_batches(
+    rows: Sequence[int],
+    *,
+    lengths: Sequence[int],
+    group: Sequence[int],
+    prompt_lengths: Sequence[int],
+    max_tokens: int | None = None,
+    max_rows: int | None = None,
+) -> list[MicroBatch]:
+    """`rows` in order, cut so that no micro-batch is over the budget unless one row alone is.
+
+    A group that is cut has its prompt computed again in the next micro-batch.
+    """
+    batches: list[MicroBatch] = []
+    current: list[int] = []
+    tokens, prompts = 0, set[int]()
+    for row in rows:
+        cost = lengths[row] + (0 if group[row] in prompts else prompt_lengths[group[row]])
+        over_tokens = max_tokens is not None and tokens + cost > max_tokens
+        over_rows = max_rows is not None and len(current) >= max_rows
+        if current and (over_tokens or over_rows):
+            batches.append(MicroBatch(rows=tuple(current), num_tokens=tokens))
+            current, tokens, prompts = [], 0, set()
+            cost = lengths[row] + prompt_lengths[group[row]]
+        current.append(row)
+        tokens += cost
+        prompts.add(group[row])
+    if current:
+        batches.append(MicroBatch(rows=tuple(current), num_tokens=tokens))
+    return batches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedRows:
+    """Some rows of a batch as flat tokens on the device.
+
+    token_ids_N: prompts, then responses. targets: the response tokens, rows in order. mask_bT
+    places them in a padded [b, T] block whose T is the longest response of these rows.
+    """
+
+    token_ids_N: Tensor
+    targets_N: Tensor
+    mask_bT: Tensor
+    layout: GroupLayout
+
+    def unpack(self, values_N: Tensor) -> Tensor:
+        """[b, T] with zeros past each response, from one value per response token."""
+        block = values_N.new_zeros(self.mask_bT.shape)
+        return block.masked_scatter(self.mask_bT, values_N)
+
+
+def pack_rows(batch: Batch, rows: Sequence[int], device: torch.device) -> PackedRows:
+    """The chosen rows, each of their prompts once."""
+    group = batch.group_B.tolist()
+    lengths = batch.lengths_B.tolist()
+    used = sorted({group[row] for row in rows})
+    place = {g: i for i, g in enumerate(used)}
+    prompts = [token for g in used for token in batch.prompt_ids[g]]
+    row_lengths = [lengths[row] for row in rows]
+    width = max(max(row_lengths), 1)
+    index = torch.tensor(rows)
+    mask = torch.arange(width)[None] < torch.tensor(row_lengths)[:, None]
+    targets = batch.token_ids_BT[index, :width][mask]
+    ids = torch.cat([torch.tensor(prompts, dtype=torch.long), targets])
+    layout = GroupLayout(
+        [len(batch.prompt_ids[g]) for g in used],
+        row_lengths,
+        [place[group[row]] for row in rows],
+        device,
+    )
+    return PackedRows(
+        token_ids_N=ids.to(device),
+        targets_N=targets.to(device),
+        mask_bT=mask.to(device),
+        layout=layout,
+    )
+
+
+def take_rows(value: Rows, rows: Sequence[int], width: int, device: torch.device) -> Rows:
+    """The chosen rows, cut to `width` response positions, on the device.
+
+    Which axis a field has is read off its shape suffix: `_BT` or `_B`.
+    """
+    index = torch.tensor(rows)
+    changed: dict[str, Any] = {}
+    for field in fields(value):
+        item = getattr(value, field.name)
+        if isinstance(item, Tensor) and field.name.endswith("_BT"):
+            changed[field.name] = item[index.to(item.device), :width].to(device)
+        elif isinstance(item, Tensor) and field.name.endswith("_B"):
+            changed[field.name] = item[index.to(item.device)].to(device)
+        elif field.name == "parts" and isinstance(item, Mapping):
+            changed["parts"] = {k: v[index.to(v.device)].to(device) for k, v in item.items()}
+    return replace(value, **changed)

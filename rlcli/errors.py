@@ -1,0 +1,52 @@
+"""Errors a user can cause, and the exit code each one ends with.
+
+A message says what was found, what was expected, where the setting came from, and the cure.
+"""
+
+from __future__ import annotations
+
+
+class RlcliError(Exception):
+    """Base of every error printed without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(RlcliError):
+    """A command line, setting or combination of settings that cannot be run."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A setting that is unknown, malformed or contradicts another."""
+
+
+class DataError(UsageError):
+    """A data file that is missing, empty or malformed: names file, row, field and cure."""
+
+
+class ModelError(UsageError):
+    """A model directory that cannot be trained: missing, no tokenizer, wrong architecture."""
+
+
+class RewardError(UsageError):
+    """A reward that cannot run: a file with a syntax error, a function that is not there."""
+
+
+class RunDirError(UsageError):
+    """An output directory that is taken, locked or not writable."""
+
+
+class CheckpointError(UsageError):
+    """No checkpoint in the run directory can be trusted."""
+
+
+class TrainingError(RlcliError):
+    """Training cannot go on: non-finite gradients three times in a row, no disk to save to."""
+
+
+class Paused(RlcliError):
+    """The run stopped itself and can be resumed: a reward service is down or a budget is spent."""
+
+    exit_code = 75

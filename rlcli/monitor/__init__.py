@@ -1,0 +1,1 @@
+"""What a run tells people and scripts: console, metrics, status, rollouts."""

@@ -1,0 +1,165 @@
+"""What a person sees: plain lines in a pipe, one live panel in a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+HISTORY = 40
+SHOWN = {
+    "reward_mean": "reward",
+    "kl_divergence": "KL",
+    "entropy": "entropy",
+    "clip_fraction": "clip",
+    "response_length_mean": "length",
+    "value_loss": "value loss",
+}
+
+
+def sparkline(values: list[float]) -> str:
+    """The course of some numbers in one line of bars."""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(BARS[int((v - low) / span * (len(BARS) - 1))] for v in values)
+
+
+def duration(seconds: float) -> str:
+    """MM:SS, or H:MM:SS from an hour on."""
+    minutes, second = divmod(int(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute:02d}:{second:02d}"
+
+
+def step_lines(step: int, epoch: int, record: Mapping[str, float]) -> list[str]:
+    """A step as the guides print it; a term that the run does not have is left out."""
+    lines = []
+    if "batch/samples" in record:
+        samples, tokens = int(record["batch/samples"]), int(record["batch/tokens"])
+        lines.append(
+            f"Epoch {epoch}, Step {step}: Dynamic Batch: {samples} samples ({tokens} tokens)"
+        )
+    terms = [
+        ("Actor Loss", "policy_loss"),
+        ("Critic Loss", "value_loss"),
+        ("KL", "kl_divergence"),
+        ("Reward", "reward_mean"),
+    ]
+    shown = [f"{label}: {record[key]:.3f}" for label, key in terms if key in record]
+    return [*lines, ", ".join(shown)]
+
+
+def epoch_line(epoch: int, epochs: int, done: int, total: int, seconds: float) -> str:
+    """`Epoch 1/15: 100%|##########| 1024/1024 [05:23<00:00, 3.17it/s]`."""
+    share = done / max(1, total)
+    bar = ("\u2588" * round(10 * share)).ljust(10)
+    rate = done / max(seconds, 1e-9)
+    left = duration((total - done) / max(rate, 1e-9))
+    return (
+        f"Epoch {epoch}/{epochs}: {share:4.0%}|{bar}| {done}/{total} "
+        f"[{duration(seconds)}<{left}, {rate:.2f}it/s]"
+    )
+
+
+class RunConsole:
+    """Prints a run to stdout and to console.log. `quiet` keeps stdout for machine output."""
+
+    def __init__(self, log: Path, *, num_steps: int, quiet: bool = False) -> None:
+        self.console = Console(stderr=quiet, highlight=False, soft_wrap=True)
+        self.num_steps = num_steps
+        self._log: IO[str] = log.open("a", encoding="utf-8")
+        self._history: dict[str, deque[float]] = {k: deque(maxlen=HISTORY) for k in SHOWN}
+        self._record: dict[str, float] = {}
+        self._step, self._phase = 0, "starting"
+        self._begun: tuple[float, int] | None = None
+        self._evaluations: list[tuple[int, float]] = []
+        self._live: Live | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this is a terminal that can redraw."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
+    def line(self, text: str, *, style: str | None = None) -> None:
+        """One line above the panel and in the log."""
+        self.console.print(Text(text, style=style or ""))
+        self._log.write(text + "\n")
+        self._log.flush()
+
+    def start(self, step: int) -> None:
+        """Begin showing progress."""
+        self._step, self._begun = step, (time.monotonic(), step)
+        if self.is_live:
+            self._live = Live(
+                get_renderable=self._panel, console=self.console, refresh_per_second=4
+            )
+            self._live.start()
+
+    def stop(self) -> None:
+        """End the panel, leaving its last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def close(self) -> None:
+        """Let go of the log."""
+        self.stop()
+        self._log.close()
+
+    def phase(self, name: str) -> None:
+        """What is going on now."""
+        self._phase = name
+
+    def step(self, step: int, epoch: int, record: Mapping[str, float]) -> None:
+        """A finished step, counted from 1."""
+        self._step, self._record = step, dict(record)
+        for key, values in self._history.items():
+            if key in record:
+                values.append(record[key])
+        lines = step_lines(step, epoch, record)
+        if self._live is None:
+            for text in lines:
+                self.line(text)
+        else:
+            self._log.write("\n".join(lines) + "\n")
+            self._log.flush()
+
+    def evaluation(self, step: int, record: Mapping[str, float]) -> None:
+        """A held-out score."""
+        if "eval/pass@1" in record:
+            score = record["eval/pass@1"]
+            self._evaluations.append((step, score))
+            self.line(f"Validation Accuracy: {score:.1%} (step {step})", style="bold")
+
+    def _panel(self) -> RenderableType:
+        begun, first = self._begun or (time.monotonic(), 0)
+        seconds = time.monotonic() - begun
+        done = self._step - first
+        left = duration(seconds / done * (self.num_steps - self._step)) if done else "--:--"
+        head = Table.grid(padding=(0, 1), expand=True)
+        head.add_column(no_wrap=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True, justify="right")
+        head.add_row(
+            f"step {self._step}/{self.num_steps}",
+            ProgressBar(total=self.num_steps, completed=self._step),
+            f"{duration(seconds)} < {left}",
+        )
+        rows = Table.grid(padding=(0, 2))
+        for key, label in SHOWN.items():
+            values = list(self._history[key])
+            if values:
+                rows.add_row(label, f"{values[-1]:.4g}", sparkline(values))
+        rate = self._record.get("tokens_per_s")
+        foot = Text(f"{self._phase}" + (f"   {rate:,.0f} tokens/s" if rate else ""), style="dim")
+        return Panel(Group(head, rows, foot), title="rlcli", title_align="left")

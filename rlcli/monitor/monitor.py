@@ -1,0 +1,145 @@
+"""One place where a run's numbers go: metrics.jsonl, status.json, rollouts and the console."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+from rlcli.monitor.console import RunConsole, epoch_line
+from rlcli.monitor.run_dir import RunDir, State
+from rlcli.monitor.signals import StopRequest
+from rlcli.types import Reward, Rollout, StepRecord
+
+
+class Monitor:
+    """Records steps as they end. `steps_per_epoch` and `epochs` only label them."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        console: RunConsole,
+        stop: StopRequest,
+        *,
+        steps_per_epoch: int,
+        prompts_per_epoch: int,
+        epochs: int,
+    ) -> None:
+        self.run_dir, self.console, self.stop = run_dir, console, stop
+        self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
+        self.prompts_per_epoch = prompts_per_epoch
+        self.last_step = 0
+        self.evaluations: list[tuple[int, float]] = []
+        self._epoch_begun = time.monotonic()
+        self._process = psutil.Process()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a signal asked the run to end."""
+        return self.stop.signal is not None
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether that signal was Ctrl-C."""
+        return self.stop.signal == signal.SIGINT
+
+    def note(self, text: str) -> None:
+        """Tell the user something once."""
+        self.console.line(text, style="yellow")
+
+    def begin(self, step: int) -> None:
+        """The first step is about to start."""
+        self.last_step = step
+        self.run_dir.write_status("running", step, resumable=step > 0, reason="")
+        self.console.start(step)
+
+    def end(self, state: State, step: int, *, resumable: bool, reason: str = "") -> None:
+        """The run is over, or stands still, for this reason."""
+        self.console.stop()
+        self.run_dir.write_status(state, step, resumable=resumable, reason=reason)
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[StepRecord]:
+        """Collects the metrics of step `step` (0-based) and writes them when it ends."""
+        record: StepRecord = {}
+        begun = time.perf_counter()
+        self.console.phase("sampling and learning")
+        yield record
+        seconds = time.perf_counter() - begun
+        sampled = record.pop("sampled_tokens", 0.0)
+        record["tokens_per_s"] = sampled / max(seconds, 1e-9)
+        record["time/step_s"] = seconds
+        record["memory/rss_gib"] = self._process.memory_info().rss / 2**30
+        epoch = step // self.steps_per_epoch + 1
+        self.console.step(step + 1, epoch, record)
+        if (step + 1) % self.steps_per_epoch == 0:
+            took = time.monotonic() - self._epoch_begun
+            total = self.prompts_per_epoch
+            self.console.line(epoch_line(epoch, self.epochs, total, total, took))
+            self._epoch_begun = time.monotonic()
+        self._write({"step": step + 1, "epoch": epoch, **record})
+        self.last_step = step + 1
+        self.run_dir.write_status("running", step + 1, resumable=True, reason="")
+
+    @contextmanager
+    def evaluation(self, step: int) -> Iterator[StepRecord]:
+        """Collects a held-out score after `step` steps and writes it."""
+        record: StepRecord = {}
+        begun = time.perf_counter()
+        self.console.phase("evaluating")
+        yield record
+        record["time/eval_s"] = time.perf_counter() - begun
+        score = record.get("eval/pass@1")
+        if score is not None:
+            self.evaluations.append((step, score))
+        self.console.evaluation(step, record)
+        self._write({"step": step, **record})
+
+    def _write(self, values: dict[str, float]) -> None:
+        with self.run_dir.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def rollouts(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> None:
+        """Keep what was sampled in step `step` and how it was scored."""
+        folder = self.run_dir.path / "rollouts"
+        folder.mkdir(exist_ok=True)
+        lines = (
+            json.dumps(_rollout_row(rollout, reward), ensure_ascii=False)
+            for rollout, reward in zip(rollouts, rewards, strict=True)
+        )
+        path = folder / f"step_{step + 1:06d}.jsonl"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: how far the metrics file was, and the scores so far."""
+        file = self.run_dir.metrics
+        offset = file.stat().st_size if file.is_file() else 0
+        return {"metrics_offset": offset, "evaluations": self.evaluations}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on as if nothing had been written after the checkpoint."""
+        file = self.run_dir.metrics
+        if file.is_file() and file.stat().st_size > state["metrics_offset"]:
+            os.truncate(file, state["metrics_offset"])
+        self.evaluations = [(step, score) for step, score in state["evaluations"]]
+
+
+def _rollout_row(rollout: Rollout, reward: Reward) -> dict[str, Any]:
+    return {
+        "id": rollout.prompt.id,
+        "prompt": "\n".join(m["content"] for m in rollout.prompt.messages),
+        "response": rollout.text,
+        "ground_truth": rollout.prompt.ground_truth,
+        "reward": reward.value,
+        "parts": dict(reward.parts),
+        "error": reward.error,
+        "finish_reason": rollout.finish_reason,
+        "length": len(rollout.token_ids),
+        "policy_version": rollout.policy_version,
+    }

@@ -1,0 +1,33 @@
+"""Asking a run to stop: SIGTERM and Ctrl-C end it after the step, a second Ctrl-C at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+INTERRUPTED = 130
+
+
+class StopRequest:
+    """The first signal that asked the run to stop, if any."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def install(self) -> None:
+        """Listen from now on."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            # files are replaced whole, so leaving in the middle of one tears nothing
+            os._exit(INTERRUPTED)
+        self.signal = number
+        name = signal.Signals(number).name
+        more = " Again: stop at once." if number == signal.SIGINT else ""
+        print(
+            f"\n{name}: saving after this step, then stopping.{more}", file=sys.stderr, flush=True
+        )

@@ -1,0 +1,276 @@
+"""Flat tokens: many rollouts in one row without padding, the prompt of a group computed once.
+
+The linear layers of a model see N tokens. A registered attention function regroups queries, keys
+and values by a layout: a prompt attends to itself, a response to its prompt and to itself. It
+works for every transformers model that honours AttentionInterface, in training (GroupLayout) and
+in sampling (DecodeLayout). The layout travels as a keyword of the forward call: gradient
+checkpointing recomputes the forward when any module state would be gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+ATTENTION = "rlcli_packed"
+KNOWN_KEYWORDS = {"position_ids", "use_cache", "cache_position", "output_attentions", "is_causal"}
+
+
+class PackingUnsupportedError(Exception):
+    """This architecture's attention has a feature that packing does not compute."""
+
+
+class Layout(Protocol):
+    """Where the flat tokens belong."""
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Attention output [N, H, head] of q [N, H, head], k and v [N, KV, head]."""
+        ...
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    layout: Layout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **other: Any,
+) -> tuple[Tensor, None]:
+    if layout is None:
+        raise PackingUnsupportedError("the model does not pass keywords on to its attention")
+    unknown = {k for k, v in other.items() if v is not None and v is not False} - KNOWN_KEYWORDS
+    if unknown or dropout:
+        what = ", ".join(sorted(unknown)) or "attention dropout"
+        raise PackingUnsupportedError(f"its attention uses {what}")
+    q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    out = layout.attend(layer, q, k, v, scale=scaling, window=sliding_window)
+    return out[None], None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)  # layouts mask themselves
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    gqa = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=gqa)
+
+
+class _Block:
+    """Index map between flat tokens and a padded block of rows, padded on one side."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device, *, left: bool) -> None:
+        self.rows, self.width = len(lengths), max(lengths, default=0)
+        self.lengths = torch.tensor(lengths, dtype=torch.long, device=device)
+        column = torch.arange(self.width, device=device)[None]
+        if left:
+            self.mask = column >= self.width - self.lengths[:, None]
+        else:
+            self.mask = column < self.lengths[:, None]
+        self.row, self.column = self.mask.nonzero(as_tuple=True)
+
+    def pad(self, flat: Tensor) -> Tensor:
+        """[n, heads, head] -> [rows, heads, width, head], zeros where there is no token."""
+        block = flat.new_zeros(self.rows, self.width, *flat.shape[1:])
+        block[self.row, self.column] = flat
+        return block.transpose(1, 2)
+
+    def flatten(self, block: Tensor) -> Tensor:
+        """[rows, heads, width, head] -> [n, heads, head]."""
+        return block.transpose(1, 2)[self.row, self.column]
+
+
+class GroupLayout:
+    """Prompts one after the other, then the responses, each knowing its prompt.
+
+    predicts_N: for every response token in order, the flat index of the hidden state that
+    predicts it: the prompt's last token, then the response's own but its last.
+    """
+
+    def __init__(
+        self,
+        prompt_lengths: Sequence[int],
+        response_lengths: Sequence[int],
+        group: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.prompts = _Block(prompt_lengths, device, left=True)
+        self.responses = _Block(response_lengths, device, left=False)
+        self.group_R = torch.tensor(group, dtype=torch.long, device=device)
+        self.num_prompt_tokens = len(self.prompts.row)
+        p, r = self.prompts, self.responses
+        prompt_positions = p.column - (p.width - p.lengths[p.row])
+        response_positions = p.lengths[self.group_R][r.row] + r.column
+        self.position_ids = torch.cat([prompt_positions, response_positions])[None]
+        self.predicts_N = self._predicting_index()
+        self._masks: dict[int | None, tuple[Tensor, Tensor]] = {}
+
+    def _predicting_index(self) -> Tensor:
+        p, r = self.prompts, self.responses
+        last_prompt_token = p.lengths.cumsum(0) - 1
+        flat = torch.zeros(r.rows, max(r.width, 1), dtype=torch.long, device=p.row.device)
+        flat[r.row, r.column] = torch.arange(len(r.row), device=p.row.device)
+        flat += self.num_prompt_tokens
+        before = torch.cat([last_prompt_token[self.group_R][:, None], flat[:, :-1]], dim=1)
+        return before[r.row, r.column]
+
+    def _masks_for(self, window: int | None) -> tuple[Tensor, Tensor]:
+        """Boolean masks [P, 1, Tp, Tp] and [R, 1, Tc, Tp + Tc]; True: may attend."""
+        if window not in self._masks:
+            p, r = self.prompts, self.responses
+            device = p.row.device
+            at_p, at_r = torch.arange(p.width, device=device), torch.arange(r.width, device=device)
+            of_prompt = (at_p[:, None] >= at_p)[None] & p.mask[:, None, :]
+            to_prompt = p.mask[self.group_R][:, None, :].expand(-1, r.width, -1)
+            to_self = (at_r[:, None] >= at_r)[None].expand(r.rows, -1, -1)
+            if window is not None:
+                of_prompt = of_prompt & (at_p[:, None] - at_p < window)
+                to_prompt = to_prompt & (p.width + at_r[:, None] - at_p < window)
+                to_self = to_self & (at_r[:, None] - at_r < window)
+            # a padded query attends to itself: a row of nothing would be NaN
+            of_prompt = of_prompt | torch.eye(p.width, dtype=torch.bool, device=device)
+            of_response = torch.cat([to_prompt, to_self], dim=-1)
+            self._masks[window] = of_prompt[:, None], of_response[:, None]
+        return self._masks[window]
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Prompts attend to themselves, responses to their prompt and themselves."""
+        of_prompt, of_response = self._masks_for(window)
+        n = self.num_prompt_tokens
+        qp, kp, vp = (self.prompts.pad(x[:n]) for x in (q, k, v))
+        out = self.prompts.flatten(_sdpa(qp, kp, vp, of_prompt, scale))
+        if not self.responses.rows:
+            return out
+        qr, kr, vr = (self.responses.pad(x[n:]) for x in (q, k, v))
+        keys = torch.cat([kp[self.group_R], kr], dim=2)
+        values = torch.cat([vp[self.group_R], vr], dim=2)
+        answers = self.responses.flatten(_sdpa(qr, keys, values, of_response, scale))
+        return torch.cat([out, answers])
+
+
+class DecodeLayout:
+    """Sampling state: the keys and values of R rollouts whose prompts were read once per group.
+
+    Prompts are right-aligned, so every live row writes the same column at every step. Buffers
+    grow as responses do; `keep` drops finished rows.
+    """
+
+    def __init__(
+        self,
+        prompt_lengths: Sequence[int],
+        group: Sequence[int],
+        *,
+        max_new_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.prefill = GroupLayout(prompt_lengths, [], [], device)
+        self.group_R = torch.tensor(group, dtype=torch.long, device=device)
+        self.prompt_width = self.prefill.prompts.width
+        self.last_column = self.prompt_width + max_new_tokens
+        self.column: int | None = None
+        self.visible_R = self.prefill.prompts.mask[self.group_R]
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        self._bias: Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows still in the buffers."""
+        return len(self.visible_R)
+
+    def advance(self) -> None:
+        """Move to the next response column; the first call ends the prefill."""
+        self.column = self.prompt_width if self.column is None else self.column + 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row that is not listed."""
+        self.visible_R, self._bias = self.visible_R[rows], None
+        filled = self.prompt_width if self.column is None else self.column + 1
+        for buffers in (self._keys, self._values):
+            for layer, old in buffers.items():
+                old[: len(rows), :, :filled] = old[:, :, :filled].index_select(0, rows)
+                buffers[layer] = old[: len(rows)]
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Prefill: prompts attend to themselves. Then: one query per row to all it has seen."""
+        if self.column is None:
+            self._store_prompts(layer, k, v)
+            return self.prefill.attend(layer, q, k, v, scale=scale, window=window)
+        keys, values = self._room(layer)
+        at = self.column
+        keys[:, :, at], values[:, :, at] = k, v
+        start = 0 if window is None else max(0, at + 1 - window)
+        n, num_kv = keys.shape[:2]
+        bias = self._bias_to(q.dtype)[..., start : at + 1]
+        grouped = q.view(n, num_kv, q.shape[1] // num_kv, q.shape[2])
+        seen = slice(start, at + 1)
+        out = F.scaled_dot_product_attention(
+            grouped, keys[:, :, seen], values[:, :, seen], attn_mask=bias, scale=scale
+        )
+        return out.reshape(n, q.shape[1], -1)
+
+    def _store_prompts(self, layer: int, k: Tensor, v: Tensor) -> None:
+        width = min(self.prompt_width + 64, self.last_column)
+        for buffers, flat in ((self._keys, k), (self._values, v)):
+            block = self.prefill.prompts.pad(flat)
+            room = block.new_empty(self.num_rows, block.shape[1], width, block.shape[3])
+            room[:, :, : self.prompt_width] = block[self.group_R]
+            buffers[layer] = room
+
+    def _room(self, layer: int) -> tuple[Tensor, Tensor]:
+        assert self.column is not None
+        if self.column >= self._keys[layer].shape[2]:
+            for buffers in (self._keys, self._values):
+                old = buffers[layer]
+                width = min(self.last_column, old.shape[2] * 3 // 2 + 1)
+                new = old.new_empty(*old.shape[:2], width, old.shape[3])
+                new[:, :, : self.column] = old[:, :, : self.column]
+                buffers[layer] = new
+        return self._keys[layer], self._values[layer]
+
+    def _bias_to(self, dtype: torch.dtype) -> Tensor:
+        if self._bias is None or self._bias.dtype != dtype:
+            bias = torch.zeros(self.num_rows, 1, 1, self.last_column, dtype=dtype)
+            bias = bias.to(self.visible_R.device)
+            bias[:, 0, 0, : self.prompt_width].masked_fill_(~self.visible_R, float("-inf"))
+            self._bias = bias
+        return self._bias

@@ -1,0 +1,22 @@
+"""Checks of a resolved configuration before anything is loaded, without torch."""
+
+from __future__ import annotations
+
+from rlcli.config.resolved import Resolved
+from rlcli.preflight.advice import advice
+from rlcli.preflight.algorithm import check_algorithm
+from rlcli.preflight.batches import Batching, batch_arithmetic, batching, settle_batches
+from rlcli.preflight.unused import unused_notes
+
+__all__ = ["Batching", "batch_arithmetic", "batching", "check"]
+
+
+def check(resolved: Resolved) -> Resolved:
+    """`resolved` with what had to give adjusted, and a note on everything adjusted or not used.
+
+    Raises:
+        ConfigError: a name that is not in the tables, something the algorithm needs and the run
+            does not have, or settings that contradict each other.
+    """
+    resolved = settle_batches(check_algorithm(resolved))
+    return resolved.tell(*unused_notes(resolved), *advice(resolved))

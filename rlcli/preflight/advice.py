@@ -1,0 +1,48 @@
+"""Combinations that run, and mean something other than one might think."""
+
+from __future__ import annotations
+
+from rlcli.config.resolved import Resolved
+from rlcli.preflight.algorithm import cuts
+
+
+def advice(resolved: Resolved) -> list[str]:
+    """One line each."""
+    return [*_off_policy(resolved), *_sampler(resolved), *_budget(resolved)]
+
+
+def _off_policy(resolved: Resolved) -> list[str]:
+    config = resolved.config
+    train, algorithm = config.train, config.algorithm
+    updates = -(-train.prompts_per_step // train.mini_batch_prompts) * train.ppo_epochs
+    if algorithm.advantage == "opo" and updates > 1:
+        return [
+            f"opo is meant to be exactly on-policy; this run makes {updates} updates per step "
+            "(train.mini_batch_prompts=train.prompts_per_step and train.ppo_epochs=1 make one)."
+        ]
+    if algorithm.loss == "gpg" and updates > 1:
+        return [f"the gpg loss has no ratio: {updates} updates per step drift off-policy."]
+    if algorithm.loss == "gspo" and updates == 1:
+        return ["one update per step: every ratio is 1, and gspo equals grpo."]
+    return []
+
+
+def _sampler(resolved: Resolved) -> list[str]:
+    return [
+        f"{resolved.where(key)} samples from another distribution than the one that is trained, "
+        "and nothing corrects for it."
+        for key in ("rollout.top_p", "rollout.top_k")
+        if cuts(resolved, key)
+    ]
+
+
+def _budget(resolved: Resolved) -> list[str]:
+    config = resolved.config
+    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    budget = config.train.tokens_per_micro_batch
+    if not config.train.dynamic_batch or budget >= longest:
+        return []
+    return [
+        f"{resolved.where('train.tokens_per_micro_batch')} is less than one prompt and response of "
+        f"full length ({longest:,} tokens): such a rollout makes a micro-batch of its own."
+    ]

@@ -1,0 +1,164 @@
+"""From `reward.fn` to a function that can be called, with errors that name file and line.
+
+Imported by the scoring processes, so it stays light.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlcli.errors import RewardError
+from rlcli.rewards.rules import RULES, ScoreFunction, choose, load_rule
+
+ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
+CONTRACT = "compute_score(data_source, solution_str, ground_truth, extra_info=None)"
+
+Resolver = Callable[[str], ScoreFunction]
+"""data_source to the function that scores its rows."""
+
+
+def is_rule(fn: str) -> bool:
+    """Whether `reward.fn` names built-in rules rather than a user's function."""
+    return fn == "rules" or fn in RULES
+
+
+def load(fn: str) -> Resolver:
+    """What scores the rows of each data source under `reward.fn`.
+
+    fn: `rules`, the name of a rule, `file.py:function` (or `file.py`: its compute_score), or
+    `package.module:function`. Functions are called with keywords, extra_info where they take it.
+
+    Raises:
+        RewardError: there is no such function, or it cannot be loaded or called.
+    """
+    if fn == "rules":
+        return choose
+    if fn in RULES:
+        rule: ScoreFunction = load_rule(fn).compute_score
+        return lambda data_source: rule
+    function = _load_function(fn)
+    return lambda data_source: function
+
+
+def split_target(fn: str) -> tuple[str, str]:
+    """(file or module, function) of `file.py:function`; the function may be left out.
+
+    Raises:
+        RewardError: it is neither that nor the name of a rule.
+    """
+    place, colon, name = fn.rpartition(":")
+    if not colon and name.endswith(".py"):
+        return name, "compute_score"
+    if not place or not name:
+        close = difflib.get_close_matches(fn, ["rules", *RULES], n=2)
+        hint = f" (nearest: {', '.join(close)})" if close else ""
+        raise RewardError(
+            f"reward.fn={fn} is no rule{hint}.\n"
+            f"Expected rules, one of {', '.join(RULES)}, or file.py:function."
+        )
+    return place, name
+
+
+def find_file(fn: str) -> Path | None:
+    """The file that `reward.fn` names; None when it names a module.
+
+    Raises:
+        RewardError: there is no such file.
+    """
+    place, _ = split_target(fn)
+    if not place.endswith(".py") and "/" not in place:
+        return None
+    path = Path(place).expanduser().absolute()
+    if path.is_file():
+        return path
+    inside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, inside, n=3)
+    hint = f" (in that folder: {', '.join(close)})" if close else ""
+    raise RewardError(f"reward.fn={fn}: there is no file {path}{hint}.")
+
+
+def last_line(error: BaseException, *, inside: str | None = None) -> str:
+    """The last line of the traceback, and the line of file `inside` where it came from."""
+    message = traceback.format_exception_only(error)[-1].strip()
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if inside in (None, frame.filename)
+    ]
+    where = f" ({Path(inside).name}:{lines[-1]})" if inside and lines else ""
+    return f"{message[:500]}{where}"
+
+
+def _load_function(fn: str) -> ScoreFunction:
+    path = find_file(fn)
+    place, name = split_target(fn)
+    module = _load_file(path) if path else _import_module(fn, place)
+    where = str(path or place)
+    function = vars(module).get(name)
+    if function is None:
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise RewardError(
+            f"{where}: there is no function {name}; it has: {', '.join(known) or 'none'}."
+        )
+    return _adapted(function, name=name, where=where)
+
+
+def _load_file(path: Path) -> ModuleType:
+    # Its own folder is searched first, as when a script is run: users split files.
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"reward_function_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise RewardError(f"{path}: expected a Python file that ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        where = error.filename or path
+        raise RewardError(f"{where}:{error.lineno}: {type(error).__name__}: {error.msg}") from error
+    except BaseException as error:  # a user's file may raise anything, SystemExit too
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = lines[-1] if lines else 1
+        raise RewardError(f"{path}:{line}: cannot be loaded: {last_line(error)}") from error
+    return module
+
+
+def _import_module(fn: str, place: str) -> ModuleType:
+    sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(place)
+    except BaseException as error:  # as above
+        raise RewardError(f"reward.fn={fn}: cannot import {place}: {last_line(error)}") from error
+
+
+def _adapted(function: Any, *, name: str, where: str) -> ScoreFunction:
+    if not callable(function):
+        raise RewardError(f"{where}: {name} is a {type(function).__name__}, expected a function.")
+    code = inspect.unwrap(function)
+    line = code.__code__.co_firstlineno if inspect.isfunction(code) else 1
+    if inspect.iscoroutinefunction(function):
+        raise RewardError(f"{where}:{line}: {name} is async, expected a plain function.")
+    signature = inspect.signature(function)
+    problems: list[str] = []
+    for names in (ARGUMENTS, ARGUMENTS[:3]):
+        try:
+            signature.bind(**dict.fromkeys(names))
+        except TypeError as error:
+            problems.append(str(error))
+            continue
+        return lambda **call: function(**{key: call[key] for key in names})
+    problem = next((text for text in problems if "extra_info" not in text), problems[0])
+    raise RewardError(
+        f"{where}:{line}: {name}{signature} cannot be called: {problem}.\nExpected {CONTRACT}."
+    )

@@ -1,0 +1,200 @@
+"""Scores rollouts in processes that may hang or crash: each is killed and replaced."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from rlcli.errors import RewardError
+from rlcli.rewards.process import CallFailed, NotStarted, ScoringProcess, is_secret
+from rlcli.types import Reward, Rollout
+
+Job = tuple[Future[Reward], Rollout]
+
+
+class ScorerPool:
+    """A `Scorer` over `workers` processes that run `reward.fn`.
+
+    timeout_s: of one call, from the moment the reward begins to work. weights: of the parts of
+    the dict a reward returns; empty: its `score` counts. log: file for what rewards print.
+    """
+
+    is_service = False
+
+    def __init__(
+        self,
+        fn: str,
+        *,
+        workers: int,
+        timeout_s: float,
+        weights: Mapping[str, float] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self._weights = dict(weights or {})
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._is_closed = False
+        self._lanes = [_Lane(fn, timeout_s=timeout_s, log=log) for _ in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(lane,), name=f"score-{i}", daemon=True)
+            for i, lane in enumerate(self._lanes)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, rollout: Rollout) -> Future[Reward]:
+        """Begin to score one rollout; returns at once."""
+        if self._is_closed:
+            raise RuntimeError("the scorer is closed")
+        future: Future[Reward] = Future()
+        self._jobs.put((future, rollout))
+        return future
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Reward]:
+        """Rewards in the order of `rollouts`, when all are there."""
+        futures = [self.submit(rollout) for rollout in rollouts]
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """Kill all processes; what waits is cancelled, what runs is unscored."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        while not self._jobs.empty():
+            job = self._jobs.get()
+            if job:
+                job[0].cancel()
+        for lane in self._lanes:
+            self._jobs.put(None)
+            lane.stop()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, lane: _Lane) -> None:
+        # This thread starts every process of its lane: they die with the thread.
+        lane.warm_up()
+        while (job := self._jobs.get()) is not None:
+            future, rollout = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(read_reply(lane.call(rollout), weights=self._weights))
+            except BaseException as error:  # a bug of ours: whoever waits must see it
+                future.set_exception(error)
+        lane.drop()
+
+
+class _Lane:
+    """One process at a time, replaced when it is lost."""
+
+    def __init__(self, fn: str, *, timeout_s: float, log: Path | None) -> None:
+        self._fn = fn
+        self._timeout_s = timeout_s
+        self._log = log
+        self._lock = threading.Lock()
+        self._process: ScoringProcess | None = None
+        self._is_closed = False
+
+    def warm_up(self) -> None:
+        """Have a process that loads the reward while nobody waits for it."""
+        with self._lock:
+            if self._process is None and not self._is_closed:
+                self._process = ScoringProcess(self._fn, log=self._log)
+
+    def call(self, rollout: Rollout) -> dict[str, Any]:
+        """{"score", "parts"} of a rollout, or {"error"}. A lost process is replaced."""
+        prompt = rollout.prompt
+        arguments = {
+            "data_source": prompt.data_source,
+            "solution_str": rollout.text,
+            "ground_truth": prompt.ground_truth,
+            "extra_info": dict(prompt.extra_info),
+        }
+        try:
+            return self._call(arguments)
+        except (CallFailed, RewardError) as error:
+            self.drop()
+            self.warm_up()
+            return {"error": str(error)}
+
+    def drop(self) -> None:
+        """Have no process."""
+        with self._lock:
+            if self._process:
+                self._process.close()
+                self._process = None
+
+    def stop(self) -> None:
+        """Kill the process, whatever it does, and start no other. From any thread."""
+        with self._lock:
+            self._is_closed = True
+            if self._process:
+                self._process.stop()
+
+    def _call(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return self._ready_process().call(arguments, timeout_s=self._timeout_s)
+        except NotStarted:
+            # Something else ended the idle process; the call itself has not been tried.
+            self.drop()
+            return self._ready_process().call(arguments, timeout_s=self._timeout_s)
+
+    def _ready_process(self) -> ScoringProcess:
+        self.warm_up()
+        if self._process is None:
+            raise CallFailed("the scorer was closed")
+        self._process.wait_until_ready()
+        return self._process
+
+
+def check_function(fn: str) -> None:
+    """Nothing, when `reward.fn` can be loaded and called.
+
+    Raises:
+        RewardError: no such file or function, a syntax error, a wrong signature: with file, line.
+    """
+    process = ScoringProcess(fn)
+    try:
+        process.wait_until_ready()
+    except RewardError as error:
+        raise RewardError(_with_key_hint(str(error))) from error
+    except NotStarted as error:
+        raise RewardError(
+            f"reward.fn={fn} ends its process while it is loaded: {error}."
+        ) from error
+    finally:
+        process.close()
+
+
+def read_reply(reply: Mapping[str, Any], *, weights: Mapping[str, float]) -> Reward:
+    """The `Reward` of a process's reply; with `weights`, their sum over the parts."""
+    if "error" in reply:
+        return Reward(value=None, error=_with_key_hint(reply["error"]))
+    score: float | None = reply["score"]
+    parts: dict[str, float] = reply["parts"]
+    if not weights:
+        error = None if score is not None else "the reward returned a dict without 'score'"
+        return Reward(value=score, parts=parts, error=error)
+    known = parts if score is None else parts | {"score": score}
+    missing = [name for name in weights if name not in known]
+    if missing:
+        error = (
+            f"reward.weights names {', '.join(missing)}; "
+            f"the reward returned {', '.join(known) or 'none'}"
+        )
+        return Reward(value=None, parts=parts, error=error)
+    return Reward(
+        value=sum(weight * known[name] for name, weight in weights.items()),
+        parts={name: value for name, value in known.items() if name in parts or name in weights},
+    )
+
+
+def _with_key_hint(error: str) -> str:
+    for name in os.environ:
+        if is_secret(name) and name in error:
+            return f"{error} (keys are kept from reward functions: see --use_api_reward)"
+    return error

@@ -1,0 +1,142 @@
+"""The parent's end of one scoring process: start it, call it against a clock, kill it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+from rlcli.errors import RewardError
+from rlcli.rewards.protocol import READY, STARTED
+
+START_LIMIT_S = 120.0
+"""Seconds to import a reward: its clock has not started yet, but it may hang here as well."""
+
+_SECRET = re.compile(r"API_?KEY|SECRET|PASSWORD|PASSWD|(?:^|_)(?:TOKEN|CREDENTIALS?|ACCESS_KEY)$")
+
+
+class CallFailed(Exception):
+    """One call has no score, and the process is of no more use."""
+
+
+class NotStarted(CallFailed):
+    """The process was gone before the call reached it: the call is not to blame."""
+
+
+class ScoringProcess:
+    """A child that runs one reward. Methods are called from the thread that made it.
+
+    The child dies with that thread.
+    """
+
+    def __init__(self, fn: str, *, log: Path | None = None) -> None:
+        self._is_ready = False
+        self._connection, theirs = Pipe()
+        fd = theirs.fileno()
+        with open(log or os.devnull, "ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "rlcli.rewards.worker", str(os.getpid()), str(fd), fn],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(fd,),
+                env=child_environment(os.environ),
+                start_new_session=True,
+            )
+        theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """Return when the reward is loaded.
+
+        Raises:
+            RewardError: it cannot be loaded.
+            NotStarted: the process ended.
+        """
+        if self._is_ready:
+            return
+        try:
+            message = self._receive(time.monotonic() + START_LIMIT_S)
+        except TimeoutError as error:
+            raise RewardError(
+                f"the reward was not loaded within {START_LIMIT_S:g} s: does its file start work "
+                "when it is imported?"
+            ) from error
+        except EOFError as error:
+            raise NotStarted(self._obituary()) from error
+        if message != READY:
+            raise RewardError(message.decode())
+        self._is_ready = True
+
+    def call(self, arguments: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """The reply of one call: {"score", "parts"} or {"error"}.
+
+        Raises:
+            CallFailed: the process died or took too long: it has to be killed.
+        """
+        try:
+            self._connection.send_bytes(pickle.dumps(arguments))
+        except OSError as error:
+            raise NotStarted(self._obituary()) from error
+        try:
+            message = self._receive(time.monotonic() + START_LIMIT_S)
+            if message == STARTED:
+                message = self._receive(time.monotonic() + timeout_s)
+        except TimeoutError as error:
+            raise CallFailed(f"took longer than {timeout_s:g} s (reward.timeout_s)") from error
+        except EOFError as error:
+            raise CallFailed(self._obituary()) from error
+        reply: dict[str, Any] = json.loads(message)
+        return reply
+
+    def stop(self) -> None:
+        """End the process and everything it started. May be called from any thread."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Stop, and give back what the process held here."""
+        self.stop()
+        self._process.wait()
+        self._connection.close()
+
+    def _receive(self, deadline: float) -> bytes:
+        try:
+            if self._connection.poll(max(0.0, deadline - time.monotonic())):
+                return self._connection.recv_bytes()
+        except OSError as error:
+            raise EOFError from error
+        raise TimeoutError
+
+    def _obituary(self) -> str:
+        """How the process ended, in words; its exit status comes shortly after its last byte."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        status = self._process.returncode
+        if status is None:
+            return "the scoring process closed its connection"
+        if status < 0:
+            return f"the scoring process was killed by {signal.Signals(-status).name}"
+        return f"the scoring process exited with status {status}"
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a scoring process: no keys, one thread, modules found as here."""
+    kept = {key: value for key, value in environment.items() if not is_secret(key)}
+    search = os.pathsep.join(path for path in sys.path if path)
+    # Without a fixed hash seed, sympy's order of terms, and with it a verdict, may change.
+    return {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"} | kept | {"PYTHONPATH": search}
+
+
+def is_secret(name: str) -> bool:
+    """Whether an environment variable of this name holds a key."""
+    return bool(_SECRET.search(name.upper()))

@@ -1,0 +1,8 @@
+"""The words between a scoring process and its parent, besides pickled calls and JSON replies."""
+
+from __future__ import annotations
+
+READY = b"ready"
+"""The reward is loaded. Anything else at this point is the message of a RewardError."""
+STARTED = b"started"
+"""The reward itself begins: from here the caller's clock runs."""

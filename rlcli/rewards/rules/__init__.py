@@ -1,0 +1,76 @@
+"""The built-in rules by name, and the rule of every data source; none is imported before use."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from rlcli.errors import RewardError
+
+ScoreFunction = Callable[..., Any]
+
+RULES = ("gsm8k", "math", "math_reasoning", "exact", "format", "length")
+"""Each is a module of this package with `compute_score`."""
+
+RULE_OF_SOURCE: dict[str, str] = {
+    **{name: name for name in RULES},
+    "openai/gsm8k": "gsm8k",
+    "lighteval/math": "math",
+    "digitallearninggmbh/math-lighteval": "math",
+    "huggingfaceh4/math-500": "math",
+    "math-500": "math",
+    "math500": "math",
+    "hendrycks/competition_math": "math",
+    "eleutherai/hendrycks_math": "math",
+    "math_dapo": "math",
+    "math_dapo_reasoning": "math",
+    "sums": "exact",
+}
+"""data_source in lower case to rule. AIME sets come under many names: see `rule_name`."""
+
+
+def rule_name(data_source: str) -> str:
+    """The rule that grades rows of this data source.
+
+    Raises:
+        RewardError: no built-in rule knows it.
+    """
+    name = data_source.lower()
+    if name.startswith("aime"):
+        return "math"
+    if name in RULE_OF_SOURCE:
+        return RULE_OF_SOURCE[name]
+    found = f"data_source {data_source!r}" if data_source else "a row without data_source"
+    close = difflib.get_close_matches(name, list(RULE_OF_SOURCE), n=3, cutoff=0.5)
+    hint = f" (nearest: {', '.join(close)})" if close else ""
+    raise RewardError(
+        f"no built-in rule grades {found}{hint}.\n"
+        f"Set reward.fn to one of {', '.join(RULES)} for all rows, or to your own file.py:function."
+    )
+
+
+def choose(data_source: str) -> ScoreFunction:
+    """The `compute_score` that grades rows of this data source.
+
+    Raises:
+        RewardError: no built-in rule knows it.
+    """
+    return load_rule(rule_name(data_source)).compute_score
+
+
+def load_rule(name: str) -> ModuleType:
+    """The module of a rule in `RULES`."""
+    return importlib.import_module(f"rlcli.rewards.rules.{name}")
+
+
+def gold_problem(name: str, ground_truth: Any) -> str | None:
+    """Why a rule of `RULES` cannot grade against this gold; None when it can."""
+    if name in ("format", "length"):
+        return None
+    if ground_truth is None:
+        return "there is no ground_truth"
+    problem: str | None = load_rule(name).gold_problem(ground_truth)
+    return problem

@@ -1,0 +1,21 @@
+"""Grades by equality of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+) -> float:
+    """1.0 when the response is the gold, apart from space at both ends, else 0.0."""
+    return float(solution_str.strip() == str(ground_truth).strip())
+
+
+def gold_problem(ground_truth: Any) -> str | None:
+    """Why this gold cannot be graded against; None when it can."""
+    return None if str(ground_truth).strip() else "ground_truth is empty"

@@ -1,0 +1,23 @@
+"""Grades the length of a response against a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any = None,
+    extra_info: Mapping[str, Any] | None = None,
+) -> float:
+    """The share of `extra_info.target_length` (characters) that is there, at most 1.0.
+
+    Raises:
+        ValueError: the row has no positive target_length.
+    """
+    target = (extra_info or {}).get("target_length")
+    if isinstance(target, bool) or not isinstance(target, int | float) or target <= 0:
+        raise ValueError(f"extra_info.target_length is {target!r}, expected a number above 0")
+    return min(1.0, len(solution_str) / target)

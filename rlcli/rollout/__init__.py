@@ -1,0 +1,1 @@
+"""Samplers: they turn prompts into rollouts."""

@@ -1,0 +1,47 @@
+"""What the loop asks of a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from rlcli.types import Prompt, Rollout
+
+OnFinish = Callable[[int, Rollout], None]
+"""Called as each rollout ends, with its index in the final list."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to sample. temperature 0: greedy. top_k <= 0 and top_p 1.0: off."""
+
+    n: int
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+
+
+class Sampler(Protocol):
+    """Prompts in, rollouts out."""
+
+    is_exact: bool
+    """Whether its log-probs are the trainer's to rounding, so that they can stand in for them."""
+
+    def load_weights(self, weights: Iterator[tuple[str, Tensor]], *, version: int) -> None:
+        """Sample from these weights from now on."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        seed: int,
+        on_finish: OnFinish | None = None,
+    ) -> list[Rollout]:
+        """params.n rollouts per prompt, prompts in order, a group's rollouts adjacent."""
+        ...

@@ -1,0 +1,187 @@
+"""The built-in sampler: flat decoding with our own key-value buffers, in the trainer's process.
+
+A group's prompt is read once, finished rows leave the batch, and the tokens drawn for a row do
+not depend on what else is being sampled beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlcli.causal_lm import CausalLM
+from rlcli.packed import DecodeLayout
+from rlcli.rollout.base import OnFinish, SamplingParams
+from rlcli.rollout.choose import choose_tokens
+from rlcli.rollout.padded import decode_padded
+from rlcli.types import Prompt, Rollout
+
+DROP_SHARE = 8
+"""Finished rows leave the buffers once they are more than 1 in 8: moving keys costs too."""
+
+
+class NativeSampler:
+    """Samples from a model that the trainer shares with it, or from a copy in another dtype."""
+
+    def __init__(
+        self,
+        lm: CausalLM,
+        tokenizer: Any,
+        *,
+        eos_token_ids: Sequence[int],
+        pad_token_id: int,
+        max_rows: int,
+        shares_weights: bool,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.lm = lm
+        self.tokenizer = tokenizer
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.pad_token_id = pad_token_id
+        self.max_rows = max_rows
+        self.shares_weights = shares_weights
+        self.autocast_dtype = autocast_dtype
+        self.is_exact = shares_weights
+        self.version = 0
+
+    def load_weights(self, weights: Iterator[tuple[str, Tensor]], *, version: int) -> None:
+        """Note the version; where the weights are not shared, copy them."""
+        self.version = version
+        if self.shares_weights:
+            return
+        own = dict(self.lm.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in weights:
+                if name in own:
+                    own[name].copy_(tensor)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        seed: int,
+        on_finish: OnFinish | None = None,
+    ) -> list[Rollout]:
+        """params.n rollouts per prompt, prompts in order."""
+        per_call = max(1, self.max_rows // params.n)
+        out: list[Rollout] = []
+        was_training = self.lm.model.training
+        self.lm.model.eval()
+        try:
+            for start in range(0, len(prompts), per_call):
+                some = prompts[start : start + per_call]
+                call = _Call(self, some, params, offset=start * params.n, on_finish=on_finish)
+                out.extend(call.run(seed=seed))
+        finally:
+            self.lm.model.train(was_training)
+        return out
+
+
+class _Call:
+    """One batch of rows from prefill to the last EOS."""
+
+    def __init__(
+        self,
+        sampler: NativeSampler,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        offset: int,
+        on_finish: OnFinish | None,
+    ) -> None:
+        self.sampler, self.prompts, self.params = sampler, prompts, params
+        self.offset, self.on_finish = offset, on_finish
+        self.device = sampler.lm.device
+        self.num_rows = len(prompts) * params.n
+        self.group = [row // params.n for row in range(self.num_rows)]
+        self.eos = torch.tensor(sampler.eos_token_ids, device=self.device)
+        shape = (self.num_rows, params.max_tokens)
+        self.tokens_RT = torch.zeros(shape, dtype=torch.long, device=self.device)
+        self.logprobs_RT = torch.zeros(shape, device=self.device)
+        self.rollouts: list[Rollout | None] = [None] * self.num_rows
+
+    @torch.inference_mode()
+    def run(self, *, seed: int) -> list[Rollout]:
+        """All rollouts of the call, in order."""
+        generator = torch.Generator().manual_seed(seed + self.offset)
+        dtype = self.sampler.autocast_dtype
+        cast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+        with cast:
+            steps = self._packed_steps() if self.sampler.lm.packed else self._padded_steps()
+            logits, rows = next(steps)
+            for t in range(self.params.max_tokens):
+                # one number per row of the call, live or not: a row's draws are its own
+                uniform = torch.rand(self.num_rows, generator=generator).to(self.device)
+                tokens, logprobs = choose_tokens(logits, uniform[rows], self.params)
+                self.tokens_RT[rows, t], self.logprobs_RT[rows, t] = tokens, logprobs.float()
+                ended = torch.isin(tokens, self.eos)
+                self._finish(rows[ended], t + 1, "stop")
+                if t + 1 == self.params.max_tokens:
+                    self._finish(rows[~ended], t + 1, "length")
+                    break
+                if bool(ended.all()):
+                    break
+                logits, rows = steps.send((tokens, ended))
+        return [rollout for rollout in self.rollouts if rollout is not None]
+
+    def _packed_steps(self) -> Any:
+        """Yields (logits of live rows, their row numbers); is sent (tokens, ended)."""
+        lm, device = self.sampler.lm, self.device
+        lengths = [len(p.token_ids) for p in self.prompts]
+        layout = DecodeLayout(
+            lengths, self.group, max_new_tokens=self.params.max_tokens, device=device
+        )
+        flat = [token for p in self.prompts for token in p.token_ids]
+        ids = torch.tensor(flat, device=device)
+        hidden = lm.hidden(ids, layout.prefill.position_ids, layout)
+        last = layout.prefill.prompts.lengths.cumsum(0) - 1
+        logits = lm.logits(hidden[last])[layout.group_R]
+        rows = torch.arange(self.num_rows, device=device)
+        positions = layout.prefill.prompts.lengths[layout.group_R]
+        done = torch.zeros(self.num_rows, dtype=torch.bool, device=device)
+        while True:
+            live = (~done).nonzero()[:, 0]
+            tokens, ended = yield logits[live], rows[live]
+            padding = tokens.new_full(done.shape, self.sampler.pad_token_id)
+            padding[live] = tokens
+            done[live] = ended
+            if int(done.sum()) * DROP_SHARE >= len(done):
+                keep = (~done).nonzero()[:, 0]
+                layout.keep(keep)
+                rows, positions, padding = rows[keep], positions[keep], padding[keep]
+                done = done[keep]
+            layout.advance()
+            logits = lm.logits(lm.hidden(padding, positions[None], layout))
+            positions = positions + 1
+
+    def _padded_steps(self) -> Any:
+        rows_of_prompts = [self.prompts[g].token_ids for g in self.group]
+        return decode_padded(
+            self.sampler.lm, rows_of_prompts, pad_token_id=self.sampler.pad_token_id
+        )
+
+    def _finish(self, rows: Tensor, length: int, reason: Literal["stop", "length"]) -> None:
+        if not len(rows):
+            return
+        tokens = self.tokens_RT[rows, :length].tolist()
+        logprobs = self.logprobs_RT[rows, :length].tolist()
+        tokenizer = self.sampler.tokenizer
+        for row, ids, values in zip(rows.tolist(), tokens, logprobs, strict=True):
+            visible = ids[:-1] if reason == "stop" else ids
+            rollout = Rollout(
+                prompt=self.prompts[self.group[row]],
+                text=tokenizer.decode(visible, skip_special_tokens=True),
+                token_ids=tuple(ids),
+                logprobs=tuple(values),
+                finish_reason=reason,
+                policy_version=self.sampler.version,
+                greedy=self.params.temperature == 0,
+            )
+            self.rollouts[row] = rollout
+            if self.on_finish is not None:
+                self.on_finish(self.offset + row, rollout)

@@ -1,0 +1,85 @@
+"""One session: the run directory held, the run built and trained, its end written down."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlcli.build import Plan, build_run, find_run_dir
+from rlcli.errors import Paused, RlcliError
+from rlcli.monitor.run_dir import RunDir
+from rlcli.monitor.signals import INTERRUPTED
+
+if TYPE_CHECKING:
+    from rlcli.trainer import Run
+
+
+def run_session(plan: Plan, cwd: Path, banner: Sequence[str], *, quiet: bool = False) -> int:
+    """Train what was planned; the exit code.
+
+    0: finished, or stopped by SIGTERM with a checkpoint. 130: stopped by Ctrl-C with one.
+    Raises: RlcliError with its own exit code; status.json says the same.
+    """
+    path, resume = find_run_dir(plan.config, cwd)
+    run_dir = RunDir(path)
+    run_dir.hold(resumes=resume != "no")
+    try:
+        run_dir.write_config(plan.config.model_dump(), plan.resolved.sources)
+        if path.parent == cwd / "outputs":
+            run_dir.link_latest()
+        before = run_dir.status()
+        step = before["step"] if before else 0
+        try:
+            run = build_run(plan, run_dir, resume, quiet=quiet)
+        except BaseException as error:
+            reason = str(error) or type(error).__name__
+            run_dir.write_status("failed", step, resumable=step > 0, reason=reason)
+            raise
+        return _train(run, path, banner)
+    finally:
+        run_dir.release()
+
+
+def _train(run: Run, path: Path, banner: Sequence[str]) -> int:
+    from rlcli.trainer import train
+
+    monitor = run.monitor
+    try:
+        for line in [*banner, f"run directory: {path}"]:
+            monitor.console.line(line)
+        monitor.stop.install()
+        done = train(run)
+        finished = done >= run.num_steps
+        reason = "" if finished else "Ctrl-C" if monitor.was_interrupted else "SIGTERM"
+        monitor.end("finished" if finished else "preempted", done, resumable=True, reason=reason)
+        for line in _closing_lines(run, path, done):
+            monitor.console.line(line)
+        return INTERRUPTED if monitor.was_interrupted and not finished else 0
+    except Paused as error:
+        monitor.end("paused", monitor.last_step, resumable=True, reason=str(error))
+        raise
+    except BaseException as error:
+        reason = str(error) if isinstance(error, RlcliError) else repr(error)
+        step = monitor.last_step
+        monitor.end("failed", step, resumable=bool(run.checkpoints.steps()), reason=reason)
+        raise
+    finally:
+        run.scorer.close()
+        monitor.console.close()
+        sys.stdout.flush()
+
+
+def _closing_lines(run: Run, path: Path, done: int) -> list[str]:
+    scores = run.monitor.evaluations
+    lines = []
+    if len(scores) > 1:
+        (_, before), (step, after) = scores[0], scores[-1]
+        lines.append(f"Held-out pass@1: {before:.1%} before, {after:.1%} after {step} steps")
+    if done >= run.num_steps:
+        lines.append(f"Model: {path / 'checkpoints' / 'final'}")
+    else:
+        lines.append(f"Stopped after step {done} of {run.num_steps}.")
+        lines.append(f"Go on with: --output_dir {path} --resume auto, and the same settings")
+    return lines

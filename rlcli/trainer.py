@@ -1,0 +1,98 @@
+"""The loop: sample, score, estimate, update. One policy version per step."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlcli.algos.algorithm import Algorithm
+from rlcli.checkpoint import Checkpoints
+from rlcli.collect import collate, collect
+from rlcli.config.schema import Config
+from rlcli.data.prompts import PromptStream
+from rlcli.engines.base import TrainEngine
+from rlcli.monitor.monitor import Monitor
+from rlcli.rewards.base import Scorer
+from rlcli.rollout.base import Sampler, SamplingParams
+from rlcli.types import Prompt, StepRecord
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """Everything a run is made of. Built in `build`, used here."""
+
+    config: Config
+    num_steps: int
+    prompts: PromptStream
+    val_prompts: Sequence[Prompt]
+    sampler: Sampler
+    scorer: Scorer
+    engine: TrainEngine
+    algorithm: Algorithm
+    checkpoints: Checkpoints
+    monitor: Monitor
+    tokenizer: Any
+
+    def seed(self, step: int, *purpose: str | int) -> int:
+        """A seed of its own for every step and purpose: nothing random outlives a step."""
+        return zlib.crc32(repr((self.config.run.seed, step, *purpose)).encode())
+
+
+def train(run: Run) -> int:
+    """Sample, score, estimate, update, until the last step or a request to stop; steps done."""
+    done = run.checkpoints.restore(run)
+    run.sampler.load_weights(run.engine.weights(), version=done)
+    if done == 0:
+        evaluate(run, step=0)
+    while done < run.num_steps and not run.monitor.stop_requested:
+        torch.manual_seed(run.seed(done, "torch"))
+        with run.monitor.step(done) as record:
+            prompts = run.prompts.next(run.config.train.prompts_per_step)
+            collected = collect(run, prompts, record, step=done)
+            batch = collate(collected, needs=run.algorithm.needs)
+            batch = run.engine.annotate(batch, run.algorithm)
+            advantages = run.algorithm.advantages(batch, all_reduce=run.engine.all_reduce)
+            record.update(advantages.stats)
+            record.update(run.engine.update(batch, advantages, run.algorithm, step=done))
+            run.sampler.load_weights(run.engine.weights(), version=done + 1)
+            run.monitor.rollouts(done, collected.rollouts, collected.rewards)
+        done += 1
+        if is_due(run, done):
+            evaluate(run, step=done)
+        run.checkpoints.save_if_due(done, run)
+    run.checkpoints.finish(run, done)
+    return done
+
+
+def is_due(run: Run, step: int) -> bool:
+    """Whether to evaluate after this many steps: every eval_every, and at the end."""
+    every = run.config.run.eval_every
+    return step == run.num_steps or (every > 0 and step % every == 0)
+
+
+def evaluate(run: Run, *, step: int) -> StepRecord:
+    """Held-out score of the policy: pass@1 over val_n rollouts per prompt."""
+    if not run.val_prompts:
+        return {}
+    rollout = run.config.rollout
+    params = SamplingParams(
+        n=rollout.val_n,
+        max_tokens=run.config.data.max_response_tokens,
+        temperature=rollout.val_temperature,
+    )
+    with run.monitor.evaluation(step) as record:
+        rollouts = run.sampler.generate(run.val_prompts, params, seed=run.seed(0, "evaluate"))
+        rewards = run.scorer.score(rollouts)
+        values = [reward.value for reward in rewards if reward.value is not None]
+        if values:
+            record["eval/pass@1"] = sum(value >= 0.5 for value in values) / len(values)
+            record["eval/reward_mean"] = sum(values) / len(values)
+        record["eval/rows"] = len(run.val_prompts)
+        record["eval/unscored"] = len(rewards) - len(values)
+        lengths = [len(r.token_ids) for r in rollouts]
+        record["eval/response_length_mean"] = sum(lengths) / len(lengths)
+    return dict(record)

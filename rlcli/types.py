@@ -1,0 +1,124 @@
+"""The values that flow through a run: frozen, slotted, keyword-only.
+
+Shape legend, used as a suffix on every tensor with dimensions:
+P prompts of a step, G rollouts per prompt (a group), B = P * G rollouts, T response positions
+(right-padded), N packed tokens, V vocabulary, D hidden size, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Message = Mapping[str, str]
+StepRecord = dict[str, float]
+"""One step's metrics: flat `group/name` to number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One question, ready to sample from. `id` is unique within its file: `file.jsonl:17`."""
+
+    id: str
+    messages: tuple[Message, ...]
+    token_ids: tuple[int, ...]
+    ground_truth: Any = None
+    data_source: str = ""
+    extra_info: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled response; `token_ids` ends with its EOS when `finish_reason` is "stop".
+
+    `logprobs` are the sampler's, of logits / temperature before any top-p or top-k cut.
+    """
+
+    prompt: Prompt
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+    policy_version: int
+    greedy: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """A rollout's score. `value` None means unscored: masked out and counted, never 0."""
+
+    value: float | None
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    error: str | None = None
+    usage: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The rollouts of one step as tensors; rows of one group are adjacent.
+
+    prompt_ids: P tuples of prompt token ids. group_B: row -> index into prompt_ids.
+    token_ids_BT: response tokens, 0 past lengths_B. response_mask_BT: 1.0 on tokens the policy
+    wrote. rollout_logprobs_BT: the sampler's. rewards_B: 0.0 where valid_B is 0.
+    valid_B: 1.0 for a row that takes part in means and loss. baseline_B: reward of the greedy
+    rollout of the row's prompt (ReMax). parts: reward components, each [B].
+    """
+
+    prompt_ids: tuple[tuple[int, ...], ...]
+    group_B: Tensor
+    token_ids_BT: Tensor
+    lengths_B: Tensor
+    response_mask_BT: Tensor
+    rollout_logprobs_BT: Tensor
+    rewards_B: Tensor
+    valid_B: Tensor
+    baseline_B: Tensor | None = None
+    parts: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotatedBatch(Batch):
+    """A Batch plus what the models say of it before the update.
+
+    old_logprobs_BT: the trainer's (or the sampler's where they are the same). ref_logprobs_BT:
+    the reference model's, when a KL term is on. values_BT: the critic's, per response token.
+    sum_pi_squared_BT: sum over the vocabulary of pi^2 (optimal token baseline).
+    """
+
+    old_logprobs_BT: Tensor
+    ref_logprobs_BT: Tensor | None = None
+    values_BT: Tensor | None = None
+    sum_pi_squared_BT: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advantages:
+    """advantages_BT and, where a critic learns from them, returns_BT. 0 where the mask is 0.
+
+    loss_mask_BT: tokens that take part in the update (unscored, rejected and filtered rollouts
+    are out). correction_BT: trainer/sampler importance weights. None: the response mask, 1.
+    """
+
+    advantages_BT: Tensor
+    returns_BT: Tensor | None = None
+    loss_mask_BT: Tensor | None = None
+    correction_BT: Tensor | None = None
+    stats: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLoss:
+    """A per-token loss and per-token statistics, never reduced: the engine alone divides."""
+
+    loss_BT: Tensor
+    stats_BT: Mapping[str, Tensor]
+
+
+class AllReduce(Protocol):
+    """Sum a tensor over all ranks and return it; the identity in a single process."""
+
+    def __call__(self, values: Tensor, /) -> Tensor: ...

@@ -1,0 +1,148 @@
+"""The 18 main_ppo commands of the guides, copied as printed, start the run they describe."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pytest
+
+from rlcli.config.sources import resolve
+from rlcli.preflight import batch_arithmetic, check
+
+GUIDES = Path(__file__).with_name("guide_commands.txt")
+ENV = {"HOME": "/home/ann"}
+
+
+def commands() -> list[list[str]]:
+    """The arguments of every command, its comments and shell variables taken out as bash would."""
+    found: list[list[str]] = []
+    for block in GUIDES.read_text(encoding="utf-8").split("===")[1:]:
+        text = re.sub(r"\\[ \t]+#.*", r"\\", block)
+        text = re.sub(r"\\\n", " ", text)
+        names = dict(ENV)
+        for line in text.splitlines()[1:]:
+            line = Template(line).substitute(names)
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["python3"]:
+                found.append(words[3:])
+            elif len(words) == 1 and "=" in words[0]:
+                name, _, value = words[0].partition("=")
+                names[name] = value
+    return found
+
+
+class Expected(NamedTuple):
+    algorithm: str
+    lr: float
+    n: int
+    step: int
+    mini: int
+    epochs: int
+    model: str
+    more: Mapping[str, Any] = MappingProxyType({})
+
+
+QWEN2, QWEN25, SMALL = "Qwen/Qwen2-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-0.5B"
+BASELINE = "reinforce_plus_plus_baseline"
+GSM8K = ["/home/ann/data/gsm8k/train.parquet"]
+BOTH = [*GSM8K, "/home/ann/data/math/train.parquet"]
+EXPECTED = [
+    Expected(
+        "rloo", 1e-6, 5, 1024, 256, 15, QWEN2, {"algorithm.kl_coef": 0.001, "data.train": GSM8K}
+    ),
+    Expected(
+        "rloo",
+        5e-7,
+        8,
+        512,
+        256,
+        20,
+        QWEN2,
+        {"algorithm.kl_coef": 0.002, "data.max_response_tokens": 2048},
+    ),
+    Expected("rloo", 1e-6, 6, 1024, 256, 20, QWEN2, {"data.train": BOTH}),
+    Expected(
+        "rloo",
+        1e-6,
+        4,
+        512,
+        256,
+        15,
+        SMALL,
+        {"train.rows_per_micro_batch": 32, "train.dynamic_batch": False},
+    ),
+    Expected(BASELINE, 3e-6, 8, 1024, 1024, 15, QWEN2, {"data.train": BOTH}),
+    Expected("reinforce_plus_plus", 3e-6, 12, 1024, 1024, 15, QWEN2),
+    Expected(BASELINE, 3e-6, 8, 1024, 1024, 12, QWEN2, {"data.train": GSM8K}),
+    Expected(BASELINE, 1e-6, 8, 512, 512, 15, "Qwen/Qwen2-14B-Instruct"),
+    Expected(BASELINE, 3e-6, 6, 512, 512, 15, SMALL, {"train.rows_per_micro_batch": 8}),
+    Expected("remax", 1e-6, 4, 1024, 256, 10, QWEN25, {"train.tokens_per_micro_batch": 24000}),
+    Expected("remax", 1e-6, 4, 1024, 256, 10, QWEN25, {"algorithm.kl_in_reward": False}),
+    Expected(
+        "remax",
+        5e-7,
+        4,
+        512,
+        256,
+        10,
+        "Qwen/Qwen2.5-14B-Instruct",
+        {"train.tokens_per_micro_batch": 16000},
+    ),
+    Expected("remax", 1e-6, 4, 512, 256, 15, SMALL, {"data.max_prompt_tokens": 1024}),
+    Expected("remax", 1e-6, 4, 2048, 256, 10, SMALL, {"train.tokens_per_micro_batch": 20000}),
+    Expected("grpo", 1e-6, 4, 256, 256, 10, SMALL, {"algorithm.kl_loss": True}),
+    Expected(
+        "ppo",
+        1e-6,
+        1,
+        256,
+        256,
+        10,
+        SMALL,
+        {
+            "algorithm.gamma": 0.99,
+            "critic.path": QWEN25,
+            "critic.epochs": 2,
+            "critic.mini_batch_prompts": 64,
+        },
+    ),
+    Expected("ppo", 1e-6, 1, 256, 256, 10, SMALL, {"critic.path": QWEN25}),
+    Expected("rloo", 1e-6, 4, 1024, 256, 15, SMALL, {"algorithm.kl_in_reward": True}),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), list(zip(commands(), EXPECTED, strict=True)))
+def test_a_command_of_the_guides_starts_its_run(
+    arguments: list[str], expected: Expected, tmp_path: Path
+) -> None:
+    resolved = check(resolve(flags={}, overrides=arguments, files=[], env=ENV, cwd=tmp_path))
+    config = resolved.config
+    got = Expected(
+        config.algorithm.name,
+        config.train.lr,
+        config.rollout.n,
+        config.train.prompts_per_step,
+        config.train.mini_batch_prompts,
+        config.train.epochs,
+        config.model.path,
+        {key: resolved.value(key) for key in expected.more},
+    )
+    assert got == expected
+    assert batch_arithmetic(config, 7473)[1]
+
+
+@pytest.mark.parametrize("arguments", commands())
+def test_a_command_of_the_guides_runs_scaled_down(arguments: list[str], tmp_path: Path) -> None:
+    small = ["data.train_batch_size=8", "rollout.n=2"]
+    overrides = [*arguments, *small]
+    resolved = check(
+        resolve(flags={"max_steps": 2}, overrides=overrides, files=[], env=ENV, cwd=tmp_path)
+    )
+    config, _ = batch_arithmetic(resolved.config, 100)
+    assert (config.train.prompts_per_step, config.train.mini_batch_prompts) == (8, 8)

@@ -1,0 +1,156 @@
+"""Runs that are killed and resumed, forked from one process that has imported everything.
+
+python crash_runs.py MODE MODEL FOLDER [COUNT] prints one JSON object per scenario.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rlcli.trainer  # noqa: F401  # imported before the fork: every child starts at once
+from rlcli.cli.main import main
+
+UNSTABLE = ("time/", "tokens_per_s", "memory/")
+STEPS = 7
+
+
+def write_inputs(folder: Path) -> None:
+    rows = [{"prompt": f"{i} + {i + 1} = ", "ground_truth": str(2 * i + 1)} for i in range(10)]
+    lines = "\n".join(json.dumps({**row, "data_source": "x"}) for row in rows)
+    (folder / "data.jsonl").write_text(lines)
+    (folder / "reward.py").write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "    return (len(solution_str) * 7 % 11) / 11\n"
+    )
+
+
+def arguments(model: str, folder: Path, run: Path, *extra: str) -> list[str]:
+    return [
+        "rlcli", "train", "--algo", "ppo", "--model", model, "--output_dir", str(run),
+        "--data", str(folder / "data.jsonl"), "--val_data", str(folder / "data.jsonl"),
+        "--reward", f"{folder / 'reward.py'}:compute_score", "--max_steps", str(STEPS),
+        "data.max_prompt_tokens=32", "data.max_response_tokens=8", "train.lr=1e-3",
+        "critic.lr=1e-3", "train.prompts_per_step=4", "train.mini_batch_prompts=2",
+        "algorithm.kl_controller=adaptive", "run.eval_every=2", *extra,
+    ]  # fmt: skip
+
+
+def start(argv: list[str], prepare: Callable[[], None] | None = None) -> int:
+    """Process id of a forked run."""
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    torch.set_num_threads(1)
+    if prepare is not None:
+        prepare()
+    sys.argv = argv
+    code: Any = 1
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        os._exit(code if isinstance(code, int) else 0)
+
+
+def wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die_at(count: int) -> Callable[[], None]:
+    """Kills the process at the `count`-th step of the checkpoint protocol."""
+
+    def prepare() -> None:
+        left = [count]
+
+        def guarded(name: str) -> None:
+            real = getattr(os, name)
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    os._exit(9)
+                return real(*args, **kwargs)
+
+            setattr(os, name, call)
+
+        for name in ("fsync", "rename", "replace", "truncate"):
+            guarded(name)
+
+    return prepare
+
+
+def fingerprint(run: Path) -> dict[str, Any]:
+    """Hashes of the last checkpoint's tensors, and the metrics without what may differ."""
+    last = run / "checkpoints" / f"step_{STEPS}"
+    hashes = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(last.glob("*.safetensors"))
+    }
+    metrics = [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(UNSTABLE)}
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+    status = json.loads((run / "status.json").read_text())
+    return {"hashes": hashes, "metrics": metrics, "state": status["state"]}
+
+
+def scenario(model: str, folder: Path, name: str, kill: Callable[[list[str]], int]) -> None:
+    """One killed and resumed run, compared with the uninterrupted one."""
+    run = folder / f"run-{name}"
+    argv = arguments(model, folder, run, "--save_every", "1")
+    code = kill(argv)
+    exits, tries = [code], 0
+    while exits[-1] != 0 and tries < 3:
+        exits.append(wait(start([*argv, "--resume", "auto"])))
+        tries += 1
+    same = fingerprint(run) == fingerprint(folder / "run-whole")
+    print(json.dumps({"name": name, "exits": exits, "same": same}), flush=True)
+    shutil.rmtree(run)
+
+
+def main_() -> None:
+    mode, model, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    count = int(sys.argv[4]) if len(sys.argv) > 4 else 0
+    folder.mkdir(parents=True, exist_ok=True)
+    write_inputs(folder)
+    whole = arguments(model, folder, folder / "run-whole", "--save_every", "1")
+    begun = time.monotonic()
+    assert wait(start(whole)) == 0
+    seconds = time.monotonic() - begun
+    if mode == "protocol":
+        for at in range(count):
+            place = 7 + 5 * at
+            scenario(model, folder, f"protocol{place}", lambda a: wait(start(a, die_at(place))))  # noqa: B023
+    if mode == "random":
+        draw = random.Random(0)
+        for i in range(count):
+            delay = draw.uniform(0.1, 1.1) * seconds
+
+            def kill(argv: list[str], delay: float = delay) -> int:
+                child = start(argv)
+                time.sleep(delay)
+                os.killpg(child, signal.SIGKILL)
+                return wait(child)
+
+            scenario(model, folder, f"random{i}", kill)
+
+
+if __name__ == "__main__":
+    main_()

@@ -1,0 +1,87 @@
+"""A small batch and an engine over a real tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlcli.algos.algorithm import Algorithm
+from rlcli.causal_lm import load_causal_lm
+from rlcli.config.resolved import with_values
+from rlcli.config.schema import Config
+from rlcli.engines.critic import load_critic
+from rlcli.engines.lora import add_lora
+from rlcli.engines.torch_engine import TorchEngine
+from rlcli.types import Batch
+
+CPU = torch.device("cpu")
+
+
+def config(**changes: Any) -> Config:
+    """GRPO without KL, with `section__name=value` changes."""
+    base = {
+        "algorithm.advantage": "grpo",
+        "algorithm.aggregation": "token_mean",
+        "rollout.n": 4,
+        "train.lr": 1e-2,
+        "train.mini_batch_prompts": 4,
+        "data.max_response_tokens": 9,
+    }
+    return with_values(Config(), {**base, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def make_batch(*, seed: int = 0, groups: int = 4, n: int = 4) -> Batch:
+    """Ragged rollouts of ragged prompts, with rewards, one row unscored."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = groups * n
+    width = 9
+    lengths = torch.randint(1, width + 1, (rows,), generator=draw)
+    mask = torch.arange(width)[None] < lengths[:, None]
+    tokens = torch.randint(3, 200, (rows, width), generator=draw) * mask
+    valid = torch.ones(rows)
+    valid[1] = 0.0
+    prompt_lengths = torch.randint(1, 12, (groups,), generator=draw).tolist()
+    prompts = [torch.randint(3, 200, (k,), generator=draw).tolist() for k in prompt_lengths]
+    return Batch(
+        prompt_ids=tuple(tuple(p) for p in prompts),
+        group_B=torch.arange(groups).repeat_interleave(n),
+        token_ids_BT=tokens,
+        lengths_B=lengths,
+        response_mask_BT=mask.float(),
+        rollout_logprobs_BT=-torch.rand(rows, width, generator=draw) * 8 * mask,
+        rewards_B=torch.randint(0, 2, (rows,), generator=draw).float() * valid,
+        valid_B=valid,
+    )
+
+
+def make_engine(model: Path, settings: Config, *, exact: bool = False) -> TorchEngine:
+    """The engine as `build` makes it, on the CPU."""
+    torch.manual_seed(0)
+    policy = load_causal_lm(str(model), dtype=torch.float32, device=CPU)
+    reference = None
+    if settings.algorithm.needs_reference and not settings.lora.rank:
+        reference = load_causal_lm(str(model), dtype=torch.float32, device=CPU)
+    peft_model = add_lora(policy.model, settings.lora) if settings.lora.rank else None
+    critic = None
+    if settings.algorithm.advantage == "gae":
+        critic = load_critic(str(model), device=CPU, pad_token_id=0, trust_remote_code=False)
+    return TorchEngine(
+        settings,
+        policy,
+        total_steps=10,
+        pad_token_id=0,
+        sampler_is_exact=exact,
+        peft_model=peft_model,
+        reference=reference,
+        critic=critic,
+    )
+
+
+def one_update(engine: TorchEngine, settings: Config, *, step: int = 0) -> dict[str, float]:
+    """Annotate, estimate and update once."""
+    algorithm = Algorithm(settings, corrects_sampler=False)
+    batch = engine.annotate(make_batch(), algorithm)
+    advantages = algorithm.advantages(batch, all_reduce=engine.all_reduce)
+    return dict(advantages.stats) | engine.update(batch, advantages, algorithm, step=step)

@@ -1,0 +1,118 @@
+"""Mathematical answers, equal and unequal, and real rows of MATH."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlcli.boxed import gold_box
+from rlcli.rewards.rules.math import compute_score, gold_problem
+
+
+def score(response: str, gold: str) -> float:
+    return compute_score("lighteval/MATH", response, gold)
+
+
+@pytest.mark.parametrize(
+    ("response", "gold"),
+    [
+        (r"\boxed{42}", r"\boxed{42}"),
+        (r"\boxed{42}", "So $x = \\boxed{42}$."),
+        (r"$$\boxed{ 42 }$$", "42"),
+        (r"\fbox{42}", "42"),
+        ("**Answer:** 42", "42"),
+        ("答案是42。", "42"),
+        (r"答案是$\frac12$。", r"\frac{1}{2}"),
+        ("#### 42", "42"),
+        ("The answer is 42 apples in total.", "42"),
+        ("So all in all we get 42", "42"),
+        ("Therefore $x = 42$, as was to be shown.", "42"),
+        (r"Answer: \(\dfrac{3}{4}\)", r"\frac34"),
+        ("Answer:\n$$\\frac{3}{4}$$", r"\frac34"),
+        (r"\boxed{1,234}", "1234"),
+        (r"\boxed{1234}", r"1{,}234"),
+        (r"\boxed{\$18.00}", "18"),
+        (r"\boxed{42.}", "42"),
+        (r"\boxed{42.0}", "42"),
+        (r"\boxed{50\%}", r"50\%"),
+        (r"\boxed{50%}", r"50\%"),
+        (r"\boxed{50}", r"50\%"),
+        (r"\boxed{0.5}", r"50\%"),
+        (r"\boxed{−3}", "-3"),
+        (r"\boxed{-3}", "−3"),
+        (r"\boxed{41}. Correction: it is \boxed{42}", "42"),
+        ("\\boxed{42}\n\nIf you need 3 more examples, such as \\(x=7\\), just ask!", "42"),
+        (r"\boxed{(x+1)^2}", "x^2+2x+1"),
+        (r"\boxed{\sqrt{18}}", r"3\sqrt{2}"),
+        (r"\boxed{\frac{1}{2}}", "0.5"),
+        (r"\boxed{1/3}", "0.333333"),
+        (r"\boxed{2\frac{1}{2}}", r"\frac{5}{2}"),
+        (r"\boxed{tuesday}", r"\text{Tuesday}"),
+        (r"\boxed{C}", r"\text{(C)}"),
+        (r"\boxed{x=5}", "5"),
+        (r"\boxed{5}", "x=5"),
+        (r"\boxed{5\text{ cm}}", "5"),
+        (r"\boxed{90}", r"90^\circ"),
+        (r"\boxed{2,1}", "1,2"),
+        (r"\boxed{1} and \boxed{2}", "1,2"),
+        (r"\boxed{x+11} or \boxed{11+x}", "11+x"),
+        (r"<think>\boxed{1}</think> \boxed{2}", "2"),
+    ],
+)
+def test_equal_answers_count(response: str, gold: str) -> None:
+    assert score(response, gold) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("response", "gold"),
+    [
+        (r"\boxed{41} or \boxed{42}", "42"),
+        (r"\boxed{42} \boxed{41}", "42"),
+        (r"\boxed{42}, \boxed{41}", "41"),
+        (r"\boxed{42}. Correction: it is \boxed{41}", "42"),
+        (r"\boxed{[1,2]}", "(1,2)"),
+        (r"\boxed{B}", r"\text{(C)}"),
+        (r"\boxed{\text{no}}", r"\text{yes}"),
+        (r"\boxed{4}", "4t"),
+        (r"\boxed{50\%}", "0.5"),
+        (r"\boxed{3}", "4"),
+        (r"\boxed{", "4"),
+        (r"\boxed{}", "4"),
+        (r"\boxed{" + "x" * 5000 + "}", "4"),
+        ("No idea.", "4"),
+        ("", "4"),
+    ],
+)
+def test_hedged_other_and_missing_answers_get_nothing(response: str, gold: str) -> None:
+    assert score(response, gold) == 0.0
+
+
+def test_a_gold_that_cannot_be_read_is_found() -> None:
+    assert [gold_problem(gold) for gold in ("42", r"\text{Tuesday}", "(1,2)", "x=5")] == [None] * 4
+    assert gold_problem("") == "ground_truth is empty"
+    assert "cannot be read" in str(gold_problem(r"\frac{1"))
+
+
+def solutions(shared_data: Path) -> list[str]:
+    """All reference solutions of MATH."""
+    lines: list[str] = []
+    for split in ("train", "test"):
+        lines += (shared_data / f"math_{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["solution"] for line in lines]
+
+
+def test_reference_solutions_score_1_on_all_real_rows(shared_data: Path) -> None:
+    texts = solutions(shared_data)
+    assert len(texts) == 4500
+    failures = [text for text in texts if score(text, gold_box(text)) != 1.0]
+    # One lists three boxes of which one is the gold; one joins its two answers by "or".
+    assert len(failures) == 2
+
+
+def test_solutions_of_other_rows_score_0_on_real_rows(shared_data: Path) -> None:
+    texts = solutions(shared_data)[::40]
+    golds = [gold_box(text) for text in texts]
+    wrong = [gold for i, gold in enumerate(golds) if score(texts[i - 1], gold)]
+    assert wrong == [gold for i, gold in enumerate(golds) if gold == golds[i - 1]]

@@ -1,0 +1,316 @@
+"""Real functions that hang, crash, raise and return nonsense, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlcli.boxed import gold_box
+from rlcli.rewards.pool import check_function, read_reply
+from rlcli.types import Reward
+
+MISCHIEF = """
+import ctypes, os, re, sys, time, threading
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    print("noise on stdout " * 1000)
+    os.write(1, b"and on its descriptor")
+    if solution_str == "hang":
+        time.sleep(1000)
+    if solution_str == "hang holding the lock":
+        re.match(r"(a+)+b", "a" * 60)
+    if solution_str == "exit":
+        os._exit(3)
+    if solution_str == "leave":
+        sys.exit("bye")
+    if solution_str == "segfault":
+        ctypes.string_at(0)
+    if solution_str == "raise":
+        raise KeyError("no such thing")
+    if solution_str == "recurse":
+        return compute_score(data_source, solution_str, ground_truth)
+    if solution_str == "return":
+        return extra_info["value"]
+    return 0.5
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("hang", "took longer than 1 s (reward.timeout_s)"),
+        ("hang holding the lock", "took longer than 1 s (reward.timeout_s)"),
+        ("exit", "the scoring process exited with status 3"),
+        ("segfault", "the scoring process was killed by SIGSEGV"),
+        ("leave", "SystemExit: bye (reward.py:14)"),
+        ("raise", "KeyError: 'no such thing' (reward.py:18)"),
+        ("recurse", "RecursionError: maximum recursion depth exceeded"),
+    ],
+)
+def test_a_failing_call_is_unscored_with_its_reason_and_the_next_one_is_scored(
+    user_file: Any, pool: Any, rollout: Any, text: str, error: str
+) -> None:
+    scorer = pool(user_file(MISCHIEF), timeout_s=1.0)
+    rewards = scorer.score([rollout("fine"), rollout(text), rollout("fine")])
+    assert [reward.value for reward in rewards] == [0.5, None, 0.5]
+    assert rewards[1].error.startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (float("nan"), "the reward is nan, expected a finite number"),
+        (float("-inf"), "the reward is -inf, expected a finite number"),
+        (True, "the reward returned bool True, expected a number"),
+        (None, "the reward returned NoneType None, expected a number"),
+        ("1.0", "the reward returned str '1.0', expected a number"),
+        (10**400, "OverflowError: int too large to convert to float"),
+        ({"score": "1.0"}, "'score' is str '1.0', expected a number"),
+        ({"score": 1.0, "form": float("inf")}, "form is inf, expected a finite number"),
+        ({}, "the reward returned a dict without numbers"),
+    ],
+)
+def test_what_is_no_number_is_unscored(
+    user_file: Any, pool: Any, rollout: Any, value: Any, error: str
+) -> None:
+    scorer = pool(user_file(MISCHIEF))
+    (reward,) = scorer.score([rollout("return", value=value)])
+    assert reward.value is None
+    assert reward.error.startswith(error)
+
+
+@pytest.mark.parametrize("value", [1, 1.0, {"score": 1}])
+def test_numbers_and_dicts_are_scores(user_file: Any, pool: Any, rollout: Any, value: Any) -> None:
+    assert pool(user_file(MISCHIEF)).score([rollout("return", value=value)])[0] == Reward(value=1.0)
+
+
+def test_numbers_of_numpy_and_torch_are_scores(user_file: Any, pool: Any, rollout: Any) -> None:
+    source = """
+import numpy, torch
+def compute_score(data_source, solution_str, ground_truth):
+    return {"numpy": numpy.float32(0.5), "torch": torch.tensor(0.5), "bool": numpy.bool_(True)}[
+        solution_str
+    ]
+"""
+    scorer = pool(user_file(source))
+    rewards = scorer.score([rollout(text) for text in ("numpy", "torch", "bool")])
+    assert [reward.value for reward in rewards] == [0.5, 0.5, None]
+
+
+def test_parts_are_the_other_numbers_of_a_dict(user_file: Any, pool: Any, rollout: Any) -> None:
+    result = {"score": 1.0, "form": 0.5, "right": True, "read": "42"}
+    scorer = pool(user_file(MISCHIEF))
+    assert scorer.score([rollout("return", value=result)]) == [
+        Reward(value=1.0, parts={"form": 0.5})
+    ]
+
+
+def test_weights_sum_the_parts_and_a_missing_one_leaves_the_rollout_unscored() -> None:
+    weights = {"right": 1.0, "form": 0.2}
+    reply = {"score": None, "parts": {"right": 0.5, "form": 1.0, "length": 9.0}}
+    assert read_reply(reply, weights=weights) == Reward(
+        value=0.7, parts={"right": 0.5, "form": 1.0, "length": 9.0}
+    )
+    partial = read_reply({"score": 3.0, "parts": {"right": 0.5}}, weights=weights)
+    assert partial.value is None
+    assert partial.error == "reward.weights names form; the reward returned right, score"
+    own = read_reply({"score": 3.0, "parts": {}}, weights={"score": 2.0})
+    assert own == Reward(value=6.0, parts={"score": 3.0})
+    assert read_reply({"score": None, "parts": {"right": 0.5}}, weights={}).value is None
+
+
+def test_the_function_sees_the_row_and_may_do_without_extra_info(
+    user_file: Any, pool: Any, rollout: Any
+) -> None:
+    source = """
+def compute_score(data_source, solution_str, ground_truth):
+    return float((data_source, solution_str, ground_truth) == ("mine", "text", ["a", 1]))
+"""
+    (reward,) = pool(user_file(source)).score([rollout("text", ["a", 1], "mine")])
+    assert reward.value == 1.0
+
+
+def test_keys_are_not_in_the_environment_and_the_error_says_why(
+    user_file: Any, pool: Any, rollout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DASHSCOPE_API_KEY", "HF_TOKEN", "CANARY_SECRET"):
+        monkeypatch.setenv(name, "canary-value")
+    monkeypatch.setenv("HARMLESS", "1")
+    source = """
+import os
+def compute_score(data_source, solution_str, ground_truth):
+    if solution_str == "ask":
+        return os.environ["DASHSCOPE_API_KEY"]
+    seen = open("/proc/self/environ").read() + repr(dict(os.environ))
+    return float("canary-value" not in seen and "HARMLESS" in seen)
+"""
+    safe, asked = pool(user_file(source)).score([rollout("look"), rollout("ask")])
+    assert safe.value == 1.0
+    assert "keys are kept from reward functions" in str(asked.error)
+
+
+def test_the_clock_starts_when_the_work_starts(user_file: Any, pool: Any, rollout: Any) -> None:
+    source = """
+import time
+time.sleep(0.6)  # a slow import is not the first call's fault
+def compute_score(data_source, solution_str, ground_truth):
+    time.sleep(0.15)
+    return 1.0
+"""
+    scorer = pool(user_file(source), timeout_s=0.5)
+    # Five calls one after the other wait longer than one call's limit.
+    rewards = scorer.score([rollout("x")] * 5)
+    assert [reward.value for reward in rewards] == [1.0] * 5
+
+
+def test_scoring_goes_on_while_rollouts_still_come(user_file: Any, pool: Any, rollout: Any) -> None:
+    scorer = pool(user_file(MISCHIEF), workers=2, timeout_s=1.0)
+    slow = scorer.submit(rollout("hang"))
+    assert scorer.submit(rollout("fine")).result(timeout=20).value == 0.5
+    assert not slow.done()
+    assert slow.result(timeout=20).value is None
+
+
+def test_functions_find_the_modules_beside_them(user_file: Any, pool: Any, rollout: Any) -> None:
+    user_file("def grade(text): return len(text)", "my_grading.py")
+    source = """
+from my_grading import grade
+def compute_score(data_source, solution_str, ground_truth):
+    return grade(solution_str)
+"""
+    assert pool(user_file(source)).score([rollout("abc")])[0].value == 3.0
+
+
+def test_what_functions_print_goes_to_the_log(
+    user_file: Any, pool: Any, rollout: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "reward.log"
+    pool(user_file(MISCHIEF), log=log).score([rollout("fine")])
+    assert b"and on its descriptor" in log.read_bytes()
+    assert capfd.readouterr().out == ""
+
+
+def test_close_kills_what_hangs_and_cancels_what_waits(
+    user_file: Any, pool: Any, rollout: Any
+) -> None:
+    scorer = pool(user_file(MISCHIEF), timeout_s=100.0)
+    scorer.score([rollout("fine")])
+    running, waiting = scorer.submit(rollout("hang")), scorer.submit(rollout("fine"))
+    while not running.running():
+        time.sleep(0.01)
+    begun = time.perf_counter()
+    scorer.close()
+    assert time.perf_counter() - begun < 5.0
+    assert running.result(timeout=5).value is None
+    assert waiting.cancelled()
+    with pytest.raises(RuntimeError, match="closed"):
+        scorer.submit(rollout("fine"))
+
+
+PARENT = """
+import sys, time
+from rlcli.rewards.pool import ScorerPool
+from rlcli.types import Prompt, Rollout
+prompt = Prompt(id="a", messages=(), token_ids=(1,), data_source="x")
+hang = Rollout(prompt=prompt, text="hang", token_ids=(1,), logprobs=(0.0,), finish_reason="stop",
+               policy_version=0)
+pool = ScorerPool(sys.argv[1], workers=2, timeout_s=1000)
+pool.submit(hang)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_processes_die_with_a_killed_parent_even_while_they_hang(
+    user_file: Any, tmp_path: Path
+) -> None:
+    source = f"""
+import os, pathlib, time
+pathlib.Path({str(tmp_path)!r}, f"{{os.getpid()}}.pid").touch()
+def compute_score(data_source, solution_str, ground_truth):
+    pathlib.Path({str(tmp_path)!r}, "hanging").touch()
+    time.sleep(1000)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PARENT, user_file(source)]
+    with subprocess.Popen(command, env=environment) as parent:
+        wait_for(lambda: (tmp_path / "hanging").exists() and len(pids(tmp_path)) == 2)
+        parent.kill()
+    wait_for(lambda: not any(is_alive(pid) for pid in pids(tmp_path)))
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(path.stem) for path in folder.glob("*.pid")]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for(condition: Any, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_rules_score_real_rows_in_two_processes_without_waiting_for_each_other(
+    pool: Any, rollout: Any, shared_data: Path
+) -> None:
+    lines = (shared_data / "math_test.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["solution"] for line in lines[:200]]
+    scorer = pool("rules", workers=2)
+    rollouts = [rollout(text, gold_box(text), "lighteval/MATH") for text in texts]
+    scorer.score(rollouts[:2])
+    begun = time.perf_counter()
+    assert all(reward.value == 1.0 for reward in scorer.score(rollouts * 5))
+    assert 1000 / (time.perf_counter() - begun) > 50
+
+
+def test_an_answer_that_never_ends_to_compute_is_unscored(pool: Any, rollout: Any) -> None:
+    scorer = pool("rules", timeout_s=1.0)
+    tower = rollout(r"\boxed{9^{9^{9^{9^9}}}}", "7", "math")
+    rewards = scorer.score([tower, rollout(r"\boxed{7}", "7", "math")])
+    assert [reward.value for reward in rewards] == [None, 1.0]
+    assert "took longer than 1 s" in rewards[0].error
+
+
+def test_a_row_that_a_rule_cannot_grade_is_unscored_with_the_reason(
+    pool: Any, rollout: Any
+) -> None:
+    unknown, bad_gold = pool("rules").score(
+        [rollout("1", "1", "gsm9k"), rollout("1", "one", "gsm8k")]
+    )
+    assert unknown.value is None
+    assert "no built-in rule grades data_source 'gsm9k' (nearest: gsm8k" in unknown.error
+    assert bad_gold.value is None
+    assert bad_gold.error == "ValueError: ground_truth 'one' is not a number"
+
+
+def test_scoring_works_under_a_parent_with_torch_threads(
+    user_file: Any, pool: Any, rollout: Any
+) -> None:
+    import torch
+
+    torch.randn(400, 400) @ torch.randn(400, 400)
+    source = """
+import sys
+def compute_score(data_source, solution_str, ground_truth):
+    return float("torch" not in sys.modules and "pytest" not in sys.modules)
+"""
+    assert pool(user_file(source)).score([rollout("x")])[0].value == 1.0
+
+
+def test_a_function_that_can_be_called_passes_the_check(user_file: Any) -> None:
+    check_function(user_file(MISCHIEF))

@@ -1,0 +1,210 @@
+"""Checkpoints: whole or not there, checked before use, and to the bit what was saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlcli.checkpoint import Checkpoints, damage
+from rlcli.errors import CheckpointError, TrainingError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Counter:
+    """The parts of a run that a checkpoint talks to, with one number as their state."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.notes: list[str] = []
+        self.evaluations: list[tuple[int, float]] = []
+        self.fail_with: int | None = None
+
+    def save_state(self, folder: Path) -> None:
+        if self.fail_with is not None:
+            raise OSError(self.fail_with, os.strerror(self.fail_with))
+        save_file({"value": torch.tensor([self.value])}, folder / "policy.safetensors")
+
+    def load_state(self, folder: Any) -> None:
+        if isinstance(folder, Path):
+            self.value = float(load_file(folder / "policy.safetensors")["value"])
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def begin(self, step: int) -> None:
+        self.step = step
+
+
+def make_run() -> tuple[Any, Counter]:
+    part = Counter()
+    run = SimpleNamespace(
+        engine=part, prompts=part, monitor=part, algorithm=SimpleNamespace(kl=part)
+    )
+    return run, part
+
+
+def checkpoints(folder: Path, **changes: Any) -> Checkpoints:
+    settings: dict[str, Any] = {"save_every": 1, "keep": 2, "resume": "newest"}
+    return Checkpoints(folder, **{**settings, **changes})
+
+
+def save_steps(folder: Path, *steps: int, **changes: Any) -> Counter:
+    run, part = make_run()
+    store = checkpoints(folder, **changes)
+    for step in steps:
+        part.value = float(step)
+        store.save_if_due(step, run)
+    return part
+
+
+def test_the_newest_checkpoint_comes_back(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2, 3)
+    run, part = make_run()
+    assert checkpoints(tmp_path).restore(run) == 3
+    assert part.value == 3.0
+
+
+def test_a_step_can_be_asked_for_and_later_ones_are_set_aside(tmp_path: Path) -> None:
+    save_steps(tmp_path, 2, 3)
+    run, part = make_run()
+    store = checkpoints(tmp_path, resume=2)
+    assert store.restore(run) == 2
+    assert part.value == 2.0
+    assert store.steps() == [2]
+    assert (tmp_path / "aside_step_3").is_dir()
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7; it has: 2"):
+        checkpoints(tmp_path, resume=7).restore(run)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+HARM = {
+    "bit flipped": lambda folder: flip_a_bit(folder / "policy.safetensors"),
+    "cut": lambda folder: (folder / "policy.safetensors").write_bytes(b"x"),
+    "file missing": lambda folder: (folder / "policy.safetensors").unlink(),
+    "state changed": lambda folder: (folder / "state.json").write_text("{}"),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest cut": lambda folder: (folder / "manifest.json").write_text('{"sha'),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path: Path, harm: str
+) -> None:
+    save_steps(tmp_path, 1, 2)
+    HARM[harm](tmp_path / "step_2")
+    run, part = make_run()
+    assert checkpoints(tmp_path).restore(run) == 1
+    assert part.value == 1.0
+    assert "step_2" in part.notes[0]
+    assert "falling back to step 1" in part.notes[0]
+
+
+def test_when_all_are_damaged_nothing_is_deleted_and_the_run_does_not_start(
+    tmp_path: Path,
+) -> None:
+    save_steps(tmp_path, 1, 2)
+    for step in (1, 2):
+        flip_a_bit(tmp_path / f"step_{step}" / "policy.safetensors")
+    run, _ = make_run()
+    with pytest.raises(CheckpointError, match="nothing was deleted"):
+        checkpoints(tmp_path).restore(run)
+    assert checkpoints(tmp_path).steps() == [1, 2]
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    run, part = make_run()
+    store = checkpoints(tmp_path, keep=2)
+    for step, score in enumerate([0.1, 0.9, 0.2, 0.3, 0.4], start=1):
+        part.evaluations.append((step, score))
+        store.save_if_due(step, run)
+    assert store.steps() == [2, 4, 5]
+
+
+def test_save_freq_minus_one_keeps_one_rolling_checkpoint(tmp_path: Path) -> None:
+    run, _ = make_run()
+    store = checkpoints(tmp_path, save_every=-1)
+    for step in (1, 2, 3):
+        store.save_if_due(step, run)
+    assert store.steps() == []
+    store.save(4, run)
+    store.save(5, run)
+    assert store.steps() == [5]
+
+
+def test_a_full_disk_is_survived_twice(tmp_path: Path) -> None:
+    run, part = make_run()
+    store = checkpoints(tmp_path)
+    store.save_if_due(1, run)
+    part.fail_with = 28
+    store.save_if_due(2, run)
+    store.save_if_due(3, run)
+    assert ["disk is full" in note for note in part.notes] == [True, True]
+    assert store.steps() == [1]
+    assert damage(store.path(1)) is None
+    assert not list(tmp_path.glob(".part*"))
+    with pytest.raises(TrainingError, match="3 checkpoints in a row"):
+        store.save_if_due(4, run)
+
+
+def test_a_replacement_cut_between_its_renames_is_undone(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+    os.rename(tmp_path / "step_1", tmp_path / ".old-step_1")
+    (tmp_path / ".part-step_2").mkdir()
+    run, part = make_run()
+    assert checkpoints(tmp_path).restore(run) == 1
+    assert part.value == 1.0
+    assert not list(tmp_path.glob(".*"))
+
+
+def crash(mode: str, model: Path, folder: Path, count: int) -> list[dict[str, Any]]:
+    script = Path(__file__).with_name("crash_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), mode, str(model), str(folder), str(count)],
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(results: list[dict[str, Any]], count: int, code: int) -> None:
+    assert len(results) == count
+    for result in results:
+        assert result["same"], result
+        assert result["exits"][-1] == 0
+    assert sum(result["exits"][0] == code for result in results) >= count // 2
+
+
+def test_a_run_killed_inside_the_protocol_ends_bit_equal(tiny_model: Path, tmp_path: Path) -> None:
+    check(crash("protocol", tiny_model, tmp_path, 5), 5, 9)
+
+
+def test_a_run_killed_anywhere_ends_bit_equal(tiny_model: Path, tmp_path: Path) -> None:
+    check(crash("random", tiny_model, tmp_path, 5), 5, -9)
+
+
+@pytest.mark.nightly
+def test_fifty_kills(tiny_model: Path, tmp_path: Path) -> None:
+    check(crash("random", tiny_model, tmp_path, 50), 50, -9)

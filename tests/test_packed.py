@@ -1,0 +1,108 @@
+"""Flat tokens must be invisible: the same log-probs, gradients and samples as one row at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from rlcli.causal_lm import CausalLM, enable_gradient_checkpointing, prepare
+from rlcli.packed import GroupLayout
+
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "initializer_range": 0.2,
+}
+ARCHITECTURES = [
+    ("Qwen2", {}),
+    ("Qwen3", {"head_dim": 8}),
+    ("Llama", {}),
+    ("Mistral", {"head_dim": 8, "sliding_window": 4}),
+    ("Gemma", {"head_dim": 8}),
+    ("Gemma3Text", {"head_dim": 8, "sliding_window": 4}),
+    ("Phi3", {}),
+]
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15]]
+RESPONSES = [[20, 21, 22, 23, 24, 2], [25, 2], [26, 27, 28, 2], [29], [30, 31, 32, 33, 34, 35, 36]]
+GROUP = [0, 0, 1, 2, 2]
+
+
+def build(kind: str, extra: dict[str, object]) -> transformers.PreTrainedModel:
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{kind}Config")(**{**SMALL, **extra})
+    return transformers.AutoModelForCausalLM.from_config(config).float()
+
+
+def one_by_one(model: transformers.PreTrainedModel) -> torch.Tensor:
+    """Log-probs of every response token from a plain forward per row."""
+    out = []
+    for row, response in enumerate(RESPONSES):
+        prompt = PROMPTS[GROUP[row]]
+        logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        out.append(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0])
+    return torch.cat(out)
+
+
+def all_at_once(lm: CausalLM) -> torch.Tensor:
+    layout = GroupLayout(
+        [len(p) for p in PROMPTS], [len(r) for r in RESPONSES], GROUP, torch.device("cpu")
+    )
+    flat = torch.tensor([t for row in [*PROMPTS, *RESPONSES] for t in row])
+    hidden = lm.hidden(flat, layout.position_ids, layout)[layout.predicts_N]
+    targets = torch.tensor([t for row in RESPONSES for t in row])
+    return lm.logits(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
+@pytest.mark.parametrize(("kind", "extra"), ARCHITECTURES)
+def test_packed_logprobs_and_gradients_equal_one_row_at_a_time(
+    kind: str, extra: dict[str, object]
+) -> None:
+    model = build(kind, extra)
+    expected = one_by_one(model)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+    (expected * weights).sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    lm = prepare(model)
+    assert lm.packed, lm.notes
+    actual = all_at_once(lm)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    (actual * weights).sum().backward()
+    got = [p.grad for p in model.parameters() if p.grad is not None]
+    for a, b in zip(got, gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    lm = prepare(build("Qwen2", {}))
+    all_at_once(lm).sum().backward()
+    expected = [p.grad.clone() for p in lm.model.parameters() if p.grad is not None]
+    lm.model.zero_grad()
+    enable_gradient_checkpointing(lm.model)
+    lm.model.train()
+    all_at_once(lm).sum().backward()
+    got = [p.grad for p in lm.model.parameters() if p.grad is not None]
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_a_model_with_soft_capped_attention_falls_back_and_says_why() -> None:
+    lm = prepare(build("Gemma2", {"head_dim": 8, "sliding_window": 4}))
+    assert not lm.packed
+    assert "softcap" in lm.notes[0]
+
+
+def test_dropout_of_the_base_model_is_off_in_training() -> None:
+    model = build("Qwen2", {"attention_dropout": 0.5})
+    lm = prepare(model)
+    lm.model.train()
+    assert lm.packed
+    torch.testing.assert_close(all_at_once(lm), all_at_once(lm), atol=0, rtol=0)
