@@ -44,6 +44,7 @@ class Plan:
     model_config: Any
     train: EncodedPrompts
     val: EncodedPrompts | None
+    device: torch.device
     num_steps: int
     steps_per_epoch: int
     notes: list[str]
@@ -91,6 +92,7 @@ def make_plan(resolved: Resolved) -> Plan:
         model_config=model_config,
         train=train,
         val=val,
+        device=choose_device(config),
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
         notes=[*resolved.notes, *train.notes, *notes],
@@ -200,7 +202,7 @@ def build_run(plan: Plan, run_dir: RunDir, resume: Resume, *, quiet: bool = Fals
 
     config = plan.config
     torch.manual_seed(config.run.seed)
-    device = choose_device(config)
+    device = plan.device
     explicit = config.algorithm.correction in ("token", "sequence")
     algorithm = Algorithm(config, corrects_sampler=explicit)
     eos = eos_token_ids(str(plan.model_dir), plan.tokenizer, plan.model_config)

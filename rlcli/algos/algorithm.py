@@ -37,6 +37,8 @@ BATCH_INPUTS = (
     "ref_logprobs_BT",
     "sum_pi_squared_BT",
 )
+METRIC_NAMES = {"clip_frac": "clip_fraction", "clip_frac_lower": "clip_fraction_lower"}
+"""Statistics whose metric has the name the guides use."""
 
 
 def _own_entry(spec: str, kind: str, positional: int) -> Entry:
@@ -269,7 +271,8 @@ class Algorithm:
             loss_BT = loss_BT * advantages.correction_BT
         if s.entropy_coef > 0:
             loss_BT = loss_BT - s.entropy_coef * torch.where(mask_BT > 0, entropy_BT, 0.0)
-        stats = {**base.stats_BT, "entropy": entropy_BT.detach()}
+        stats = {METRIC_NAMES.get(k, k): v for k, v in base.stats_BT.items()}
+        stats["entropy"] = entropy_BT.detach()
         if s.kl_loss:
             assert batch.ref_logprobs_BT is not None
             # masked before, not after: a -inf behind the mask would give NaN gradients

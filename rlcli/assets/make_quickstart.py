@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import pre_tokenizers
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 PAD_ID, EOS_ID, IGNORED = 1, 3, -100
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
@@ -80,13 +80,13 @@ def build_math_rows() -> tuple[list[Row], list[Row]]:
     return shuffled[:NUM_MATH_ROWS], shuffled[NUM_MATH_ROWS:]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per printable ASCII character or newline, without a chat template."""
-    vocab = {t: i for i, t in enumerate([*SPECIAL_TOKENS, *map(chr, range(32, 127)), "\n"])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=SPECIAL_TOKENS[0]))
-    backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+def build_tokenizer() -> Qwen2Tokenizer:
+    """One token per byte, so that any text survives the round trip; no chat template."""
+    # AutoTokenizer loads any qwen2 folder as this class, whatever was saved (transformers 5.23).
+    tokens = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    return Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[],
         unk_token=SPECIAL_TOKENS[0],
         pad_token=SPECIAL_TOKENS[PAD_ID],
         eos_token=SPECIAL_TOKENS[EOS_ID],
@@ -97,10 +97,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(seed: int) -> Qwen2ForCausalLM:
-    """A randomly initialised Qwen2 of 804,992 parameters in float32."""
+    """A randomly initialised Qwen2 of 821,888 parameters in float32."""
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=128,
+        vocab_size=260,
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=4,
@@ -114,7 +114,7 @@ def build_model(seed: int) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config)
 
 
-def encode_rows(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> Batch:
+def encode_rows(tokenizer: Qwen2Tokenizer, rows: list[Row]) -> Batch:
     """Right-padded tokens, and the answer token to predict at each place, or IGNORED."""
     ids_BT = torch.full((len(rows), MAX_TOKENS), PAD_ID)
     targets_BT = torch.full((len(rows), MAX_TOKENS), IGNORED)
@@ -146,7 +146,7 @@ def measure_solve_rates(model: Qwen2ForCausalLM, batch: Batch) -> tuple[float, f
     return solve_prob_B.mean().item(), is_greedy_B.float().mean().item()
 
 
-def warm_up(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
+def warm_up(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     """The bfloat16 model of the first check that finds both held-out rates near SOLVE_RATE."""
     train_rows, val_rows = split_sums()
     held_out, rng, model = encode_rows(tokenizer, val_rows), random.Random(seed), build_model(seed)

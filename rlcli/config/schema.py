@@ -285,8 +285,6 @@ class RunConfig(Section):
     """Run directory; none: outputs/<run name>."""
     name: str | None = None
     """Run name; none: algorithm, model and start time."""
-    project: str = "rlcli"
-    """Project name for trackers."""
     seed: NonNegative = 0
     """Fixes data order, sampling and initial values."""
     save_every: Annotated[int, Field(ge=-1)] = 0

@@ -106,7 +106,6 @@ def test_values_take_the_form_their_setting_wants(run: Any) -> None:
         "data.train_files=['$HOME/a.parquet', 'b.json']",
         "data.val=c.jsonl",
         "run.name=20240101",
-        "run.project=1e3",
         "lora.targets=[q_proj,v_proj]",
         "data.fields.prompt=question",
         "data.fields={ground_truth: answer}",
@@ -117,7 +116,7 @@ def test_values_take_the_form_their_setting_wants(run: Any) -> None:
     ).config
     assert config.data.train == ["/home/ann/a.parquet", "b.json"]
     assert config.data.val == ["c.jsonl"]
-    assert (config.run.name, config.run.project, config.run.resume) == ("20240101", "1e3", "20")
+    assert (config.run.name, config.run.resume) == ("20240101", "20")
     assert config.lora.targets == ["q_proj", "v_proj"]
     assert config.data.fields == {"prompt": "question", "ground_truth": "answer"}
     assert config.reward.weights == {"accuracy": 0.7}

@@ -1,0 +1,217 @@
+"""Rollouts and rewards of a step: refills, holds, and what a missing score does to its group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rlcli.collect import Collected, collate, collect
+from rlcli.config.resolved import with_values
+from rlcli.config.schema import Config
+from rlcli.errors import Paused, RewardError
+from rlcli.rollout.base import OnFinish, SamplingParams
+from rlcli.types import Prompt, Reward, Rollout
+
+Score = Callable[[Rollout, int], Reward]
+
+
+def prompt(name: str) -> Prompt:
+    return Prompt(id=name, messages=(), token_ids=(3, 4))
+
+
+def rollout(name: str, length: int, *, greedy: bool = False) -> Rollout:
+    return Rollout(
+        prompt=prompt(name),
+        text=name,
+        token_ids=tuple(range(5, 5 + length)),
+        logprobs=tuple(-0.1 * i for i in range(length)),
+        finish_reason="stop",
+        policy_version=0,
+        greedy=greedy,
+    )
+
+
+class CountingSampler:
+    """n rollouts of lengths 1, 2, ... n per prompt."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        seed: int,
+        on_finish: OnFinish | None = None,
+    ) -> list[Rollout]:
+        self.asked.append([p.id for p in prompts])
+        greedy = params.temperature == 0
+        out = [rollout(p.id, i + 1, greedy=greedy) for p in prompts for i in range(params.n)]
+        for i in reversed(range(len(out))):
+            if on_finish is not None:
+                on_finish(i, out[i])
+        return out
+
+
+class FunctionScorer:
+    """Scores by a function of the rollout and of how often it was asked about it."""
+
+    is_service = False
+
+    def __init__(self, function: Score) -> None:
+        self.function = function
+        self.asked: dict[tuple[str, int], int] = {}
+
+    def submit(self, one: Rollout) -> Future[Reward]:
+        key = (one.prompt.id, len(one.token_ids))
+        self.asked[key] = self.asked.get(key, 0) + 1
+        future: Future[Reward] = Future()
+        future.set_result(self.function(one, self.asked[key]))
+        return future
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Reward]:
+        return [self.submit(r).result() for r in rollouts]
+
+
+def make_run(score: Score, *, needs: frozenset[str] = frozenset(), **changes: Any) -> Any:
+    names = iter(f"p{i}" for i in range(100))
+    settings = {"rollout.n": 3, **{k.replace("__", "."): v for k, v in changes.items()}}
+    notes: list[str] = []
+    return SimpleNamespace(
+        config=with_values(Config(), settings),
+        sampler=CountingSampler(),
+        scorer=FunctionScorer(score),
+        algorithm=SimpleNamespace(needs=needs),
+        prompts=SimpleNamespace(next=lambda count: [prompt(next(names)) for _ in range(count)]),
+        monitor=SimpleNamespace(note=notes.append),
+        notes=notes,
+        seed=lambda *purpose: hash(purpose) % 1000,
+    )
+
+
+def by_length(one: Rollout, times: int) -> Reward:
+    return Reward(value=float(len(one.token_ids)))
+
+
+def test_rewards_stand_beside_their_rollouts_whatever_order_they_finish_in() -> None:
+    run = make_run(by_length)
+    record: dict[str, float] = {}
+    got = collect(run, [prompt("a"), prompt("b")], record, step=0)
+    assert [r.prompt.id for r in got.rollouts] == ["a"] * 3 + ["b"] * 3
+    assert [r.value for r in got.rewards] == [1.0, 2.0, 3.0] * 2
+    assert record["reward_mean"] == 2.0
+    assert record["response_length_mean"] == 2.0
+
+
+def test_dynamic_sampling_drops_ties_and_refills_with_new_prompts() -> None:
+    def score(one: Rollout, times: int) -> Reward:
+        tied = one.prompt.id in ("a", "p0")
+        return Reward(value=0.0 if tied else float(len(one.token_ids)))
+
+    run = make_run(score, algorithm__dynamic_sampling=True)
+    record: dict[str, float] = {}
+    got = collect(run, [prompt("a"), prompt("b")], record, step=0)
+    assert list(dict.fromkeys(r.prompt.id for r in got.rollouts)) == ["b", "p1"]
+    assert run.sampler.asked == [["a", "b"], ["p0", "p1"]]
+    assert record["dynamic_sampling/rounds"] == 2
+
+
+def test_dynamic_sampling_gives_up_after_max_refills_and_trains_with_what_there_is() -> None:
+    def score(one: Rollout, times: int) -> Reward:
+        return Reward(value=float(len(one.token_ids)) if one.prompt.id == "b" else 1.0)
+
+    run = make_run(score, algorithm__dynamic_sampling=True, algorithm__max_refills=4)
+    got = collect(run, [prompt("a"), prompt("b")], {}, step=0)
+    assert {r.prompt.id for r in got.rollouts} == {"b"}
+    assert len(run.sampler.asked) == 5
+
+
+def test_a_step_of_ties_alone_is_kept_and_teaches_nothing() -> None:
+    run = make_run(
+        lambda one, times: Reward(value=1.0),
+        algorithm__dynamic_sampling=True,
+        algorithm__max_refills=2,
+    )
+    assert len(collect(run, [prompt("a")], {}, step=0).rollouts) == 3
+
+
+def test_a_few_unscored_rollouts_are_let_through() -> None:
+    def score(one: Rollout, times: int) -> Reward:
+        broken = one.prompt.id == "a" and len(one.token_ids) == 1
+        return Reward(value=None, error="boom") if broken else Reward(value=1.0)
+
+    run = make_run(score)
+    record: dict[str, float] = {}
+    got = collect(run, [prompt("a"), prompt("b")], record, step=0)
+    assert [r.value for r in got.rewards].count(None) == 1
+    assert record["unscored"] == 1
+
+
+def test_too_many_unscored_are_scored_again() -> None:
+    def score(one: Rollout, times: int) -> Reward:
+        return Reward(value=None, error="busy") if times == 1 else Reward(value=1.0)
+
+    run = make_run(score)
+    got = collect(run, [prompt("a")], {}, step=0)
+    assert [r.value for r in got.rewards] == [1.0, 1.0, 1.0]
+    assert "scoring them again" in run.notes[0]
+
+
+@pytest.mark.parametrize(("is_service", "error"), [(False, RewardError), (True, Paused)])
+def test_unscored_three_times_ends_the_run(is_service: bool, error: type[Exception]) -> None:
+    run = make_run(lambda one, times: Reward(value=None, error="ZeroDivisionError: x"))
+    run.scorer.is_service = is_service
+    with pytest.raises(error, match="ZeroDivisionError"):
+        collect(run, [prompt("a")], {}, step=0)
+    assert set(run.scorer.asked.values()) == {3}
+
+
+def collected(values: list[float | None], names: list[str]) -> Collected:
+    rollouts = [rollout(name, 2 + i) for i, name in enumerate(names)]
+    rewards = [Reward(value=v) for v in values]
+    return Collected(rollouts=rollouts, rewards=rewards, greedy={})
+
+
+def test_an_unscored_row_stays_with_valid_0() -> None:
+    batch = collate(collected([1.0, None, 0.5], ["a", "a", "a"]), needs=frozenset({"group"}))
+    assert batch.valid_B.tolist() == [1.0, 0.0, 1.0]
+    assert batch.rewards_B.tolist() == [1.0, 0.0, 0.5]
+
+
+def test_fewer_than_two_scores_mask_the_whole_group() -> None:
+    both = collected([1.0, None, 0.5, 0.25], ["a", "a", "b", "b"])
+    assert collate(both, needs=frozenset({"group"})).valid_B.tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert collate(both, needs=frozenset()).valid_B.tolist() == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_an_unscored_greedy_rollout_masks_its_prompt() -> None:
+    both = collected([1.0, 0.0, 0.5, 0.25], ["a", "a", "b", "b"])
+    greedy = {"a": Reward(value=None), "b": Reward(value=0.75)}
+    whole = Collected(rollouts=both.rollouts, rewards=both.rewards, greedy=greedy)
+    batch = collate(whole, needs=frozenset({"greedy"}))
+    assert batch.valid_B.tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert batch.baseline_B is not None
+    assert batch.baseline_B.tolist() == [0.0, 0.0, 0.75, 0.75]
+
+
+def test_the_batch_holds_the_tokens_right_padded() -> None:
+    batch = collate(collected([1.0, 0.0], ["a", "b"]), needs=frozenset())
+    assert batch.token_ids_BT.tolist() == [[5, 6, 0], [5, 6, 7]]
+    assert batch.response_mask_BT.tolist() == [[1, 1, 0], [1, 1, 1]]
+    torch.testing.assert_close(batch.rollout_logprobs_BT[1], torch.tensor([0.0, -0.1, -0.2]))
+    assert batch.prompt_ids == ((3, 4), (3, 4))
+    assert batch.group_B.tolist() == [0, 1]
+
+
+def test_gdpo_refuses_rollouts_with_different_parts() -> None:
+    rollouts = [rollout("a", 2), rollout("a", 3)]
+    rewards = [Reward(value=1.0, parts={"x": 1.0, "y": 0.0}), Reward(value=1.0, parts={"x": 1.0})]
+    whole = Collected(rollouts=rollouts, rewards=rewards, greedy={})
+    with pytest.raises(RewardError, match="lacks y"):
+        collate(whole, needs=frozenset({"parts"}))
