@@ -49,11 +49,13 @@ class RunDir:
         except OSError as error:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
+            self.release()
             raise RunDirError(
                 f"{self.path} is in use by {holder}. Wait for it, or choose another --output_dir."
             ) from error
         status = self.status()
         if status and not resumes:
+            self.release()
             raise RunDirError(
                 f"{self.path} holds a run already ({status['state']} at step {status['step']}).\n"
                 "Add --resume auto to go on with it, or choose another --output_dir."

@@ -1,0 +1,35 @@
+"""The lines of the guides, as they print them."""
+
+from __future__ import annotations
+
+from rlcli.monitor.console import duration, epoch_line, sparkline, step_lines
+
+
+def test_a_step_prints_the_guides_lines() -> None:
+    record = {
+        "policy_loss": 0.234, "kl_divergence": 0.012, "reward_mean": 0.456,
+        "batch/samples": 85.0, "batch/tokens": 23847.0,
+    }  # fmt: skip
+    assert step_lines(1, 1, record) == [
+        "Epoch 1, Step 1: Dynamic Batch: 85 samples (23847 tokens)",
+        "Actor Loss: 0.234, KL: 0.012, Reward: 0.456",
+    ]
+
+
+def test_a_term_the_run_does_not_have_is_left_out() -> None:
+    assert step_lines(1, 1, {"policy_loss": 0.189, "reward_mean": 0.512}) == [
+        "Actor Loss: 0.189, Reward: 0.512"
+    ]
+
+
+def test_an_epoch_prints_its_bar() -> None:
+    bar = "\u2588" * 10
+    expected = f"Epoch 1/15: 100%|{bar}| 1024/1024 [05:23<00:00, 3.17it/s]"
+    assert epoch_line(1, 15, 1024, 1024, 323.0) == expected
+
+
+def test_durations_and_sparklines() -> None:
+    assert duration(59.9) == "00:59"
+    assert duration(3723) == "1:02:03"
+    assert sparkline([0.0, 1.0]) == "\u2581\u2588"
+    assert sparkline([2.0, 2.0]) == "\u2581\u2581"
