@@ -18,7 +18,7 @@ from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.prompts import EncodedPrompts, PromptStream, encode_prompts
 from rlcli.data.readers import read_rows
-from rlcli.errors import ConfigError, RunDirError
+from rlcli.errors import ConfigError, DataError, RunDirError
 from rlcli.monitor.console import RunConsole
 from rlcli.monitor.monitor import Monitor
 from rlcli.monitor.run_dir import RunDir
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 
 SINGLE_THREAD_PARAMETERS = 20_000_000
+TRIED_GOLDS = 200
+MAX_BAD_GOLDS = 0.2
+"""The share of unscored rollouts at which a step is held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,7 @@ def make_plan(resolved: Resolved) -> Plan:
     config = resolved.config
     train_rows = read_rows(config.data.train, fields=config.data.fields)
     val_rows = read_rows(config.data.val, fields=config.data.fields) if config.data.val else []
-    _check_reward(config, [*train_rows, *val_rows])
+    reward_notes = _check_reward(config, [*train_rows, *val_rows])
     model_dir = hub.find_model(config.model.path)
 
     from rlcli.causal_lm import load_tokenizer, read_model_config
@@ -95,7 +98,7 @@ def make_plan(resolved: Resolved) -> Plan:
         device=choose_device(config),
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
-        notes=[*resolved.notes, *train.notes, *notes],
+        notes=[*resolved.notes, *reward_notes, *train.notes, *notes],
     )
 
 
@@ -110,10 +113,26 @@ def _changed(before: Config, after: Config) -> dict[str, Any]:
     }
 
 
-def _check_reward(config: Config, rows: Sequence[Any]) -> None:
-    from rlcli.rewards import check_reward
+def _check_reward(config: Config, rows: Sequence[Any]) -> list[str]:
+    """Notes on the reward. Raises: RewardError, or DataError where golds cannot be graded.
+
+    Golds are tried on a sample: parsing thousands of formulas would hold up every start.
+    """
+    from rlcli.rewards import check_reward, gold_problems
 
     check_reward(config.reward, {row.data_source for row in rows})
+    some = rows[:: max(1, len(rows) // TRIED_GOLDS)]
+    golds = [(row.id, row.data_source, row.ground_truth) for row in some]
+    problems = gold_problems(config.reward, golds)
+    if not problems:
+        return []
+    found = f"{len(problems)} of {len(some)} ground truths tried cannot be graded: {problems[0]}"
+    if len(problems) > MAX_BAD_GOLDS * len(some):
+        raise DataError(
+            f"{found}\nMend these rows, or set reward.fn to a function that can grade them; "
+            "rlcli data check FILE lists all of them."
+        )
+    return [f"{found} Their rollouts stay unscored."]
 
 
 def _check_context(resolved: Resolved, model_config: Any) -> None:

@@ -56,6 +56,15 @@ def test_other_estimators_take_a_single_response(run: Any, name: str) -> None:
         (["algorithm.loss=dro"], ["dro_beta > 0"]),
         (["algorithm.dynamic_sampling=true"], ["needs rollout.n >= 2", "default"]),
         (["algorithm.advantage=gdpo", "rollout.n=4"], ["reward.weights"]),
+        (
+            [
+                "algorithm.advantage=gdpo",
+                "rollout.n=4",
+                "reward.weights={a: 1.0}",
+                "algorithm.kl_in_reward=true",
+            ],
+            ["algorithm.kl_in_reward", "parts alone", "kl_loss"],
+        ),
         (["algorithm.adv_estimator=rloo", "algorithm.scale_by_std=true"], ["rloo has no standard"]),
         (["algorithm.loss_scale_factor=512"], ["aggregation=token_mean", "Add algorithm.aggre"]),
         (["algorithm.loss=gmpo", "algorithm.aggregation=token_mean"], ["seq_mean_token_mean"]),

@@ -37,17 +37,25 @@ def check(
     files: Annotated[list[str], typer.Argument(help="Data files.")], as_json: Json = False
 ) -> None:
     """Read every row and list the bad ones; exit 2 if there is one."""
+    from rlcli.config.schema import RewardConfig
     from rlcli.data.readers import scan_rows
+    from rlcli.rewards import gold_problems
+    from rlcli.rewards.rules import has_rule
 
     scan = scan_rows(files)
+    graded = [row for row in scan.rows if has_rule(row.data_source)]
+    golds = [(row.id, row.data_source, row.ground_truth) for row in graded]
+    errors = [*scan.errors, *gold_problems(RewardConfig(), golds)]
     if as_json:
-        print(json.dumps({"rows": len(scan.rows), "errors": scan.errors}, ensure_ascii=False))
+        said = {"rows": len(scan.rows), "graded_by_a_rule": len(graded), "errors": errors}
+        print(json.dumps(said, ensure_ascii=False))
     else:
         sources = sorted({row.data_source or "(none)" for row in scan.rows})
-        print(f"{len(scan.rows)} good rows; data_source: {', '.join(sources)}")
-        for error in scan.errors:
+        print(f"{len(scan.rows)} rows; data_source: {', '.join(sources)}")
+        print(f"{len(graded)} rows have a built-in rule for their data_source")
+        for error in errors:
             print(f"bad row: {error}")
-    if scan.errors:
+    if errors:
         raise typer.Exit(2)
 
 

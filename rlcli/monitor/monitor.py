@@ -61,6 +61,7 @@ class Monitor:
 
     def end(self, state: State, step: int, *, resumable: bool, reason: str = "") -> None:
         """The run is over, or stands still, for this reason."""
+        self.console.phase(state)
         self.console.stop()
         self.run_dir.write_status(state, step, resumable=resumable, reason=reason)
 

@@ -67,6 +67,20 @@ def _check_needs(resolved: Resolved, estimator: Entry | None) -> None:
             f"{name} weighs the parts of the reward, and reward.weights names none. "
             "Set e.g. reward.weights={accuracy: 1.0, format: 0.2}."
         )
+    _check_parts_only(resolved, estimator)
+
+
+def _check_parts_only(resolved: Resolved, estimator: Entry | None) -> None:
+    """Raises: ConfigError for a term in the reward that an estimator of parts never sees."""
+    if estimator is None or "parts" not in estimator.needs:
+        return
+    for key in ("algorithm.kl_in_reward", "algorithm.overlong_penalty"):
+        if resolved.value(key):
+            raise ConfigError(
+                f"{resolved.where(key)} changes the whole score, and "
+                f"{resolved.config.algorithm.advantage} reads the reward's parts alone.\n"
+                "Turn it off; algorithm.kl_loss=true puts a KL term into the loss instead."
+            )
 
 
 def _check_settings(resolved: Resolved, estimator: Entry | None, loss: Entry | None) -> None:

@@ -52,6 +52,12 @@ def rule_name(data_source: str) -> str:
     )
 
 
+def has_rule(data_source: str) -> bool:
+    """Whether a built-in rule grades rows of this data source."""
+    name = data_source.lower()
+    return name in RULE_OF_SOURCE or name.startswith("aime")
+
+
 def choose(data_source: str) -> ScoreFunction:
     """The `compute_score` that grades rows of this data source.
 
