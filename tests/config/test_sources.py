@@ -170,19 +170,14 @@ def test_an_empty_argument_is_explained(run: Any) -> None:
     assert "backslash" in run("rollout.n=2", " ").notes[0]
 
 
-def test_resolving_is_fast_and_needs_no_torch(tmp_path: Path) -> None:
+def test_resolving_needs_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nstart = time.perf_counter()\n"
+        "import sys\n"
         "from rlcli.config.sources import resolve\nfrom rlcli.preflight import check\n"
         "check(resolve(flags={}, overrides=['rollout.n=8'], files=[], env={}, algo='grpo'))\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
-        "print(time.perf_counter() - start)\n"
     )
     root = str(Path(__file__).resolve().parents[2])
     env = {"PYTHONPATH": root, "PATH": ""}
-    done = [
-        subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True)
-        for _ in range(3)
-    ]
-    assert not done[0].stderr.decode()
-    assert min(float(each.stdout) for each in done) < 0.6
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True)
+    assert not done.stderr.decode()

@@ -142,6 +142,6 @@ def test_own_answers_score_1_and_others_0_on_all_real_rows(shared_data: Path) ->
     ["\n", ".", "answer", "answer is ", "<answer>", "#### ", "\\boxed{", "1,", "$", "答案是"],
 )
 def test_repeating_responses_are_graded_quickly(piece: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     score(piece * (200_000 // len(piece)), "42")
-    assert time.perf_counter() - begun < 3.0
+    assert time.process_time() - begun < 3.0
