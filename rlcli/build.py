@@ -18,7 +18,7 @@ from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.prompts import EncodedPrompts, PromptStream, encode_prompts
 from rlcli.data.readers import read_rows
-from rlcli.errors import ConfigError, DataError, RunDirError
+from rlcli.errors import ConfigError, DataError, ModelError, RunDirError
 from rlcli.monitor.console import RunConsole
 from rlcli.monitor.monitor import Monitor
 from rlcli.monitor.run_dir import RunDir
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from rlcli.causal_lm import CausalLM
+    from rlcli.engines.critic import Critic
     from rlcli.trainer import Run
 
 
@@ -43,6 +44,7 @@ class Plan:
 
     resolved: Resolved
     model_dir: Path
+    critic_dir: Path
     tokenizer: Any
     model_config: Any
     train: EncodedPrompts
@@ -67,6 +69,7 @@ def make_plan(resolved: Resolved) -> Plan:
     config = resolved.config
     train_rows = read_rows(config.data.train, fields=config.data.fields)
     val_rows = read_rows(config.data.val, fields=config.data.fields) if config.data.val else []
+    _check_own_functions(resolved)
     reward_notes = _check_reward(config, [*train_rows, *val_rows])
     model_dir = hub.find_model(config.model.path)
 
@@ -84,20 +87,18 @@ def make_plan(resolved: Resolved) -> Plan:
     val = encode_prompts(val_rows, tokenizer, **limits) if val_rows else None
     _check_context(resolved, model_config)
     config, notes = preflight.batch_arithmetic(config, len(train.prompts))
-    steps_per_epoch = -(-len(train.prompts) // config.train.prompts_per_step)
-    num_steps = steps_per_epoch * config.train.epochs
-    if config.train.max_steps is not None:
-        num_steps = min(num_steps, config.train.max_steps)
+    batches = preflight.batching(config, len(train.prompts))
     return Plan(
         resolved=resolved.adjust(_changed(resolved.config, config)),
         model_dir=model_dir,
+        critic_dir=_find_critic(resolved, model_dir, model_config),
         tokenizer=tokenizer,
         model_config=model_config,
         train=train,
         val=val,
         device=choose_device(config),
-        num_steps=num_steps,
-        steps_per_epoch=steps_per_epoch,
+        num_steps=batches.num_steps,
+        steps_per_epoch=batches.steps_per_epoch,
         notes=[*resolved.notes, *reward_notes, *train.notes, *notes],
     )
 
@@ -133,6 +134,42 @@ def _check_reward(config: Config, rows: Sequence[Any]) -> list[str]:
             "rlcli data check FILE lists all of them."
         )
     return [f"{found} Their rollouts stay unscored."]
+
+
+def _find_critic(resolved: Resolved, model_dir: Path, model_config: Any) -> Path:
+    """The folder of the critic's model. Raises: ModelError when it reads other token ids."""
+    config = resolved.config
+    if config.critic.path is None or config.algorithm.advantage != "gae":
+        return model_dir
+    folder = hub.find_model(config.critic.path)
+
+    from rlcli.causal_lm import read_model_config
+
+    trust = config.model.trust_remote_code
+    critic = read_model_config(str(folder), trust_remote_code=trust).get_text_config()
+    policy = model_config.get_text_config()
+    if critic.vocab_size < policy.vocab_size:
+        raise ModelError(
+            f"{resolved.where('critic.path')} has a vocabulary of {critic.vocab_size} tokens, the "
+            f"policy {policy.vocab_size}: they do not share a tokenizer.\n"
+            "Choose a critic of the policy's family, or leave critic.path out."
+        )
+    return folder
+
+
+def _check_own_functions(resolved: Resolved) -> None:
+    """Raises: ConfigError for a user's estimator or loss that no run can serve."""
+    algorithm = resolved.config.algorithm
+    if ":" not in algorithm.advantage + algorithm.loss:
+        return
+    from rlcli.algos.algorithm import estimator_entry, loss_entry
+
+    needs = estimator_entry(algorithm.advantage).needs | loss_entry(algorithm.loss).needs
+    if "group" in needs and resolved.config.rollout.n < 2:
+        raise ConfigError(
+            f"{resolved.where('algorithm.advantage')} asks for group_B and needs rollout.n >= 2, "
+            f"got {resolved.where('rollout.n')}. Raise it."
+        )
 
 
 def _check_context(resolved: Resolved, model_config: Any) -> None:
@@ -233,7 +270,6 @@ def build_run(plan: Plan, run_dir: RunDir, resume: Resume, *, quiet: bool = Fals
         run_dir,
         console,
         StopRequest(),
-        steps_per_epoch=plan.steps_per_epoch,
         prompts_per_epoch=len(plan.train.prompts),
         epochs=config.train.epochs,
     )
@@ -266,7 +302,6 @@ def _build_models(
     import torch
 
     from rlcli.causal_lm import enable_gradient_checkpointing, load_causal_lm
-    from rlcli.engines.critic import load_critic
     from rlcli.engines.lora import add_lora
     from rlcli.engines.torch_engine import TorchEngine
     from rlcli.rollout.native import NativeSampler
@@ -288,20 +323,13 @@ def _build_models(
     sampled = load(compute) if is_half and not uses_lora else policy
     reference = None
     if algorithm.needs_reference and not uses_lora:
-        reference = load(compute) if is_half else copy.deepcopy(policy)
+        # float32 under autocast like the policy: only then is the KL at the start exactly 0
+        reference = copy.deepcopy(policy)
         reference.model.requires_grad_(False).eval()
     peft_model = add_lora(policy.model, config.lora) if uses_lora else None
     if config.model.gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
-    critic = None
-    if "critic" in algorithm.needs:
-        path = config.critic.path or config.model.path
-        critic = load_critic(
-            str(hub.find_model(path)),
-            device=device,
-            pad_token_id=pad_token_id,
-            trust_remote_code=config.model.trust_remote_code,
-        )
+    critic = _build_critic(plan, pad_token_id) if "critic" in algorithm.needs else None
     sampler = NativeSampler(
         sampled,
         plan.tokenizer,
@@ -323,3 +351,18 @@ def _build_models(
         critic=critic,
     )
     return engine, sampler, policy.notes
+
+
+def _build_critic(plan: Plan, pad_token_id: int) -> Critic:
+    from rlcli.causal_lm import enable_gradient_checkpointing
+    from rlcli.engines.critic import load_critic
+
+    critic = load_critic(
+        str(plan.critic_dir),
+        device=plan.device,
+        pad_token_id=pad_token_id,
+        trust_remote_code=plan.config.model.trust_remote_code,
+    )
+    if plan.config.model.gradient_checkpointing:
+        enable_gradient_checkpointing(critic.body)
+    return critic

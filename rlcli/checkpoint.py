@@ -182,8 +182,8 @@ class Checkpoints:
         if due:
             self.save(step, run)
 
-    def save(self, step: int, run: Run) -> None:
-        """One checkpoint. A full disk is reported and survived.
+    def save(self, step: int, run: Run) -> bool:
+        """One checkpoint; whether it could be written. A full disk is reported and survived.
 
         Raises: TrainingError after three failures in a row.
         """
@@ -193,6 +193,7 @@ class Checkpoints:
             run.engine.save_state(scratch)
             (scratch / "state.json").write_text(json.dumps(_state(step, run), indent=1))
             seal(scratch, self.path(step))
+            self._prune(run)
         except OSError as error:
             shutil.rmtree(scratch, ignore_errors=True)
             self._failures += 1
@@ -202,11 +203,11 @@ class Checkpoints:
                     f"{self._failures} checkpoints in a row could not be written to "
                     f"{self.folder}: {what}. Free some space, then --resume auto."
                 ) from error
-            run.monitor.note(f"checkpoint of step {step} not written, training goes on: {what}")
-            return
+            run.monitor.note(f"checkpoint of step {step} not written: {what}")
+            return False
         self._failures = 0
         self._saved_at = time.monotonic()
-        self._prune(run)
+        return True
 
     def _prune(self, run: Run) -> None:
         """Keep the newest and the best one; `latest` is a hint for people."""
@@ -222,14 +223,28 @@ class Checkpoints:
                 shutil.rmtree(self.path(step))
 
     def finish(self, run: Run, step: int) -> None:
-        """After the last step: a checkpoint, and the model in Hugging Face format."""
-        if step not in self.steps():
-            self.save(step, run)
-        if step >= run.num_steps:
-            scratch = self.folder / ".part-final"
-            shutil.rmtree(scratch, ignore_errors=True)
+        """After the last step: a checkpoint, and the model in Hugging Face format.
+
+        Raises: TrainingError when one of them could not be written.
+        """
+        if step not in self.steps() and not self.save(step, run):
+            raise TrainingError(
+                f"the last checkpoint (step {step}) could not be written to {self.folder}.\n"
+                "Free some space; --resume auto goes on from the one before."
+            )
+        if step < run.num_steps:
+            return
+        scratch = self.folder / ".part-final"
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
             run.engine.save_model(scratch, run.tokenizer, merge_lora=run.config.run.merge_lora)
             seal(scratch, self.folder / "final")
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise TrainingError(
+                f"the final model could not be written to {self.folder}: {error}.\n"
+                f"Training is done and saved as step {step}: free some space, then --resume auto."
+            ) from error
 
 
 def _state(step: int, run: Run) -> dict[str, Any]:

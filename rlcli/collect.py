@@ -37,19 +37,22 @@ def collect(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: in
     Raises: RewardError or Paused when the reward leaves too many rollouts unscored three times.
     """
     settings = run.config.algorithm
-    wanted = len(prompts)
     kept = drawn = _sample_and_score(run, prompts, record, seed=run.seed(step, "sample"))
     if settings.dynamic_sampling:
+        wanted = run.config.train.prompts_per_step
+        scores = [r.value for r in drawn.rewards if r.value is not None]
         kept = _without_ties(drawn)
         rounds = 1
         while len(_groups(kept)) < wanted and rounds <= settings.max_refills:
             fresh = run.prompts.next(wanted)
             seed = run.seed(step, "sample", rounds)
             drawn = _sample_and_score(run, fresh, record, seed=seed)
+            scores += [r.value for r in drawn.rewards if r.value is not None]
             kept = _joined(kept, _without_ties(drawn), wanted)
             rounds += 1
         record["dynamic_sampling/rounds"] = rounds
         record["dynamic_sampling/kept_prompts"] = len(_groups(kept))
+        record["dynamic_sampling/drawn_reward_mean"] = sum(scores) / max(1, len(scores))
         # a step of nothing but ties still counts: its advantages are 0
         kept = kept if kept.rollouts else drawn
     _record_rollouts(kept, record, max_tokens=run.config.data.max_response_tokens)
@@ -82,7 +85,9 @@ def _sample_and_score(
     sampled = time.perf_counter()
     rewards = [futures[i].result() for i in range(len(rollouts))]
     rewards = _held(run, rollouts, rewards)
-    greedy_rewards = run.scorer.score(greedy_rollouts) if greedy_rollouts else []
+    greedy_rewards = run.scorer.score(greedy_rollouts)
+    greedy_rewards = _held(run, greedy_rollouts, greedy_rewards)
+    _add(record, "unscored", sum(reward.value is None for reward in [*rewards, *greedy_rewards]))
     greedy = {
         rollout.prompt.id: reward
         for rollout, reward in zip(greedy_rollouts, greedy_rewards, strict=True)
@@ -170,7 +175,6 @@ def _record_rollouts(collected: Collected, record: StepRecord, *, max_tokens: in
         scores = torch.tensor(values, dtype=torch.float64)
         record["reward_mean"] = float(scores.mean())
         record["reward_std"] = float(scores.std(unbiased=False))
-    record["unscored"] = len(lengths) - len(values)
     record["response_length_mean"] = sum(lengths) / total
     record["response_length_max"] = max(lengths, default=0)
     cut = sum(r.finish_reason == "length" for r in collected.rollouts)

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 ATTENTION = "rlcli_packed"
+SHORTEST_BUCKET = 32
 KNOWN_KEYWORDS = {"position_ids", "use_cache", "cache_position", "output_attentions", "is_causal"}
 
 
@@ -74,6 +75,10 @@ AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)  # layo
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> Tensor:
     gqa = q.shape[1] != k.shape[1]
+    if gqa and q.is_cuda:
+        # grouped heads together with a mask would take the kernel that keeps every score
+        repeat = q.shape[1] // k.shape[1]
+        k, v, gqa = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1), False
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=gqa)
 
 
@@ -101,6 +106,30 @@ class _Block:
         return block.transpose(1, 2)[self.row, self.column]
 
 
+class _Bucket:
+    """Responses of similar length: they are padded to each other, not to the longest of all."""
+
+    def __init__(self, rows: Tensor, responses: _Block, prompts: _Block, group_R: Tensor) -> None:
+        self.block = _Block(responses.lengths[rows].tolist(), rows.device, left=False)
+        starts = responses.lengths.cumsum(0) - responses.lengths
+        self.flat = starts[rows][self.block.row] + self.block.column
+        self.group = group_R[rows]
+        self.prompt_width = int(prompts.lengths[self.group].max())
+        self.prompt_mask = prompts.mask[self.group][:, prompts.width - self.prompt_width :]
+
+    def mask(self, window: int | None) -> Tensor:
+        """Boolean [rows, 1, width, prompt_width + width]; True: may attend."""
+        at = torch.arange(self.block.width, device=self.flat.device)
+        at_prompt = torch.arange(self.prompt_width, device=self.flat.device)
+        to_prompt = self.prompt_mask[:, None, :].expand(-1, self.block.width, -1)
+        to_self = at[:, None] >= at
+        if window is not None:
+            to_prompt = to_prompt & (self.prompt_width + at[:, None] - at_prompt < window)
+            to_self = to_self & (at[:, None] - at < window)
+        to_self = to_self[None].expand(self.block.rows, -1, -1)
+        return torch.cat([to_prompt, to_self], dim=-1)[:, None]
+
+
 class GroupLayout:
     """Prompts one after the other, then the responses, each knowing its prompt.
 
@@ -124,7 +153,8 @@ class GroupLayout:
         response_positions = p.lengths[self.group_R][r.row] + r.column
         self.position_ids = torch.cat([prompt_positions, response_positions])[None]
         self.predicts_N = self._predicting_index()
-        self._masks: dict[int | None, tuple[Tensor, Tensor]] = {}
+        self._buckets = self._by_length(response_lengths, device)
+        self._masks: dict[int | None, tuple[Tensor, list[Tensor]]] = {}
 
     def _predicting_index(self) -> Tensor:
         p, r = self.prompts, self.responses
@@ -135,23 +165,32 @@ class GroupLayout:
         before = torch.cat([last_prompt_token[self.group_R][:, None], flat[:, :-1]], dim=1)
         return before[r.row, r.column]
 
-    def _masks_for(self, window: int | None) -> tuple[Tensor, Tensor]:
-        """Boolean masks [P, 1, Tp, Tp] and [R, 1, Tc, Tp + Tc]; True: may attend."""
+    def _by_length(self, lengths: Sequence[int], device: torch.device) -> list[_Bucket]:
+        """Responses up to SHORTEST_BUCKET tokens, then up to twice as many, and so on."""
+        rows: dict[int, list[int]] = {}
+        for row, length in enumerate(lengths):
+            if length:
+                size = max(SHORTEST_BUCKET, 1 << (length - 1).bit_length())
+                rows.setdefault(size, []).append(row)
+        return [
+            _Bucket(
+                torch.tensor(rows[size], device=device), self.responses, self.prompts, self.group_R
+            )
+            for size in sorted(rows)
+        ]
+
+    def _masks_for(self, window: int | None) -> tuple[Tensor, list[Tensor]]:
+        """Boolean masks [P, 1, Tp, Tp] of the prompts and one per bucket of responses."""
         if window not in self._masks:
-            p, r = self.prompts, self.responses
-            device = p.row.device
-            at_p, at_r = torch.arange(p.width, device=device), torch.arange(r.width, device=device)
-            of_prompt = (at_p[:, None] >= at_p)[None] & p.mask[:, None, :]
-            to_prompt = p.mask[self.group_R][:, None, :].expand(-1, r.width, -1)
-            to_self = (at_r[:, None] >= at_r)[None].expand(r.rows, -1, -1)
+            p = self.prompts
+            at = torch.arange(p.width, device=p.row.device)
+            of_prompt = (at[:, None] >= at)[None] & p.mask[:, None, :]
             if window is not None:
-                of_prompt = of_prompt & (at_p[:, None] - at_p < window)
-                to_prompt = to_prompt & (p.width + at_r[:, None] - at_p < window)
-                to_self = to_self & (at_r[:, None] - at_r < window)
+                of_prompt = of_prompt & (at[:, None] - at < window)
             # a padded query attends to itself: a row of nothing would be NaN
-            of_prompt = of_prompt | torch.eye(p.width, dtype=torch.bool, device=device)
-            of_response = torch.cat([to_prompt, to_self], dim=-1)
-            self._masks[window] = of_prompt[:, None], of_response[:, None]
+            of_prompt = of_prompt | torch.eye(p.width, dtype=torch.bool, device=at.device)
+            of_responses = [bucket.mask(window) for bucket in self._buckets]
+            self._masks[window] = of_prompt[:, None], of_responses
         return self._masks[window]
 
     def attend(
@@ -165,17 +204,22 @@ class GroupLayout:
         window: int | None,
     ) -> Tensor:
         """Prompts attend to themselves, responses to their prompt and themselves."""
-        of_prompt, of_response = self._masks_for(window)
+        of_prompt, of_responses = self._masks_for(window)
         n = self.num_prompt_tokens
         qp, kp, vp = (self.prompts.pad(x[:n]) for x in (q, k, v))
-        out = self.prompts.flatten(_sdpa(qp, kp, vp, of_prompt, scale))
-        if not self.responses.rows:
-            return out
-        qr, kr, vr = (self.responses.pad(x[n:]) for x in (q, k, v))
-        keys = torch.cat([kp[self.group_R], kr], dim=2)
-        values = torch.cat([vp[self.group_R], vr], dim=2)
-        answers = self.responses.flatten(_sdpa(qr, keys, values, of_response, scale))
-        return torch.cat([out, answers])
+        of_prompts = self.prompts.flatten(_sdpa(qp, kp, vp, of_prompt, scale))
+        parts, order = [of_prompts], [torch.arange(n, device=q.device)]
+        for bucket, mask in zip(self._buckets, of_responses, strict=True):
+            flat = n + bucket.flat
+            qr, kr, vr = (bucket.block.pad(x[flat]) for x in (q, k, v))
+            cut = self.prompts.width - bucket.prompt_width
+            keys = torch.cat([kp[:, :, cut:][bucket.group], kr], dim=2)
+            values = torch.cat([vp[:, :, cut:][bucket.group], vr], dim=2)
+            parts.append(bucket.block.flatten(_sdpa(qr, keys, values, mask, scale)))
+            order.append(flat)
+        if len(parts) <= 2:
+            return torch.cat(parts)
+        return torch.cat(parts)[torch.cat(order).argsort()]
 
 
 class DecodeLayout:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlcli.build import Plan, build_run, find_run_dir
-from rlcli.errors import Paused, RlcliError
+from rlcli.config.schema import Config
+from rlcli.errors import ConfigError, Paused, RlcliError
 from rlcli.monitor.run_dir import RunDir
 from rlcli.monitor.signals import INTERRUPTED
 
@@ -26,6 +28,7 @@ def run_session(plan: Plan, cwd: Path, banner: Sequence[str], *, quiet: bool = F
     run_dir = RunDir(path)
     run_dir.hold(resumes=resume != "no")
     try:
+        changes = [] if resume == "no" else check_resume(run_dir, plan.config)
         run_dir.write_config(plan.config.model_dump(), plan.resolved.sources)
         if path.parent == cwd / "outputs":
             run_dir.link_latest()
@@ -35,11 +38,49 @@ def run_session(plan: Plan, cwd: Path, banner: Sequence[str], *, quiet: bool = F
             run = build_run(plan, run_dir, resume, quiet=quiet)
         except BaseException as error:
             reason = str(error) or type(error).__name__
-            run_dir.write_status("failed", step, resumable=step > 0, reason=reason)
+            resumable = run_dir.has_checkpoint
+            run_dir.write_status("failed", step, resumable=resumable, reason=reason)
             raise
-        return _train(run, path, banner)
+        return _train(run, path, [*banner, *changes])
     finally:
         run_dir.release()
+
+
+FIXED = ("model.path", "lora.rank", "lora.targets", "critic.path")
+"""Settings that say which tensors a checkpoint holds."""
+FREE = ("run.", "reward.timeout_s", "reward.workers", "train.max_steps", "train.epochs")
+"""Settings whose change needs no word."""
+
+
+def check_resume(run_dir: RunDir, config: Config) -> list[str]:
+    """Notes on what changed since the run was last held.
+
+    Raises: ConfigError when its checkpoints cannot fit these settings.
+    """
+    file = run_dir.path / "config.json"
+    if not run_dir.has_checkpoint or not file.is_file():
+        return []
+    before = json.loads(file.read_text(encoding="utf-8"))
+    notes = []
+    for section, values in config.model_dump(mode="json").items():
+        for name, value in values.items():
+            key, old = f"{section}.{name}", before.get(section, {}).get(name)
+            if value == old or key.startswith(FREE):
+                continue
+            if key in FIXED:
+                raise ConfigError(
+                    f"{key}={value}, but the run in {run_dir.path} has {key}={old}.\n"
+                    "Resume it with the setting it had, or choose another --output_dir."
+                )
+            notes.append(f"note: {key} was {old}, is {value} from here on")
+    has_critic = config.algorithm.advantage == "gae"
+    if has_critic != (before["algorithm"]["advantage"] == "gae"):
+        raise ConfigError(
+            f"algorithm.advantage={config.algorithm.advantage}, but the run in {run_dir.path} has "
+            f"{before['algorithm']['advantage']}: one has a critic and the other has not.\n"
+            "Resume it with the algorithm it had, or choose another --output_dir."
+        )
+    return notes
 
 
 def _train(run: Run, path: Path, banner: Sequence[str]) -> int:
@@ -58,7 +99,8 @@ def _train(run: Run, path: Path, banner: Sequence[str]) -> int:
             monitor.console.line(line)
         return INTERRUPTED if monitor.was_interrupted and not finished else 0
     except Paused as error:
-        monitor.end("paused", monitor.last_step, resumable=True, reason=str(error))
+        resumable = monitor.run_dir.has_checkpoint
+        monitor.end("paused", monitor.last_step, resumable=resumable, reason=str(error))
         raise
     except BaseException as error:
         reason = str(error) if isinstance(error, RlcliError) else repr(error)

@@ -11,10 +11,11 @@ import torch
 
 from rlcli.algos.algorithm import Algorithm
 from rlcli.checkpoint import Checkpoints
-from rlcli.collect import collate, collect
+from rlcli.collect import Collected, collate, collect
 from rlcli.config.schema import Config
 from rlcli.data.prompts import PromptStream
 from rlcli.engines.base import TrainEngine
+from rlcli.errors import Paused, RewardError
 from rlcli.monitor.monitor import Monitor
 from rlcli.rewards.base import Scorer
 from rlcli.rollout.base import Sampler, SamplingParams
@@ -46,13 +47,11 @@ def train(run: Run) -> int:
     """Sample, score, estimate, update, until the last step or a request to stop; steps done."""
     done = run.checkpoints.restore(run)
     run.sampler.load_weights(run.engine.weights(), version=done)
-    if done == 0:
-        evaluate(run, step=0)
+    evaluate_if_due(run, done)
     while done < run.num_steps and not run.monitor.stop_requested:
         torch.manual_seed(run.seed(done, "torch"))
-        with run.monitor.step(done) as record:
-            prompts = run.prompts.next(run.config.train.prompts_per_step)
-            collected = collect(run, prompts, record, step=done)
+        with run.monitor.step(done, run.prompts) as record:
+            collected = collect_or_save(run, record, done)
             batch = collate(collected, needs=run.algorithm.needs)
             batch = run.engine.annotate(batch, run.algorithm)
             advantages = run.algorithm.advantages(batch, all_reduce=run.engine.all_reduce)
@@ -61,17 +60,31 @@ def train(run: Run) -> int:
             run.sampler.load_weights(run.engine.weights(), version=done + 1)
             run.monitor.rollouts(done, collected.rollouts, collected.rewards)
         done += 1
-        if is_due(run, done):
-            evaluate(run, step=done)
+        if not run.monitor.stop_requested:
+            evaluate_if_due(run, done)
         run.checkpoints.save_if_due(done, run)
     run.checkpoints.finish(run, done)
     return done
 
 
-def is_due(run: Run, step: int) -> bool:
-    """Whether to evaluate after this many steps: every eval_every, and at the end."""
+def collect_or_save(run: Run, record: StepRecord, done: int) -> Collected:
+    """The next prompts' rollouts; if their reward fails, the run is saved as before them."""
+    before = run.prompts.state()
+    try:
+        prompts = run.prompts.next(run.config.train.prompts_per_step)
+        return collect(run, prompts, record, step=done)
+    except (Paused, RewardError):
+        run.prompts.load_state(before)
+        run.checkpoints.save(done, run)
+        raise
+
+
+def evaluate_if_due(run: Run, step: int) -> None:
+    """Evaluate at the start, every eval_every steps and at the end; no step twice."""
     every = run.config.run.eval_every
-    return step == run.num_steps or (every > 0 and step % every == 0)
+    due = step in (0, run.num_steps) or (every > 0 and step % every == 0)
+    if due and step not in {evaluated for evaluated, _ in run.monitor.evaluations}:
+        evaluate(run, step=step)
 
 
 def evaluate(run: Run, *, step: int) -> StepRecord:

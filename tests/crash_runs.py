@@ -36,14 +36,21 @@ def write_inputs(folder: Path) -> None:
     )
 
 
-def arguments(model: str, folder: Path, run: Path, *extra: str) -> list[str]:
+KINDS = {
+    "protocol": ["--algo", "ppo", "algorithm.kl_controller=adaptive"],
+    "random": ["--algo", "grpo", "lora.rank=4", "lora.dropout=0.3", "algorithm.correction=token",
+               "algorithm.dynamic_sampling=true", "algorithm.max_refills=2"],
+}  # fmt: skip
+
+
+def arguments(model: str, folder: Path, run: Path, mode: str, *extra: str) -> list[str]:
     return [
-        "rlcli", "train", "--algo", "ppo", "--model", model, "--output_dir", str(run),
+        "rlcli", "train", *KINDS[mode], "--model", model, "--output_dir", str(run),
         "--data", str(folder / "data.jsonl"), "--val_data", str(folder / "data.jsonl"),
         "--reward", f"{folder / 'reward.py'}:compute_score", "--max_steps", str(STEPS),
         "data.max_prompt_tokens=32", "data.max_response_tokens=8", "train.lr=1e-3",
         "critic.lr=1e-3", "train.prompts_per_step=4", "train.mini_batch_prompts=2",
-        "algorithm.kl_controller=adaptive", "run.eval_every=2", *extra,
+        "run.eval_every=2", *extra,
     ]  # fmt: skip
 
 
@@ -111,10 +118,12 @@ def fingerprint(run: Path) -> dict[str, Any]:
     return {"hashes": hashes, "metrics": metrics, "state": status["state"]}
 
 
-def scenario(model: str, folder: Path, name: str, kill: Callable[[list[str]], int]) -> None:
+def scenario(
+    model: str, folder: Path, mode: str, name: str, kill: Callable[[list[str]], int]
+) -> None:
     """One killed and resumed run, compared with the uninterrupted one."""
     run = folder / f"run-{name}"
-    argv = arguments(model, folder, run, "--save_every", "1")
+    argv = arguments(model, folder, run, mode, "--save_every", "1")
     code = kill(argv)
     exits, tries = [code], 0
     while exits[-1] != 0 and tries < 3:
@@ -130,14 +139,18 @@ def main_() -> None:
     count = int(sys.argv[4]) if len(sys.argv) > 4 else 0
     folder.mkdir(parents=True, exist_ok=True)
     write_inputs(folder)
-    whole = arguments(model, folder, folder / "run-whole", "--save_every", "1")
+    whole = arguments(model, folder, folder / "run-whole", mode, "--save_every", "1")
     begun = time.monotonic()
     assert wait(start(whole)) == 0
     seconds = time.monotonic() - begun
     if mode == "protocol":
         for at in range(count):
             place = 7 + 5 * at
-            scenario(model, folder, f"protocol{place}", lambda a: wait(start(a, die_at(place))))  # noqa: B023
+
+            def cut(argv: list[str], place: int = place) -> int:
+                return wait(start(argv, die_at(place)))
+
+            scenario(model, folder, mode, f"protocol{place}", cut)
     if mode == "random":
         draw = random.Random(0)
         for i in range(count):
@@ -149,7 +162,7 @@ def main_() -> None:
                 os.killpg(child, signal.SIGKILL)
                 return wait(child)
 
-            scenario(model, folder, f"random{i}", kill)
+            scenario(model, folder, mode, f"random{i}", kill)
 
 
 if __name__ == "__main__":

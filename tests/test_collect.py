@@ -114,7 +114,7 @@ def test_dynamic_sampling_drops_ties_and_refills_with_new_prompts() -> None:
         tied = one.prompt.id in ("a", "p0")
         return Reward(value=0.0 if tied else float(len(one.token_ids)))
 
-    run = make_run(score, algorithm__dynamic_sampling=True)
+    run = make_run(score, algorithm__dynamic_sampling=True, train__prompts_per_step=2)
     record: dict[str, float] = {}
     got = collect(run, [prompt("a"), prompt("b")], record, step=0)
     assert list(dict.fromkeys(r.prompt.id for r in got.rollouts)) == ["b", "p1"]
@@ -126,10 +126,30 @@ def test_dynamic_sampling_gives_up_after_max_refills_and_trains_with_what_there_
     def score(one: Rollout, times: int) -> Reward:
         return Reward(value=float(len(one.token_ids)) if one.prompt.id == "b" else 1.0)
 
-    run = make_run(score, algorithm__dynamic_sampling=True, algorithm__max_refills=4)
+    run = make_run(
+        score,
+        algorithm__dynamic_sampling=True,
+        algorithm__max_refills=4,
+        train__prompts_per_step=2,
+    )
     got = collect(run, [prompt("a"), prompt("b")], {}, step=0)
     assert {r.prompt.id for r in got.rollouts} == {"b"}
     assert len(run.sampler.asked) == 5
+
+
+def test_a_short_batch_at_the_end_of_an_epoch_is_filled_up() -> None:
+    run = make_run(by_length, algorithm__dynamic_sampling=True, train__prompts_per_step=3)
+    got = collect(run, [prompt("a")], {}, step=0)
+    assert list(dict.fromkeys(r.prompt.id for r in got.rollouts)) == ["a", "p0", "p1"]
+
+
+def test_greedy_rollouts_are_held_like_the_others() -> None:
+    def score(one: Rollout, times: int) -> Reward:
+        return Reward(value=None, error="boom") if one.greedy else Reward(value=1.0)
+
+    run = make_run(score, needs=frozenset({"greedy"}))
+    with pytest.raises(RewardError, match="boom"):
+        collect(run, [prompt("a")], {}, step=0)
 
 
 def test_a_step_of_ties_alone_is_kept_and_teaches_nothing() -> None:
@@ -137,6 +157,7 @@ def test_a_step_of_ties_alone_is_kept_and_teaches_nothing() -> None:
         lambda one, times: Reward(value=1.0),
         algorithm__dynamic_sampling=True,
         algorithm__max_refills=2,
+        train__prompts_per_step=1,
     )
     assert len(collect(run, [prompt("a")], {}, step=0).rollouts) == 3
 

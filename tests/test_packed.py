@@ -31,8 +31,9 @@ ARCHITECTURES = [
     ("Phi3", {}),
 ]
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15]]
-RESPONSES = [[20, 21, 22, 23, 24, 2], [25, 2], [26, 27, 28, 2], [29], [30, 31, 32, 33, 34, 35, 36]]
-GROUP = [0, 0, 1, 2, 2]
+LONG = [20 + i % 70 for i in range(45)]
+RESPONSES = [[20, 21, 22, 2], LONG, [25, 2], [26, 27, 28, 2], LONG[::-1][:40], [29], [30, 31, 32]]
+GROUP = [0, 0, 0, 1, 1, 2, 2]
 
 
 def build(kind: str, extra: dict[str, object]) -> transformers.PreTrainedModel:

@@ -129,11 +129,6 @@ def test_an_aggregation_nobody_asked_for_follows_the_loss(run: Any) -> None:
             "algorithm.max_refills (algorithm.dynamic_sampling is off).",
         ),
         ("ppo", ["lora.alpha=32"], "lora.alpha (lora.rank is 0: full weights are trained)."),
-        (
-            "opo",
-            ["ref.tokens_per_micro_batch=9000"],
-            "ref.tokens_per_micro_batch (no KL term is on, so there is no reference model).",
-        ),
     ],
 )
 def test_what_nothing_reads_is_listed_once_with_the_reason(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -43,9 +45,10 @@ METRIC_NAMES = {"clip_frac": "clip_fraction", "clip_frac_lower": "clip_fraction_
 
 def _own_entry(spec: str, kind: str, positional: int) -> Entry:
     """The row of a user's function, read off its signature. Raises: ConfigError."""
-    module_name, _, name = spec.partition(":")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        function = _function(spec)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"algorithm.{kind}={spec} cannot be imported: {error}. "
@@ -53,7 +56,8 @@ def _own_entry(spec: str, kind: str, positional: int) -> Entry:
         ) from error
     names = list(inspect.signature(function).parameters)[positional:]
     settings = set(type(Config().algorithm).model_fields)
-    known = {*BATCH_INPUTS, "all_reduce", "part_weights", "selected_BT", "correction_BT"}
+    known = {*BATCH_INPUTS}
+    known |= {"all_reduce", "part_weights"} if kind == "advantage" else {"correction_BT"}
     unknown = [n for n in names if n not in known | settings]
     if unknown:
         raise ConfigError(
@@ -290,18 +294,19 @@ class Algorithm:
         assert batch.values_BT is not None
         assert advantages.returns_BT is not None
         assert advantages.loss_mask_BT is not None
-        return value_loss(
+        base = value_loss(
             values_BT,
             batch.values_BT,
             advantages.returns_BT,
             advantages.loss_mask_BT,
             cliprange=cliprange,
         )
+        stats = {f"critic/{METRIC_NAMES.get(k, k)}": v for k, v in base.stats_BT.items()}
+        return TokenLoss(loss_BT=base.loss_BT, stats_BT=stats)
 
     def count(self, mask_BT: Tensor) -> Tensor:
         """[2]: tokens and non-empty rows of a mask."""
-        num_tokens, num_sequences = count(mask_BT)
-        return torch.stack([num_tokens, num_sequences]).to(torch.float64)
+        return torch.stack(count(mask_BT))
 
     def aggregate(self, values_BT: Tensor, mask_BT: Tensor, counts: Tensor) -> Tensor:
         """One number; micro-batches that share `counts` add up to their whole."""

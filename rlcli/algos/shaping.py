@@ -1,4 +1,4 @@
-"""From scores to token rewards, and which groups say nothing."""
+"""From scores to token rewards."""
 
 from __future__ import annotations
 
@@ -36,19 +36,3 @@ def token_rewards(
     if kl_BT is None:
         return rewards_BT
     return rewards_BT - kl_coef * torch.where(mask_BT, kl_BT, 0.0)
-
-
-def zero_variance_groups(rewards_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
-    """[P] bool: groups whose valid rows all have the same score, or that have fewer than two.
-
-    P is the largest group number plus one.
-    """
-    group_B, is_valid_B = group_B.long(), valid_B != 0
-    num_groups = len(torch.bincount(group_B))
-    lowest_P, highest_P = (
-        rewards_B.new_full((num_groups,), fill).scatter_reduce(
-            0, group_B[is_valid_B], rewards_B[is_valid_B], reduce
-        )
-        for fill, reduce in ((torch.inf, "amin"), (-torch.inf, "amax"))
-    )
-    return lowest_P >= highest_P

@@ -127,9 +127,13 @@ def train(
 
 
 def _start(resolved: Any, *, dry_run: bool, as_json: bool) -> None:
-    from rlcli.build import make_plan
+    from rlcli.build import find_run_dir, make_plan
     from rlcli.cli.banner import banner_lines, plan_summary
+    from rlcli.monitor.run_dir import RunDir
 
+    if not dry_run:
+        path, resume = find_run_dir(resolved.config, Path.cwd())
+        RunDir(path).probe(resumes=resume != "no")
     plan = make_plan(resolved)
     if dry_run:
         if as_json:

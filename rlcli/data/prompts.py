@@ -190,9 +190,10 @@ class PromptStream:
             self._order = self._epoch_order()
         return [self._prompts[i] for i in chosen]
 
-    def steps_per_epoch(self, count: int) -> int:
-        """Calls of `next(count)` in one epoch."""
-        return -(-len(self._prompts) // count)
+    @property
+    def epoch(self) -> int:
+        """Passes over the data that are complete."""
+        return self._epoch
 
     def state(self) -> dict[str, int]:
         """Where the stream stands; `load_state` goes on from there."""

@@ -84,7 +84,7 @@ class TrainEngine(Protocol):
         ...
 
     def weights(self) -> Weights:
-        """(name, tensor) of the policy as a sampler loads it, adapters merged."""
+        """(name, tensor) of the policy's parameters."""
         ...
 
     def all_reduce(self, values: Tensor, /) -> Tensor:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from rlcli.causal_lm import CausalLM
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """A write that safetensors could not finish ends as the OSError it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise OSError(number, str(error)) from error
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """One safetensors file. Raises: OSError when it cannot be written."""
+    with disk_errors():
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def save_pretrained(
@@ -23,13 +44,16 @@ def save_pretrained(
     """Weights in the dtype the model came in, config, tokenizer; with LoRA the adapter.
 
     `merge_lora` writes a full model with the adapter merged into `folder/merged` besides.
+
+    Raises: OSError when it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     if peft_model is None:
         _save_full(policy, policy.model.state_dict(), folder)
         return
-    peft_model.save_pretrained(str(folder))
+    with disk_errors():
+        peft_model.save_pretrained(str(folder))
     if merge_lora:
         merged = folder / "merged"
         merged.mkdir(exist_ok=True)
@@ -54,7 +78,8 @@ def _merged_state(peft_model: PeftModel) -> dict[str, torch.Tensor]:
 def _save_full(policy: CausalLM, state: dict[str, torch.Tensor], folder: Path) -> None:
     model, dtype = policy.model, policy.source_dtype
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    model.save_pretrained(folder, state_dict=cast)
+    with disk_errors():
+        model.save_pretrained(folder, state_dict=cast)
     # transformers notes the dtype the weights are held in, not the one they are saved in
     config = folder / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,11 +22,15 @@ CHUNK_ELEMENTS = 2**26
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenStats:
-    """Per response token, in row order: logprobs_N, entropy_N, and sum pi^2 if it was asked for."""
+    """Per response token, in row order: logprobs_N, and what else was asked for."""
 
     logprobs_N: Tensor
-    entropy_N: Tensor
+    entropy_N: Tensor | None = None
     sum_pi_squared_N: Tensor | None = None
+
+
+Extra = Literal["entropy", "entropy_grad", "sum_pi_squared"]
+"""What response_stats gives besides log-probs; entropy_grad: with gradients through it."""
 
 
 def response_stats(
@@ -34,25 +39,25 @@ def response_stats(
     *,
     temperature: float,
     pad_token_id: int,
-    with_entropy_grad: bool = False,
-    with_sum_pi_squared: bool = False,
+    extra: Extra | None = None,
 ) -> TokenStats:
     """Statistics of every response token of `rows` under the distribution logits / temperature."""
     hidden = _packed(lm, rows) if lm.packed else _padded(lm, rows, pad_token_id)
     vocabulary = lm.model.config.get_text_config().vocab_size
     size = max(1, CHUNK_ELEMENTS // vocabulary)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Tensor]] = []
     for h, targets in zip(hidden.split(size), rows.targets_N.split(size), strict=True):
-        arguments = (lm.logits, h, targets, temperature, with_entropy_grad, with_sum_pi_squared)
+        arguments = (lm.logits, h, targets, temperature, extra)
         if torch.is_grad_enabled() and len(hidden) > size:
             parts.append(checkpoint(_token_stats, *arguments, use_reentrant=False))
         else:
             parts.append(_token_stats(*arguments))
-    logprobs, entropy, squares = (torch.cat(column) for column in zip(*parts, strict=True))
+    logprobs, second = (torch.cat(column) for column in zip(*parts, strict=True))
+    is_entropy = extra in ("entropy", "entropy_grad")
     return TokenStats(
         logprobs_N=logprobs,
-        entropy_N=entropy,
-        sum_pi_squared_N=squares if with_sum_pi_squared else None,
+        entropy_N=second if is_entropy else None,
+        sum_pi_squared_N=second if extra == "sum_pi_squared" else None,
     )
 
 
@@ -61,18 +66,21 @@ def _token_stats(
     hidden_nD: Tensor,
     targets_n: Tensor,
     temperature: float,
-    with_entropy_grad: bool,
-    with_sum_pi_squared: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    extra: Extra | None,
+) -> tuple[Tensor, Tensor]:
+    """(log-probs, the extra statistic or an empty tensor), each [n]."""
     logits_nV = head(hidden_nD) / temperature
     all_logprobs_nV = logits_nV.log_softmax(-1)
     logprobs = all_logprobs_nV.gather(1, targets_n[:, None])[:, 0]
-    with torch.set_grad_enabled(with_entropy_grad and torch.is_grad_enabled()):
+    if extra is None:
+        return logprobs, logprobs.new_empty(0)
+    with torch.set_grad_enabled(extra == "entropy_grad" and torch.is_grad_enabled()):
         p_nV = all_logprobs_nV.exp()
+        if extra == "sum_pi_squared":
+            return logprobs, p_nV.square().sum(-1)
         # 0 * -inf is NaN where a logit is -inf; such a token adds nothing to the entropy
-        entropy = -(p_nV * all_logprobs_nV.clamp(min=torch.finfo(p_nV.dtype).min)).sum(-1)
-    squares = p_nV.detach().square().sum(-1) if with_sum_pi_squared else logprobs.detach()
-    return logprobs, entropy, squares
+        smallest = torch.finfo(p_nV.dtype).min
+        return logprobs, -(p_nV * all_logprobs_nV.clamp(min=smallest)).sum(-1)
 
 
 def _packed(lm: CausalLM, rows: PackedRows) -> Tensor:

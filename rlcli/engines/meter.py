@@ -14,9 +14,9 @@ class Meter:
     """Collects what an update sees and gives the step's metrics."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.tokens: dict[str, float] = defaultdict(float)
-        self.losses: dict[str, float] = defaultdict(float)
+        self.sums: dict[str, Tensor] = {}
+        self.tokens: dict[str, Tensor] = {}
+        self.losses: dict[str, Tensor] = {}
         self.norms: dict[str, list[float]] = defaultdict(list)
         self.mini_batches: dict[str, int] = defaultdict(int)
         self.notes: dict[str, float] = {}
@@ -24,14 +24,14 @@ class Meter:
 
     def add_tokens(self, stats_BT: Mapping[str, Tensor], mask_BT: Tensor) -> None:
         """Take in per-token statistics; masked tokens count for nothing."""
-        num_tokens = float(mask_BT.sum())
+        num_tokens = mask_BT.sum()
         for name, values_BT in stats_BT.items():
-            self.sums[name] += float((values_BT * mask_BT).sum())
-            self.tokens[name] += num_tokens
+            _accumulate(self.sums, name, (values_BT * mask_BT).sum())
+            _accumulate(self.tokens, name, num_tokens)
 
-    def add_loss(self, model: str, value: float) -> None:
+    def add_loss(self, model: str, value: Tensor) -> None:
         """Take in one micro-batch's share of a mini-batch's loss."""
-        self.losses[model] += value
+        _accumulate(self.losses, model, value.detach())
 
     def note(self, name: str, value: float) -> None:
         """Keep the first value given under a name."""
@@ -46,11 +46,19 @@ class Meter:
 
     def record(self) -> StepRecord:
         """Metrics of the update."""
-        out = {name: total / max(1.0, self.tokens[name]) for name, total in self.sums.items()}
+        out = {
+            name: float(total) / max(1.0, float(self.tokens[name]))
+            for name, total in self.sums.items()
+        }
         for model, total in self.losses.items():
             name = "value_loss" if model == "critic" else "policy_loss"
-            out[name] = total / max(1, self.mini_batches[model])
+            out[name] = float(total) / max(1, self.mini_batches[model])
         for model, norms in self.norms.items():
             name = "critic/grad_norm" if model == "critic" else "grad_norm"
             out[name] = sum(norms) / len(norms)
         return {**out, **self.notes, "skipped_updates": float(self.num_skipped)}
+
+
+def _accumulate(totals: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Add on the device: a number would wait for it."""
+    totals[name] = totals[name] + value if name in totals else value

@@ -34,6 +34,7 @@ class Updater:
     ) -> None:
         self.parameters = {name: p for name, p in parameters if p.requires_grad}
         self.lr, self.grad_clip = lr, grad_clip
+        self.skipped_in_a_row = 0
         device = next(iter(self.parameters.values())).device
         self.adamw = torch.optim.AdamW(
             self.parameters.values(),
@@ -55,10 +56,12 @@ class Updater:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.grad_clip)
         if not bool(torch.isfinite(norm)):
             self.zero_grad()
+            self.skipped_in_a_row += 1
             return float(norm), False
         for group in self.adamw.param_groups:
             group["lr"] = self.lr * factor
         self.adamw.step()
+        self.skipped_in_a_row = 0
         return float(norm), True
 
     def state(self, prefix: str) -> dict[str, Tensor]:

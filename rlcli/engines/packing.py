@@ -16,6 +16,24 @@ Rows = TypeVar("Rows", bound=Batch | Advantages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowIndex:
+    """Lengths and groups of a batch's rows as lists, read off its tensors once."""
+
+    lengths: list[int]
+    group: list[int]
+    prompt_lengths: list[int]
+
+
+def index_rows(batch: Batch) -> RowIndex:
+    """The index of a batch."""
+    return RowIndex(
+        lengths=batch.lengths_B.tolist(),
+        group=batch.group_B.tolist(),
+        prompt_lengths=[len(ids) for ids in batch.prompt_ids],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
     """Rows of a batch, and the packed tokens they cost (each prompt counted once)."""
 
@@ -25,10 +43,8 @@ class MicroBatch:
 
 def plan_micro_batches(
     rows: Sequence[int],
+    index: RowIndex,
     *,
-    lengths: Sequence[int],
-    group: Sequence[int],
-    prompt_lengths: Sequence[int],
     max_tokens: int | None = None,
     max_rows: int | None = None,
 ) -> list[MicroBatch]:
@@ -36,6 +52,7 @@ def plan_micro_batches(
 
     A group that is cut has its prompt computed again in the next micro-batch.
     """
+    lengths, group, prompt_lengths = index.lengths, index.group, index.prompt_lengths
     batches: list[MicroBatch] = []
     current: list[int] = []
     tokens, prompts = 0, set[int]()
@@ -74,29 +91,29 @@ class PackedRows:
         return block.masked_scatter(self.mask_bT, values_N)
 
 
-def pack_rows(batch: Batch, rows: Sequence[int], device: torch.device) -> PackedRows:
+def pack_rows(
+    batch: Batch, rows: Sequence[int], index: RowIndex, device: torch.device
+) -> PackedRows:
     """The chosen rows, each of their prompts once."""
-    group = batch.group_B.tolist()
-    lengths = batch.lengths_B.tolist()
-    used = sorted({group[row] for row in rows})
+    used = sorted({index.group[row] for row in rows})
     place = {g: i for i, g in enumerate(used)}
-    prompts = [token for g in used for token in batch.prompt_ids[g]]
-    row_lengths = [lengths[row] for row in rows]
+    row_lengths = [index.lengths[row] for row in rows]
     width = max(max(row_lengths), 1)
-    index = torch.tensor(rows)
-    mask = torch.arange(width)[None] < torch.tensor(row_lengths)[:, None]
-    targets = batch.token_ids_BT[index, :width][mask]
-    ids = torch.cat([torch.tensor(prompts, dtype=torch.long), targets])
+    ids_BT = batch.token_ids_BT
+    mask_bT = torch.arange(width)[None] < torch.tensor(row_lengths)[:, None]
+    mask_bT = mask_bT.to(ids_BT.device)
+    targets = ids_BT[torch.tensor(rows, device=ids_BT.device), :width][mask_bT].to(device)
+    prompts = [token for g in used for token in batch.prompt_ids[g]]
     layout = GroupLayout(
-        [len(batch.prompt_ids[g]) for g in used],
+        [index.prompt_lengths[g] for g in used],
         row_lengths,
-        [place[group[row]] for row in rows],
+        [place[index.group[row]] for row in rows],
         device,
     )
     return PackedRows(
-        token_ids_N=ids.to(device),
-        targets_N=targets.to(device),
-        mask_bT=mask.to(device),
+        token_ids_N=torch.cat([torch.tensor(prompts, dtype=torch.long, device=device), targets]),
+        targets_N=targets,
+        mask_bT=mask_bT.to(device),
         layout=layout,
     )
 

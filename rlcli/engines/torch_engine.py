@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import Config
 from rlcli.engines.base import PolicyObjective
 from rlcli.engines.critic import Critic
-from rlcli.engines.export import save_pretrained
-from rlcli.engines.logprobs import TokenStats, response_stats
+from rlcli.engines.export import save_pretrained, save_tensors
+from rlcli.engines.logprobs import Extra, TokenStats, response_stats
 from rlcli.engines.meter import Meter
 from rlcli.engines.optimizer import Updater, learning_rate_factor
 from rlcli.engines.packing import (
     MicroBatch,
     PackedRows,
+    RowIndex,
+    index_rows,
     pack_rows,
     plan_micro_batches,
     take_rows,
@@ -57,7 +59,6 @@ class TorchEngine:
         self.pad_token_id = pad_token_id
         self.sampler_is_exact = sampler_is_exact
         self.autocast_dtype = autocast_dtype
-        self.skipped_updates = 0
         train = config.train
         self.policy_updater = Updater(
             policy.model.named_parameters(), train, lr=train.lr, grad_clip=train.grad_clip
@@ -81,7 +82,7 @@ class TorchEngine:
         return values
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters of the policy by name."""
+        """Parameters of the policy by name, adapters apart."""
         return iter(self.policy.model.named_parameters())
 
     # -- passes ---------------------------------------------------------------------------------
@@ -92,27 +93,26 @@ class TorchEngine:
         return torch.autocast(self.device.type, self.autocast_dtype)
 
     def _plan(
-        self, batch: Batch, rows: Sequence[int], *, max_tokens: int | None = None
+        self, rows: Sequence[int], index: RowIndex, *, max_tokens: int | None = None
     ) -> list[MicroBatch]:
         train = self.config.train
+        tokens = train.tokens_per_micro_batch if train.dynamic_batch else None
+        by_rows = not train.dynamic_batch and max_tokens is None
         return plan_micro_batches(
             rows,
-            lengths=batch.lengths_B.tolist(),
-            group=batch.group_B.tolist(),
-            prompt_lengths=[len(ids) for ids in batch.prompt_ids],
-            max_tokens=max_tokens
-            or (train.tokens_per_micro_batch if train.dynamic_batch else None),
-            max_rows=None if train.dynamic_batch or max_tokens else train.rows_per_micro_batch,
+            index,
+            max_tokens=max_tokens or tokens,
+            max_rows=train.rows_per_micro_batch if by_rows else None,
         )
 
-    def _stats(self, lm: CausalLM, rows: PackedRows, **options: bool) -> TokenStats:
+    def _stats(self, lm: CausalLM, rows: PackedRows, extra: Extra | None = None) -> TokenStats:
         with self._cast():
             return response_stats(
                 lm,
                 rows,
                 temperature=self.config.rollout.temperature,
                 pad_token_id=self.pad_token_id,
-                **options,
+                extra=extra,
             )
 
     @torch.no_grad()
@@ -121,16 +121,18 @@ class TorchEngine:
     ) -> list[Tensor]:
         """[B, T] per output of `compute`, which maps packed rows to values per response token."""
         limit = self.config.ref.tokens_per_micro_batch
+        index = index_rows(batch)
         out: list[Tensor] = []
-        for micro in self._plan(batch, rows, max_tokens=limit):
-            packed = pack_rows(batch, micro.rows, self.device)
-            values = compute(packed)
-            if not out:
-                shape = batch.token_ids_BT.shape
-                out = [torch.zeros(shape, device=self.device) for _ in values]
-            for block, value in zip(out, values, strict=True):
-                unpacked = packed.unpack(value.float())
-                block[list(micro.rows), : unpacked.shape[1]] = unpacked
+        with _evaluating(self.policy.model, self.critic):
+            for micro in self._plan(rows, index, max_tokens=limit):
+                packed = pack_rows(batch, micro.rows, index, self.device)
+                values = compute(packed)
+                if not out:
+                    shape = batch.token_ids_BT.shape
+                    out = [torch.zeros(shape, device=self.device) for _ in values]
+                for block, value in zip(out, values, strict=True):
+                    unpacked = packed.unpack(value.float())
+                    block[list(micro.rows), : unpacked.shape[1]] = unpacked
         return out
 
     def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
@@ -146,7 +148,7 @@ class TorchEngine:
         if objective.needs_sum_pi_squared:
 
             def with_squares(packed: PackedRows) -> Sequence[Tensor]:
-                stats = self._stats(self.policy, packed, with_sum_pi_squared=True)
+                stats = self._stats(self.policy, packed, "sum_pi_squared")
                 assert stats.sum_pi_squared_N is not None
                 return stats.logprobs_N, stats.sum_pi_squared_N
 
@@ -231,10 +233,13 @@ class TorchEngine:
         counts = self._counts(advantages, objective, rows)
         self.policy.model.train()
         self.policy_updater.zero_grad()
-        plan = self._plan(batch, rows)
+        index = index_rows(batch)
+        plan = self._plan(rows, index)
+        extra: Extra = "entropy_grad" if objective.has_entropy_bonus else "entropy"
         for micro in plan:
-            packed = pack_rows(batch, micro.rows, self.device)
-            stats = self._stats(self.policy, packed, with_entropy_grad=objective.has_entropy_bonus)
+            packed = pack_rows(batch, micro.rows, index, self.device)
+            stats = self._stats(self.policy, packed, extra)
+            assert stats.entropy_N is not None
             width = packed.mask_bT.shape[1]
             some = take_rows(batch, micro.rows, width, self.device)
             aims = take_rows(advantages, micro.rows, width, self.device)
@@ -245,7 +250,7 @@ class TorchEngine:
             assert aims.loss_mask_BT is not None
             loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, counts)
             loss.backward()
-            meter.add_loss("policy", float(loss.detach()))
+            meter.add_loss("policy", loss)
             meter.add_tokens(token_loss.stats_BT, aims.loss_mask_BT)
             if not meter.mini_batches["policy"]:
                 gap_bT = (logprobs_bT.detach().exp() - some.rollout_logprobs_BT.exp()).abs()
@@ -268,8 +273,9 @@ class TorchEngine:
         counts = self._counts(advantages, objective, rows)
         self.critic.train()
         self.critic_updater.zero_grad()
-        for micro in self._plan(batch, rows):
-            packed = pack_rows(batch, micro.rows, self.device)
+        index = index_rows(batch)
+        for micro in self._plan(rows, index):
+            packed = pack_rows(batch, micro.rows, index, self.device)
             width = packed.mask_bT.shape[1]
             some = take_rows(batch, micro.rows, width, self.device)
             aims = take_rows(advantages, micro.rows, width, self.device)
@@ -282,7 +288,7 @@ class TorchEngine:
             assert aims.loss_mask_BT is not None
             loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, counts)
             loss.backward()
-            meter.add_loss("critic", float(loss.detach()))
+            meter.add_loss("critic", loss)
             meter.add_tokens(token_loss.stats_BT, aims.loss_mask_BT)
         self._step(self.critic_updater, "critic", factor, meter)
 
@@ -316,8 +322,7 @@ class TorchEngine:
     def _step(self, updater: Updater, name: str, factor: float, meter: Meter) -> None:
         norm, taken = updater.step(factor)
         meter.end_mini_batch(name, norm, taken=taken)
-        self.skipped_updates = 0 if taken else self.skipped_updates + 1
-        if self.skipped_updates >= MAX_SKIPPED_UPDATES:
+        if updater.skipped_in_a_row >= MAX_SKIPPED_UPDATES:
             raise TrainingError(
                 f"the {name}'s gradient was not finite {MAX_SKIPPED_UPDATES} updates in a row; "
                 "the weights are those of the last good update.\n"
@@ -330,8 +335,7 @@ class TorchEngine:
         """Weights and optimizer moments of policy and critic as safetensors."""
         for name, updater in (("policy", self.policy_updater), ("critic", self.critic_updater)):
             if updater is not None:
-                tensors = {k: v.contiguous() for k, v in updater.state(name).items()}
-                save_file(tensors, folder / f"{name}.safetensors")
+                save_tensors(updater.state(name), folder / f"{name}.safetensors")
 
     def load_state(self, folder: Path) -> None:
         """What `save_state` wrote, to the bit."""
@@ -359,3 +363,16 @@ def _mini_batches(
         rows = [row for group in some for row in group if takes_part[row]]
         if rows:
             yield rows
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module | None) -> Iterator[None]:
+    """Dropout off inside, every module's mode as it was afterwards."""
+    modes = [(module, module.training) for module in modules if module is not None]
+    for module, _ in modes:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.train(was_training)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -18,8 +19,15 @@ from rlcli.monitor.signals import StopRequest
 from rlcli.types import Reward, Rollout, StepRecord
 
 
+class HasEpoch(Protocol):
+    """Something that knows in which pass over the data it is, from 0."""
+
+    @property
+    def epoch(self) -> int: ...
+
+
 class Monitor:
-    """Records steps as they end. `steps_per_epoch` and `epochs` only label them."""
+    """Records steps as they end. `prompts_per_epoch` and `epochs` only label them."""
 
     def __init__(
         self,
@@ -27,13 +35,11 @@ class Monitor:
         console: RunConsole,
         stop: StopRequest,
         *,
-        steps_per_epoch: int,
         prompts_per_epoch: int,
         epochs: int,
     ) -> None:
         self.run_dir, self.console, self.stop = run_dir, console, stop
-        self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
-        self.prompts_per_epoch = prompts_per_epoch
+        self.prompts_per_epoch, self.epochs = prompts_per_epoch, epochs
         self.last_step = 0
         self.evaluations: list[tuple[int, float]] = []
         self._epoch_begun = time.monotonic()
@@ -66,9 +72,10 @@ class Monitor:
         self.run_dir.write_status(state, step, resumable=resumable, reason=reason)
 
     @contextmanager
-    def step(self, step: int) -> Iterator[StepRecord]:
+    def step(self, step: int, prompts: HasEpoch) -> Iterator[StepRecord]:
         """Collects the metrics of step `step` (0-based) and writes them when it ends."""
         record: StepRecord = {}
+        epoch = prompts.epoch + 1
         begun = time.perf_counter()
         self.console.phase("sampling and learning")
         yield record
@@ -77,16 +84,16 @@ class Monitor:
         record["tokens_per_s"] = sampled / max(seconds, 1e-9)
         record["time/step_s"] = seconds
         record["memory/rss_gib"] = self._process.memory_info().rss / 2**30
-        epoch = step // self.steps_per_epoch + 1
         self.console.step(step + 1, epoch, record)
-        if (step + 1) % self.steps_per_epoch == 0:
+        if prompts.epoch >= epoch:
             took = time.monotonic() - self._epoch_begun
             total = self.prompts_per_epoch
             self.console.line(epoch_line(epoch, self.epochs, total, total, took))
             self._epoch_begun = time.monotonic()
         self._write({"step": step + 1, "epoch": epoch, **record})
         self.last_step = step + 1
-        self.run_dir.write_status("running", step + 1, resumable=True, reason="")
+        resumable = self.run_dir.has_checkpoint
+        self.run_dir.write_status("running", step + 1, resumable=resumable, reason="")
 
     @contextmanager
     def evaluation(self, step: int) -> Iterator[StepRecord]:
@@ -104,14 +111,14 @@ class Monitor:
 
     def _write(self, values: dict[str, float]) -> None:
         with self.run_dir.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(_finite(values)) + "\n")
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> None:
         """Keep what was sampled in step `step` and how it was scored."""
         folder = self.run_dir.path / "rollouts"
         folder.mkdir(exist_ok=True)
         lines = (
-            json.dumps(_rollout_row(rollout, reward), ensure_ascii=False)
+            json.dumps(_rollout_row(rollout, reward), ensure_ascii=False, default=str)
             for rollout, reward in zip(rollouts, rewards, strict=True)
         )
         path = folder / f"step_{step + 1:06d}.jsonl"
@@ -129,6 +136,11 @@ class Monitor:
         if file.is_file() and file.stat().st_size > state["metrics_offset"]:
             os.truncate(file, state["metrics_offset"])
         self.evaluations = [(step, score) for step, score in state["evaluations"]]
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    """NaN and infinity as null: they are no JSON."""
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
 def _rollout_row(rollout: Rollout, reward: Reward) -> dict[str, Any]:

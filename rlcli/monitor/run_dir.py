@@ -31,6 +31,20 @@ class RunDir:
         self.console_log = path / "console.log"
         self._lock: Any = None
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume from."""
+        return any(self.checkpoints.glob("step_*"))
+
+    def probe(self, *, resumes: bool) -> None:
+        """Say early what `hold` would refuse, writing nothing.
+
+        Raises: RunDirError.
+        """
+        if (self.path / "run.lock").is_file():
+            self.hold(resumes=resumes)
+            self.release()
+
     def hold(self, *, resumes: bool) -> None:
         """Create and lock the directory.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from types import FrameType
 
 INTERRUPTED = 130
@@ -28,6 +27,5 @@ class StopRequest:
         self.signal = number
         name = signal.Signals(number).name
         more = " Again: stop at once." if number == signal.SIGINT else ""
-        print(
-            f"\n{name}: saving after this step, then stopping.{more}", file=sys.stderr, flush=True
-        )
+        # not print: a handler may run inside another write to the same stream
+        os.write(2, f"\n{name}: saving after this step, then stopping.{more}\n".encode())

@@ -68,6 +68,19 @@ def _check_needs(resolved: Resolved, estimator: Entry | None) -> None:
             "Set e.g. reward.weights={accuracy: 1.0, format: 0.2}."
         )
     _check_parts_only(resolved, estimator)
+    _check_greedy(resolved, estimator)
+
+
+def _check_greedy(resolved: Resolved, estimator: Entry | None) -> None:
+    """Raises: ConfigError for a penalty that the greedy baseline would not pay."""
+    if estimator is None or "greedy" not in estimator.needs:
+        return
+    if resolved.config.algorithm.overlong_penalty:
+        raise ConfigError(
+            f"{resolved.where('algorithm.overlong_penalty')} would lower the sampled score and "
+            "not the greedy baseline it is compared with.\n"
+            "Turn it off, or put the length into your reward function."
+        )
 
 
 def _check_parts_only(resolved: Resolved, estimator: Entry | None) -> None:

@@ -51,8 +51,8 @@ SWITCHES = (
     ),
     _Switch(
         _algorithm("correction_cap", "correction_floor"),
-        lambda config: config.algorithm.correction != "off" and not config.algorithm.bypass,
-        "nothing corrects for the sampler here",
+        lambda config: config.algorithm.correction in ("token", "sequence"),
+        "the native sampler is the trainer's own model, so auto corrects nothing",
     ),
     _Switch(
         _algorithm("rejection_low", "rejection_high"),
@@ -126,8 +126,6 @@ def _reason(resolved: Resolved, key: str) -> str | None:
     section, _, name = key.partition(".")
     if section == "critic" and _has_critic(config) is False:
         return f"{config.algorithm.advantage} has no critic"
-    if section == "ref" and not config.algorithm.needs_reference:
-        return "no KL term is on, so there is no reference model"
     if section == "algorithm" and name in WHY:
         return _unread_by_algorithm(config, name)
     for switch in SWITCHES:

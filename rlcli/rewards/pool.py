@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,11 @@ class ScorerPool:
         if self._is_closed:
             return
         self._is_closed = True
-        while not self._jobs.empty():
-            job = self._jobs.get()
-            if job:
-                job[0].cancel()
+        with suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job:
+                    job[0].cancel()
         for lane in self._lanes:
             self._jobs.put(None)
             lane.stop()

@@ -1,7 +1,7 @@
 """The built-in sampler: flat decoding with our own key-value buffers, in the trainer's process.
 
-A group's prompt is read once, finished rows leave the batch, and the tokens drawn for a row do
-not depend on what else is being sampled beside it.
+A group's prompt is read once and finished rows leave the batch. The same seed and the same
+prompts give the same rollouts.
 """
 
 from __future__ import annotations
@@ -111,13 +111,14 @@ class _Call:
         generator = torch.Generator().manual_seed(seed + self.offset)
         dtype = self.sampler.autocast_dtype
         cast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+        shape = (self.params.max_tokens, self.num_rows)
+        # one number per row of the call, live or not: dropping a row moves no other row's draws
+        uniform_TR = torch.rand(shape, generator=generator).to(self.device)
         with cast:
             steps = self._packed_steps() if self.sampler.lm.packed else self._padded_steps()
             logits, rows = next(steps)
             for t in range(self.params.max_tokens):
-                # one number per row of the call, live or not: a row's draws are its own
-                uniform = torch.rand(self.num_rows, generator=generator).to(self.device)
-                tokens, logprobs = choose_tokens(logits, uniform[rows], self.params)
+                tokens, logprobs = choose_tokens(logits, uniform_TR[t, rows], self.params)
                 self.tokens_RT[rows, t], self.logprobs_RT[rows, t] = tokens, logprobs.float()
                 ended = torch.isin(tokens, self.eos)
                 self._finish(rows[ended], t + 1, "stop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,9 +28,12 @@ def decode_padded(lm: CausalLM, prompts: Sequence[Sequence[int]], *, pad_token_i
     live = torch.arange(len(prompts), device=device)
     cache: Any = None
     model: Any = lm.model
+    keep_last = "logits_to_keep" in inspect.signature(model.forward).parameters
     while True:
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        arguments = {"past_key_values": cache} if cache is not None else {}
+        arguments: dict[str, Any] = {"logits_to_keep": 1} if keep_last else {}
+        if cache is not None:
+            arguments["past_key_values"] = cache
         out = model(
             input_ids=ids,
             attention_mask=mask,

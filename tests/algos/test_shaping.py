@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlcli.algos.shaping import overlong_penalty, token_rewards, zero_variance_groups
+from rlcli.algos.shaping import overlong_penalty, token_rewards
 
 
 def test_overlong_penalty_grows_over_the_buffer():
@@ -24,12 +24,3 @@ def test_kl_is_subtracted_on_every_response_token():
     got = token_rewards(torch.tensor([2.0, 3.0]), mask, kl_BT=kl, kl_coef=0.1)
     assert got[0].tolist() == pytest.approx([-0.05, 0.0, 2.1])
     assert got[1].tolist() == [0.0, 0.0, 0.0]
-
-
-def test_zero_variance_groups():
-    # Equal scores, different ones, equal among the valid, one valid, none, no such group, equal.
-    group = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 6, 6])
-    valid = torch.tensor([1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1])
-    scores = torch.tensor([0.1, 0.1, 0.1, 0, 1, 5, 0, 5, 3, 4, 2, -1, -1])
-    got = zero_variance_groups(scores, group, valid)
-    assert got.tolist() == [True, False, True, True, True, True, True]

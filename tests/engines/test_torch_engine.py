@@ -216,6 +216,38 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_the_third_ends_the_run(
         one_update(engine, settings)
 
 
+def test_a_healthy_critic_does_not_hide_a_policy_that_is_not_finite(tiny_model: Path) -> None:
+    settings = config(algorithm__advantage="gae")
+    engine = make_engine(tiny_model, settings)
+    parameter = next(iter(engine.policy_updater.parameters.values()))
+    parameter.register_hook(lambda g: g * float("nan"))
+    one_update(engine, settings)
+    one_update(engine, settings, step=1)
+    with pytest.raises(TrainingError, match="policy's gradient"):
+        one_update(engine, settings, step=2)
+
+
+def test_dropout_of_an_adapter_is_off_when_log_probs_are_only_read(tiny_model: Path) -> None:
+    settings = config(lora__rank=4, lora__dropout=0.5, train__lr=0.05)
+    engine = make_engine(tiny_model, settings)
+    one_update(engine, settings)
+    algorithm = Algorithm(settings, corrects_sampler=False)
+    engine.policy.model.train()
+    first = engine.annotate(make_batch(), algorithm).old_logprobs_BT
+    second = engine.annotate(make_batch(), algorithm).old_logprobs_BT
+    assert torch.equal(first, second)
+    assert engine.policy.model.training
+
+
+def test_one_long_response_does_not_widen_the_short_ones(tiny_model: Path) -> None:
+    """Attention pads a response to those of its own length, not to the longest of all."""
+    from rlcli.packed import GroupLayout
+
+    layout = GroupLayout([5, 5], [200] + [8] * 50, [0] + [1] * 50, torch.device("cpu"))
+    _, masks = layout._masks_for(None)
+    assert sum(mask.numel() for mask in masks) < 200 * 205 + 50 * 32 * 40
+
+
 def test_state_comes_back_to_the_bit(tiny_model: Path, tmp_path: Path) -> None:
     settings = config(algorithm__advantage="gae", critic__lr=0.01)
     engine = make_engine(tiny_model, settings)

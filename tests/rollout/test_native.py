@@ -12,7 +12,7 @@ import transformers
 from rlcli.causal_lm import CausalLM, load_causal_lm, load_tokenizer
 from rlcli.collect import Collected, collate
 from rlcli.engines.logprobs import response_stats
-from rlcli.engines.packing import pack_rows
+from rlcli.engines.packing import index_rows, pack_rows
 from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.native import NativeSampler
 from rlcli.types import Prompt, Reward, Rollout
@@ -51,7 +51,7 @@ def prompts(count: int) -> list[Prompt]:
 def trainer_logprobs(lm: CausalLM, rollouts: list[Rollout], temperature: float) -> torch.Tensor:
     rewards = [Reward(value=0.0) for _ in rollouts]
     batch = collate(Collected(rollouts=rollouts, rewards=rewards, greedy={}), needs=frozenset())
-    rows = pack_rows(batch, range(len(rollouts)), CPU)
+    rows = pack_rows(batch, range(len(rollouts)), index_rows(batch), CPU)
     with torch.no_grad():
         stats = response_stats(lm, rows, temperature=temperature, pad_token_id=0)
     return stats.logprobs_N
