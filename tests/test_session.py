@@ -1,0 +1,150 @@
+"""How a session ends, and what the next one may do with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlcli.cli.main import main
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = [
+    "train", "--preset", "quickstart", "--output_dir", "run", "rollout.val_n=1",
+    "train.prompts_per_step=8", "train.mini_batch_prompts=8",
+]  # fmt: skip
+
+
+class Session:
+    """Runs `rlcli` in this process, in a folder of its own."""
+
+    def __init__(
+        self, folder: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.folder, self.patch, self.capsys = folder, patch, capsys
+        patch.chdir(folder)
+
+    def __call__(self, *extra: str) -> tuple[int, str, str]:
+        self.patch.setattr(sys, "argv", ["rlcli", *BASE, *extra])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = self.capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    @property
+    def status(self) -> dict[str, object]:
+        return json.loads((self.folder / "run" / "status.json").read_text())
+
+    def metrics(self) -> list[dict[str, float]]:
+        lines = (self.folder / "run" / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Session:
+    return Session(tmp_path, monkeypatch, capsys)
+
+
+def test_a_reward_that_breaks_loses_nothing(session: Session) -> None:
+    reward = session.folder / "reward.py"
+    switch = session.folder / "broken"
+    reward.write_text(
+        "import pathlib\n"
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
+        f"    if pathlib.Path({str(switch)!r}).exists(): raise RuntimeError('no licence')\n"
+        "    return float(solution_str == ground_truth)\n"
+    )
+    arguments = ["--reward", f"{reward}:compute_score", "data.val=[]"]
+    assert session(*arguments, "--max_steps", "4", "--run_name", "whole")[0] == 0
+    whole = session.metrics()
+    (session.folder / "run").rename(session.folder / "whole")
+    assert session(*arguments, "--max_steps", "2")[0] == 0
+    switch.touch()
+    code, _, err = session(*arguments, "--max_steps", "4", "--resume", "auto")
+    assert code == 2
+    assert "no licence" in err
+    assert session.status["state"] == "failed"
+    assert session.status["resumable"] is True
+    switch.unlink()
+    assert session(*arguments, "--max_steps", "4", "--resume", "auto")[0] == 0
+    kept = ("time/", "tokens_per_s", "memory/")
+    strip = lambda rows: [{k: v for k, v in r.items() if not k.startswith(kept)} for r in rows]  # noqa: E731
+    assert strip(session.metrics()) == strip(whole)
+
+
+def test_a_finished_run_can_be_taken_further(session: Session) -> None:
+    assert session("--max_steps", "2")[0] == 0
+    code, out, _ = session("--max_steps", "3", "--resume", "auto")
+    assert code == 0
+    assert "resumed from" in out
+    steps = [m["step"] for m in session.metrics() if "reward_mean" in m]
+    assert steps == [1, 2, 3]
+
+
+def test_changed_settings_are_named_on_resume(session: Session) -> None:
+    assert session("--max_steps", "1")[0] == 0
+    code, out, _ = session("--max_steps", "2", "--resume", "auto", "--lr", "1e-5")
+    assert code == 0
+    assert "note: train.lr was 0.0003, is 1e-05 from here on" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("lora.rank=4", ["lora.rank=4", "lora.rank=0"]),
+        ("algorithm.advantage=gae", ["has a critic"]),
+    ],
+)
+def test_settings_that_do_not_fit_the_checkpoint_are_refused(
+    session: Session, change: str, words: list[str]
+) -> None:
+    assert session("--max_steps", "1")[0] == 0
+    before = (session.folder / "run" / "config.json").read_text()
+    code, _, err = session("--max_steps", "2", "--resume", "auto", change)
+    assert code == 2
+    for word in [*words, "--output_dir"]:
+        assert word in err
+    assert (session.folder / "run" / "config.json").read_text() == before
+
+
+def test_resume_by_step_and_by_path(session: Session) -> None:
+    assert session("--max_steps", "3", "--save_every", "1")[0] == 0
+    code, out, _ = session("--max_steps", "3", "--save_every", "1", "--resume", "2")
+    assert code == 0
+    assert "step_2" in out
+    path = session.folder / "run" / "checkpoints" / "step_3"
+    session.patch.setattr(sys, "argv", ["rlcli", *BASE, "--max_steps", "4", "--resume", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    code, _, err = session("--resume", "77")
+    assert code == 2
+    assert "no checkpoint of step 77" in err
+
+
+def test_resume_auto_without_anything_starts_anew(session: Session) -> None:
+    assert session("--max_steps", "1", "--resume", "auto")[0] == 0
+    assert [m["step"] for m in session.metrics()] == [0, 1, 1]
+
+
+def test_a_tensor_file_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys, torch\nfrom pathlib import Path\n"
+        "from rlcli.engines.export import save_tensors\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "try: save_tensors({'a': torch.zeros(100_000)}, Path(sys.argv[1]))\n"
+        "except OSError as error: print('OSError')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.safetensors")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.stdout == "OSError\n", done.stderr
