@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from rlcli import hub, preflight
+from rlcli.algos.table import ESTIMATORS, LOSSES
 from rlcli.checkpoint import Checkpoints, Resume, step_of
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
@@ -44,7 +45,7 @@ class Plan:
 
     resolved: Resolved
     model_dir: Path
-    critic_dir: Path
+    critic_dir: Path | None
     tokenizer: Any
     model_config: Any
     train: EncodedPrompts
@@ -69,7 +70,7 @@ def make_plan(resolved: Resolved) -> Plan:
     config = resolved.config
     train_rows = read_rows(config.data.train, fields=config.data.fields)
     val_rows = read_rows(config.data.val, fields=config.data.fields) if config.data.val else []
-    _check_own_functions(resolved)
+    needs = _needs(resolved)
     reward_notes = _check_reward(config, [*train_rows, *val_rows])
     model_dir = hub.find_model(config.model.path)
 
@@ -89,9 +90,9 @@ def make_plan(resolved: Resolved) -> Plan:
     config, notes = preflight.batch_arithmetic(config, len(train.prompts))
     batches = preflight.batching(config, len(train.prompts))
     return Plan(
-        resolved=resolved.adjust(_changed(resolved.config, config)),
+        resolved=resolved.adjust(_changed(resolved.config, config), origin="shrunk to the data"),
         model_dir=model_dir,
-        critic_dir=_find_critic(resolved, model_dir, model_config),
+        critic_dir=_find_critic(resolved, model_dir, model_config) if "critic" in needs else None,
         tokenizer=tokenizer,
         model_config=model_config,
         train=train,
@@ -139,7 +140,7 @@ def _check_reward(config: Config, rows: Sequence[Any]) -> list[str]:
 def _find_critic(resolved: Resolved, model_dir: Path, model_config: Any) -> Path:
     """The folder of the critic's model. Raises: ModelError when it reads other token ids."""
     config = resolved.config
-    if config.critic.path is None or config.algorithm.advantage != "gae":
+    if config.critic.path is None:
         return model_dir
     folder = hub.find_model(config.critic.path)
 
@@ -157,11 +158,14 @@ def _find_critic(resolved: Resolved, model_dir: Path, model_config: Any) -> Path
     return folder
 
 
-def _check_own_functions(resolved: Resolved) -> None:
-    """Raises: ConfigError for a user's estimator or loss that no run can serve."""
+def _needs(resolved: Resolved) -> frozenset[str]:
+    """What the estimator and the loss ask for, a user's own too.
+
+    Raises: ConfigError for a user's function that no run can serve.
+    """
     algorithm = resolved.config.algorithm
     if ":" not in algorithm.advantage + algorithm.loss:
-        return
+        return ESTIMATORS[algorithm.advantage].needs | LOSSES[algorithm.loss].needs
     from rlcli.algos.algorithm import estimator_entry, loss_entry
 
     needs = estimator_entry(algorithm.advantage).needs | loss_entry(algorithm.loss).needs
@@ -170,6 +174,7 @@ def _check_own_functions(resolved: Resolved) -> None:
             f"{resolved.where('algorithm.advantage')} asks for group_B and needs rollout.n >= 2, "
             f"got {resolved.where('rollout.n')}. Raise it."
         )
+    return needs
 
 
 def _check_context(resolved: Resolved, model_config: Any) -> None:
@@ -329,7 +334,7 @@ def _build_models(
     peft_model = add_lora(policy.model, config.lora) if uses_lora else None
     if config.model.gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
-    critic = _build_critic(plan, pad_token_id) if "critic" in algorithm.needs else None
+    critic = _build_critic(plan, pad_token_id) if plan.critic_dir else None
     sampler = NativeSampler(
         sampled,
         plan.tokenizer,

@@ -227,6 +227,7 @@ def collate(collected: Collected, *, needs: frozenset[str]) -> Batch:
         rollout_logprobs_BT=logprobs_BT,
         rewards_B=torch.tensor([r.value or 0.0 for r in rewards]) * valid_B,
         valid_B=valid_B,
+        truncated_B=torch.tensor([r.finish_reason == "length" for r in rollouts]),
         baseline_B=baseline_B,
         parts=_collate_parts(rewards) if "parts" in needs else {},
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlcli.build import Plan, build_run, find_run_dir
 from rlcli.config.schema import Config
@@ -18,17 +19,30 @@ if TYPE_CHECKING:
     from rlcli.trainer import Run
 
 
-def run_session(plan: Plan, cwd: Path, banner: Sequence[str], *, quiet: bool = False) -> int:
-    """Train what was planned; the exit code.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a session ended. exit_code 0 or 130; status: what status.json says."""
 
-    0: finished, or stopped by SIGTERM with a checkpoint. 130: stopped by Ctrl-C with one.
+    exit_code: int
+    run_dir: Path
+    status: dict[str, Any]
+    evaluations: list[tuple[int, float]]
+
+
+def run_session(plan: Plan, cwd: Path, banner: Sequence[str], *, quiet: bool = False) -> Outcome:
+    """Train what was planned.
+
+    Exit code 0: finished, or stopped by SIGTERM with a checkpoint. 130: stopped by Ctrl-C with one.
     Raises: RlcliError with its own exit code; status.json says the same.
     """
     path, resume = find_run_dir(plan.config, cwd)
     run_dir = RunDir(path)
     run_dir.hold(resumes=resume != "no")
     try:
-        changes = [] if resume == "no" else check_resume(run_dir, plan.config)
+        has_critic = plan.critic_dir is not None
+        changes = []
+        if resume != "no":
+            changes = check_resume(run_dir, plan.config, has_critic=has_critic)
         run_dir.write_config(plan.config.model_dump(), plan.resolved.sources)
         if path.parent == cwd / "outputs":
             run_dir.link_latest()
@@ -41,7 +55,13 @@ def run_session(plan: Plan, cwd: Path, banner: Sequence[str], *, quiet: bool = F
             resumable = run_dir.has_checkpoint
             run_dir.write_status("failed", step, resumable=resumable, reason=reason)
             raise
-        return _train(run, path, [*banner, *changes])
+        code = _train(run, path, [*banner, *changes])
+        return Outcome(
+            exit_code=code,
+            run_dir=path,
+            status=run_dir.status() or {},
+            evaluations=run.monitor.evaluations,
+        )
     finally:
         run_dir.release()
 
@@ -52,7 +72,7 @@ FREE = ("run.", "reward.timeout_s", "reward.workers", "train.max_steps", "train.
 """Settings whose change needs no word."""
 
 
-def check_resume(run_dir: RunDir, config: Config) -> list[str]:
+def check_resume(run_dir: RunDir, config: Config, *, has_critic: bool) -> list[str]:
     """Notes on what changed since the run was last held.
 
     Raises: ConfigError when its checkpoints cannot fit these settings.
@@ -73,8 +93,8 @@ def check_resume(run_dir: RunDir, config: Config) -> list[str]:
                     "Resume it with the setting it had, or choose another --output_dir."
                 )
             notes.append(f"note: {key} was {old}, is {value} from here on")
-    has_critic = config.algorithm.advantage == "gae"
-    if has_critic != (before["algorithm"]["advantage"] == "gae"):
+    had_critic = any(run_dir.checkpoints.glob("step_*/critic.safetensors"))
+    if has_critic != had_critic:
         raise ConfigError(
             f"algorithm.advantage={config.algorithm.advantage}, but the run in {run_dir.path} has "
             f"{before['algorithm']['advantage']}: one has a critic and the other has not.\n"

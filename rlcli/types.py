@@ -64,7 +64,8 @@ class Batch:
     prompt_ids: P tuples of prompt token ids. group_B: row -> index into prompt_ids.
     token_ids_BT: response tokens, 0 past lengths_B. response_mask_BT: 1.0 on tokens the policy
     wrote. rollout_logprobs_BT: the sampler's. rewards_B: 0.0 where valid_B is 0.
-    valid_B: 1.0 for a row that takes part in means and loss. baseline_B: reward of the greedy
+    valid_B: 1.0 for a row that takes part in means and loss. truncated_B: True where the length
+    limit cut the response. baseline_B: reward of the greedy
     rollout of the row's prompt (ReMax). parts: reward components, each [B].
     """
 
@@ -76,6 +77,7 @@ class Batch:
     rollout_logprobs_BT: Tensor
     rewards_B: Tensor
     valid_B: Tensor
+    truncated_B: Tensor
     baseline_B: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
 

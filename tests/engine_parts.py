@@ -53,6 +53,7 @@ def make_batch(*, seed: int = 0, groups: int = 4, n: int = 4) -> Batch:
         rollout_logprobs_BT=-torch.rand(rows, width, generator=draw) * 8 * mask,
         rewards_B=torch.randint(0, 2, (rows,), generator=draw).float() * valid,
         valid_B=valid,
+        truncated_B=lengths == width,
     )
 
 

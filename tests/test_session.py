@@ -112,6 +112,16 @@ def test_settings_that_do_not_fit_the_checkpoint_are_refused(
     assert (session.folder / "run" / "config.json").read_text() == before
 
 
+def test_json_ends_with_one_object_on_stdout(session: Session) -> None:
+    code, out, err = session("--max_steps", "1", "--json")
+    assert code == 0
+    said = json.loads(out)
+    assert said["state"] == "finished"
+    assert said["run_dir"] == "run"
+    assert set(said["eval/pass@1"]) == {"0", "1"}
+    assert "Validation Accuracy" in err
+
+
 def test_resume_by_step_and_by_path(session: Session) -> None:
     assert session("--max_steps", "3", "--save_every", "1")[0] == 0
     code, out, _ = session("--max_steps", "3", "--save_every", "1", "--resume", "2")

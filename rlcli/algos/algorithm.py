@@ -208,8 +208,7 @@ class Algorithm:
         stats: dict[str, float] = {}
         loss_mask_BT, weights_BT = mask_BT, None
         if s.overlong_filter:
-            cut_B = batch.lengths_B >= self.max_response_tokens
-            loss_mask_BT = loss_mask_BT * (~cut_B)[:, None]
+            loss_mask_BT = loss_mask_BT * (~batch.truncated_B)[:, None]
         if old is not sampled:
             stats.update({f"sampler/{k}": v for k, v in mismatch(old, sampled, mask_BT).items()})
         if s.rejection != "off":

@@ -143,5 +143,9 @@ def _start(resolved: Any, *, dry_run: bool, as_json: bool) -> None:
         return
     from rlcli.session import run_session
 
-    code = run_session(plan, Path.cwd(), banner_lines(plan), quiet=as_json)
-    raise SystemExit(code)
+    outcome = run_session(plan, Path.cwd(), banner_lines(plan), quiet=as_json)
+    if as_json:
+        scores = {str(step): score for step, score in outcome.evaluations}
+        said = {**outcome.status, "run_dir": str(outcome.run_dir), "eval/pass@1": scores}
+        print(json.dumps(said, ensure_ascii=False))
+    raise SystemExit(outcome.exit_code)

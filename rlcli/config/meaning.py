@@ -75,7 +75,7 @@ def _settle_reward_coef(
         ).forget([key])
     if base["algorithm.kl_loss"].value is True or algorithm.kl_coef == 0.0:
         return resolved
-    note = f"{origin} turns algorithm.kl_in_reward on: {algorithm.name} has no KL term of its own."
+    note = f"{origin} turns algorithm.kl_in_reward on: no KL term is on in this run."
     return resolved.adjust({"algorithm.kl_in_reward": True}, note=note, origin=origin)
 
 
@@ -90,7 +90,7 @@ def _settle_loss_coef(resolved: Resolved, winners: Mapping[str, Setting]) -> Res
     if algorithm.kl_in_reward:
         reason = "the KL is in the reward; algorithm.kl_loss=true adds one to the loss"
         return _not_used(resolved, key, reason)
-    note = f"{origin} turns algorithm.kl_loss on: {algorithm.name} has no KL term of its own."
+    note = f"{origin} turns algorithm.kl_loss on: no KL term is on in this run."
     return resolved.adjust({"algorithm.kl_loss": True}, note=note, origin=origin)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -215,7 +216,7 @@ class TorchEngine:
             for epoch in range(self.config.train.ppo_epochs):
                 size = self.config.train.mini_batch_prompts
                 for rows in _mini_batches(batch, advantages, size):
-                    seed = step * 1_000_003 + epoch * 1_009 + rows[0]
+                    seed = zlib.crc32(repr((self.config.run.seed, step, epoch, rows[0])).encode())
                     self._update_policy(batch, advantages, objective, rows, factor, meter, seed)
         return meter.record() | {"lr": self.config.train.lr * factor}
 

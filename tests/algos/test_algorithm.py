@@ -36,6 +36,7 @@ def batch(**changes: Any) -> AnnotatedBatch:
         "rollout_logprobs_BT": torch.full((2, 3), -1.0),
         "rewards_B": torch.tensor([1.0, 0.0]),
         "valid_B": torch.ones(2),
+        "truncated_B": torch.tensor([False, False]),
         "old_logprobs_BT": torch.full((2, 3), -1.0),
     }
     return AnnotatedBatch(**{**values, **changes})
@@ -77,7 +78,7 @@ def test_the_adaptive_controller_moves_with_the_measured_kl() -> None:
 
 def test_overlong_penalty_and_filter() -> None:
     """Limit 10, buffer 2: 9 tokens lose half the factor; 10 tokens are filtered out."""
-    some = batch(lengths_B=torch.tensor([9, 10]))
+    some = batch(lengths_B=torch.tensor([9, 10]), truncated_B=torch.tensor([False, True]))
     settings = config(
         algorithm__overlong_penalty=True,
         algorithm__overlong_factor=1.0,
