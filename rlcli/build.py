@@ -71,13 +71,14 @@ def make_plan(resolved: Resolved) -> Plan:
     train_rows = read_rows(config.data.train, fields=config.data.fields)
     val_rows = read_rows(config.data.val, fields=config.data.fields) if config.data.val else []
     needs = _needs(resolved)
-    reward_notes = _check_reward(config, [*train_rows, *val_rows])
+    reward_notes = [*_check_reward(config, train_rows), *_check_reward(config, val_rows)]
     model_dir = hub.find_model(config.model.path)
 
-    from rlcli.causal_lm import load_tokenizer, read_model_config
+    from rlcli.causal_lm import check_architecture, load_tokenizer, read_model_config
 
     trust = config.model.trust_remote_code
     model_config = read_model_config(str(model_dir), trust_remote_code=trust)
+    check_architecture(model_config)
     tokenizer = load_tokenizer(str(model_dir), trust_remote_code=trust)
     limits = {
         "max_prompt_tokens": config.data.max_prompt_tokens,
@@ -196,14 +197,21 @@ def find_run_dir(config: Config, cwd: Path) -> tuple[Path, Resume]:
     Raises: RunDirError when run.resume names nothing that can be resumed.
     """
     run = config.run
+    if run.name is not None and (Path(run.name).name != run.name or run.name == "checkpoints"):
+        raise RunDirError(f"run.name={run.name} is no name for a folder. Use letters and digits.")
     folder = Path(run.output_dir).expanduser() if run.output_dir else None
-    if run.resume in ("never", "auto") or run.resume.isdigit():
+    if run.resume in ("never", "auto") or _is_step(run.resume):
         if folder is None and run.resume != "never":
             folder = _latest_run(cwd)
         default = cwd / "outputs" / (run.name or _run_name(config))
         wanted: Resume = {"never": "no", "auto": "newest"}.get(run.resume, 0)  # type: ignore[assignment]
-        return folder or default, int(run.resume) if run.resume.isdigit() else wanted
+        return folder or default, int(run.resume) if _is_step(run.resume) else wanted
     path = Path(run.resume).expanduser().resolve()
+    if folder is not None and folder.resolve() not in (path, path.parent.parent):
+        raise RunDirError(
+            f"run.resume={run.resume} goes on in its own directory, and run.output_dir={folder} "
+            "is another. Give one of the two."
+        )
     if (step := step_of(path)) is not None and path.parent.name == "checkpoints":
         return path.parent.parent, step
     if (path / "checkpoints").is_dir():
@@ -212,6 +220,10 @@ def find_run_dir(config: Config, cwd: Path) -> tuple[Path, Resume]:
         f"run.resume={run.resume} is neither auto, never, a step, a run directory nor a "
         "checkpoint (RUN/checkpoints/step_N)."
     )
+
+
+def _is_step(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _latest_run(cwd: Path) -> Path | None:

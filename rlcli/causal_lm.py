@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from rlcli.errors import ModelError
@@ -77,21 +84,47 @@ class CausalLM:
 
 
 def load_causal_lm(
-    path: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+    path: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    needs_head: bool = True,
 ) -> CausalLM:
     """A model with its weights in `dtype`, packed where the probe finds that exact.
 
-    Raises: ModelError when `path` holds no causal language model.
+    Raises: ModelError when `path` holds no causal language model, or not all of its weights
+    (without `needs_head` the LM head may be missing).
     """
     config = read_model_config(path, trust_remote_code=trust_remote_code)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} does not load as a causal language model: {error}") from error
-    model.to(device)  # pyright: ignore[reportArgumentType]  # the stub takes self for device
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(f"{path} does not load as a causal language model: {first}") from error
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if not needs_head:
+        missing = [name for name in missing if not name.startswith("lm_head")]
+    if missing:
+        raise ModelError(
+            f"{path} lacks {len(missing)} of the model's weights, {missing[0]} among them.\n"
+            "Copy all *.safetensors files; weights made up at random would train in silence."
+        )
+    model.to(device)
     return prepare(model, source_dtype=config.dtype or dtype)
+
+
+def check_architecture(config: Any) -> None:
+    """Raises: ModelError for a model whose state is no keys and values (Mamba and its kind)."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if model_class is not None and getattr(model_class, "_is_stateful", False):
+        raise ModelError(
+            f"{config.model_type} models keep a recurrent state, which the native sampler cannot "
+            "batch.\nChoose a model with attention in every layer."
+        )
 
 
 def prepare(model: PreTrainedModel, *, source_dtype: torch.dtype = torch.float32) -> CausalLM:

@@ -67,10 +67,10 @@ def damage(folder: Path) -> str | None:
     """None for a whole checkpoint, else the first file that is missing or changed, and how."""
     manifest = folder / MANIFEST
     try:
-        hashes: dict[str, str] = json.loads(manifest.read_text())["sha256"]
+        hashes: dict[str, str] = dict(json.loads(manifest.read_text())["sha256"])
     except FileNotFoundError:
         return f"{manifest} is missing"
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         return f"{manifest} cannot be read: {error}"
     for name, expected in hashes.items():
         path = folder / name
@@ -162,7 +162,8 @@ class Checkpoints:
             damages.append(found)
         if damages:
             raise CheckpointError(
-                "no checkpoint can be trusted; nothing was deleted:\n" + "\n".join(damages)
+                f"none of {len(damages)} checkpoints can be trusted; nothing was deleted.\n"
+                + "\n".join(damages[:2])
             )
         return None
 

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 MAX_UNSCORED_SHARE = 0.2
 HOLD_TRIES = 3
+STOP_PATIENCE_S = 5.0
+
+
+class StepAbandoned(Exception):  # no error: the step is done again on resume
+    """A stop was asked for while the rewards of a step were still missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +88,7 @@ def _sample_and_score(
         greedy_params = replace(params, n=1, temperature=0.0, top_p=1.0, top_k=-1)
         greedy_rollouts = run.sampler.generate(prompts, greedy_params, seed=seed)
     sampled = time.perf_counter()
-    rewards = [futures[i].result() for i in range(len(rollouts))]
+    rewards = [_wait(run, futures[i]) for i in range(len(rollouts))]
     rewards = _held(run, rollouts, rewards)
     greedy_rewards = run.scorer.score(greedy_rollouts)
     greedy_rewards = _held(run, greedy_rollouts, greedy_rewards)
@@ -98,6 +103,16 @@ def _sample_and_score(
     return Collected(rollouts=rollouts, rewards=rewards, greedy=greedy)
 
 
+def _wait(run: Run, future: Future[Reward]) -> Reward:
+    """The reward, or StepAbandoned when a stop was asked for and scoring still goes on."""
+    while True:
+        try:
+            return future.result(timeout=STOP_PATIENCE_S)
+        except TimeoutError:
+            if run.monitor.stop_requested:
+                raise StepAbandoned from None
+
+
 def _held(run: Run, rollouts: Sequence[Rollout], rewards: list[Reward]) -> list[Reward]:
     """Rewards after scoring the unscored again, while they are too many."""
     for attempt in range(HOLD_TRIES):
@@ -110,9 +125,9 @@ def _held(run: Run, rollouts: Sequence[Rollout], rewards: list[Reward]) -> list[
             f"{len(failed)} of {len(rewards)} rollouts are unscored "
             f"({rewards[failed[0]].error}); scoring them again"
         )
-        again = run.scorer.score([rollouts[i] for i in failed])
-        for index, reward in zip(failed, again, strict=True):
-            rewards[index] = reward
+        again = {index: run.scorer.submit(rollouts[index]) for index in failed}
+        for index, future in again.items():
+            rewards[index] = _wait(run, future)
     cause = next(r.error for r in rewards if r.value is None)
     message = (
         f"the reward left {len(failed)} of {len(rewards)} rollouts unscored, {HOLD_TRIES} times.\n"

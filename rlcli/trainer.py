@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from rlcli.algos.algorithm import Algorithm
 from rlcli.checkpoint import Checkpoints
-from rlcli.collect import Collected, collate, collect
+from rlcli.collect import Collected, StepAbandoned, collate, collect
 from rlcli.config.schema import Config
 from rlcli.data.prompts import PromptStream
 from rlcli.engines.base import TrainEngine
@@ -50,8 +51,8 @@ def train(run: Run) -> int:
     evaluate_if_due(run, done)
     while done < run.num_steps and not run.monitor.stop_requested:
         torch.manual_seed(run.seed(done, "torch"))
-        with run.monitor.step(done, run.prompts) as record:
-            collected = collect_or_save(run, record, done)
+        with suppress(StepAbandoned), run.monitor.step(done, run.prompts) as record:
+            collected = collect_or_go_back(run, record, done)
             batch = collate(collected, needs=run.algorithm.needs)
             batch = run.engine.annotate(batch, run.algorithm)
             advantages = run.algorithm.advantages(batch, all_reduce=run.engine.all_reduce)
@@ -59,7 +60,7 @@ def train(run: Run) -> int:
             record.update(run.engine.update(batch, advantages, run.algorithm, step=done))
             run.sampler.load_weights(run.engine.weights(), version=done + 1)
             run.monitor.rollouts(done, collected.rollouts, collected.rewards)
-        done += 1
+            done += 1
         if not run.monitor.stop_requested:
             evaluate_if_due(run, done)
         run.checkpoints.save_if_due(done, run)
@@ -67,13 +68,17 @@ def train(run: Run) -> int:
     return done
 
 
-def collect_or_save(run: Run, record: StepRecord, done: int) -> Collected:
-    """The next prompts' rollouts; if their reward fails, the run is saved as before them."""
+def collect_or_go_back(run: Run, record: StepRecord, done: int) -> Collected:
+    """The next prompts' rollouts; where there are none, the run stands as before the step.
+
+    Raises: StepAbandoned when a stop was asked for, and what the reward ended with; the run is
+    saved before that.
+    """
     before = run.prompts.state()
     try:
         prompts = run.prompts.next(run.config.train.prompts_per_step)
         return collect(run, prompts, record, step=done)
-    except (Paused, RewardError):
+    except (StepAbandoned, Paused, RewardError):
         run.prompts.load_state(before)
         run.checkpoints.save(done, run)
         raise

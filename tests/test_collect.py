@@ -89,7 +89,7 @@ def make_run(score: Score, *, needs: frozenset[str] = frozenset(), **changes: An
         scorer=FunctionScorer(score),
         algorithm=SimpleNamespace(needs=needs),
         prompts=SimpleNamespace(next=lambda count: [prompt(next(names)) for _ in range(count)]),
-        monitor=SimpleNamespace(note=notes.append),
+        monitor=SimpleNamespace(note=notes.append, stop_requested=False),
         notes=notes,
         seed=lambda *purpose: hash(purpose) % 1000,
     )

@@ -172,6 +172,11 @@ class Algorithm:
             batch,
             {"all_reduce": all_reduce, "part_weights": self.part_weights},
         )
+        if not isinstance(estimate, Advantages):
+            raise ConfigError(
+                f"algorithm.advantage={self.settings.advantage} returned "
+                f"{type(estimate).__name__}. Return rlcli.types.Advantages(advantages_BT=...)."
+            )
         return replace(
             estimate,
             loss_mask_BT=loss_mask_BT,

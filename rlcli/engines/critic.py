@@ -42,6 +42,10 @@ def load_critic(
 ) -> Critic:
     """A critic whose body is the model at `path` and whose value head is new."""
     body = load_causal_lm(
-        path, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code
+        path,
+        dtype=torch.float32,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        needs_head=False,
     )
     return Critic(body, pad_token_id=pad_token_id)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -58,21 +59,24 @@ def save_pretrained(
         merged = folder / "merged"
         merged.mkdir(exist_ok=True)
         tokenizer.save_pretrained(merged)
-        peft_model.merge_adapter()
-        try:
-            _save_full(policy, _merged_state(peft_model), merged)
-        finally:
-            peft_model.unmerge_adapter()
+        _save_full(policy, _merged_state(peft_model), merged)
 
 
+@torch.no_grad()
 def _merged_state(peft_model: PeftModel) -> dict[str, torch.Tensor]:
-    """Merged weights under the names the plain model has."""
-    state = peft_model.get_base_model().state_dict()
-    return {
+    """Merged weights under the names the plain model has, added up in float32."""
+    base = peft_model.get_base_model()
+    state = {
         name.replace(".base_layer.", "."): tensor
-        for name, tensor in state.items()
+        for name, tensor in base.state_dict().items()
         if ".lora_" not in name
     }
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            layer: Any = module
+            delta = layer.get_delta_weight("default")
+            state[f"{name}.weight"] = state[f"{name}.weight"].float() + delta.float()
+    return state
 
 
 def _save_full(policy: CausalLM, state: dict[str, torch.Tensor], folder: Path) -> None:

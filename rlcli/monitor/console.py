@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -71,18 +72,27 @@ def epoch_line(epoch: int, epochs: int, done: int, total: int, seconds: float) -
     )
 
 
+class _LastingConsole(Console):
+    """A console whose reader may leave: a closed pipe ends the printing, not the training."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nowhere from now on."""
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, self.file.fileno())
+        os.close(devnull)
+
+
 class RunConsole:
     """Prints a run to stdout and to console.log. `quiet` keeps stdout for machine output."""
 
     def __init__(self, log: Path, *, num_steps: int, quiet: bool = False) -> None:
-        self.console = Console(stderr=quiet, highlight=False, soft_wrap=True)
+        self.console = _LastingConsole(stderr=quiet, highlight=False, soft_wrap=True)
         self.num_steps = num_steps
         self._log: IO[str] = log.open("a", encoding="utf-8")
         self._history: dict[str, deque[float]] = {k: deque(maxlen=HISTORY) for k in SHOWN}
         self._record: dict[str, float] = {}
         self._step, self._phase = 0, "starting"
         self._begun: tuple[float, int] | None = None
-        self._evaluations: list[tuple[int, float]] = []
         self._live: Live | None = None
 
     @property
@@ -138,7 +148,6 @@ class RunConsole:
         """A held-out score."""
         if "eval/pass@1" in record:
             score = record["eval/pass@1"]
-            self._evaluations.append((step, score))
             self.line(f"Validation Accuracy: {score:.1%} (step {step})", style="bold")
 
     def _panel(self) -> RenderableType:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from rlcli.errors import TrainingError
 from rlcli.monitor.console import RunConsole, epoch_line
 from rlcli.monitor.run_dir import RunDir, State
 from rlcli.monitor.signals import StopRequest
@@ -110,19 +111,28 @@ class Monitor:
         self._write({"step": step, **record})
 
     def _write(self, values: dict[str, float]) -> None:
-        with self.run_dir.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(values)) + "\n")
+        try:
+            with self.run_dir.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite(values)) + "\n")
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write to {self.run_dir.metrics}: {error.strerror}.\n"
+                "Free some space, then --resume auto."
+            ) from error
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> None:
         """Keep what was sampled in step `step` and how it was scored."""
         folder = self.run_dir.path / "rollouts"
-        folder.mkdir(exist_ok=True)
         lines = (
             json.dumps(_rollout_row(rollout, reward), ensure_ascii=False, default=str)
             for rollout, reward in zip(rollouts, rewards, strict=True)
         )
         path = folder / f"step_{step + 1:06d}.jsonl"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        try:
+            folder.mkdir(exist_ok=True)
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
+        except OSError as error:
+            self.note(f"{path} not written: {error.strerror}")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: how far the metrics file was, and the scores so far."""

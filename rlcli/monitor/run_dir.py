@@ -55,9 +55,7 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / "run.lock").open("a+", encoding="utf-8")
         except OSError as error:
-            raise RunDirError(
-                f"cannot write to {self.path}: {error.strerror}. Choose another --output_dir."
-            ) from error
+            raise self._unwritable(error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -68,15 +66,24 @@ class RunDir:
                 f"{self.path} is in use by {holder}. Wait for it, or choose another --output_dir."
             ) from error
         status = self.status()
-        if status and not resumes:
+        never_began = status and status["step"] == 0 and not self.has_checkpoint
+        if status and not resumes and not (never_began and status["state"] == "failed"):
             self.release()
             raise RunDirError(
                 f"{self.path} holds a run already ({status['state']} at step {status['step']}).\n"
                 "Add --resume auto to go on with it, or choose another --output_dir."
             )
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()}")
-        self._lock.flush()
+        try:
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()}")
+            self._lock.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> RunDirError:
+        return RunDirError(
+            f"cannot write to {self.path}: {error.strerror}. Choose another --output_dir."
+        )
 
     def release(self) -> None:
         """Let others have the directory."""
@@ -85,9 +92,17 @@ class RunDir:
             self._lock = None
 
     def status(self) -> dict[str, Any] | None:
-        """status.json, or None before the first run."""
+        """status.json, or None before the first run. A file that cannot be read is a run too."""
         file = self.path / "status.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            status = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            status = None
+        if not isinstance(status, dict) or not {"state", "step"} <= status.keys():
+            return {"state": "of unknown state", "step": 0}
+        return status
 
     def write_status(self, state: State, step: int, *, resumable: bool, reason: str) -> None:
         """Say how the run stands."""
@@ -96,8 +111,11 @@ class RunDir:
 
     def write_config(self, config: Mapping[str, Any], sources: Mapping[str, str]) -> None:
         """The resolved settings and where each came from."""
-        write_json(self.path / "config.json", config)
-        write_json(self.path / "sources.json", sources)
+        try:
+            write_json(self.path / "config.json", config)
+            write_json(self.path / "sources.json", sources)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def link_latest(self) -> None:
         """Point `checkpoints` beside the run at this run's; a real folder is left alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,42 @@ def test_ctrl_c_saves_and_exits_130(tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "checkpoints").glob("step_*/manifest.json"))
 
 
+def test_sigterm_does_not_wait_for_a_reward_that_hangs(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text(
+        "import pathlib, time\n"
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "    pathlib.Path('asked').touch()\n"
+        "    time.sleep(100)\n"
+    )
+    argv = small("--output_dir", "run", "--reward", "reward.py:compute_score", "data.val=[]")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlcli.cli.main", *argv, "reward.timeout_s=100"], cwd=tmp_path,
+        env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "asked").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["step"], status["resumable"]) == ("preempted", 0, True)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+    argv = small("--output_dir", "run")
+    command = f"{sys.executable} -m rlcli.cli.main {' '.join(argv)} | head -2"
+    subprocess.run(command, shell=True, cwd=tmp_path, env=ENV, check=True, capture_output=True)
+    deadline = time.monotonic() + 60
+    while json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", 3)
+
+
 def test_a_second_run_in_the_same_directory_is_turned_away(tmp_path: Path) -> None:
     assert rlcli(*small("--output_dir", "run"), cwd=tmp_path).returncode == 0
     again = rlcli(*small("--output_dir", "run"), cwd=tmp_path)
@@ -165,6 +202,26 @@ def write_rows(path: Path, *rows: dict[str, Any]) -> str:
 
 
 ROW = {"prompt": "1+1=", "ground_truth": "2", "data_source": "sums"}
+
+
+def part_of_a_model(folder: Path) -> str:
+    """The quickstart model without its last norm."""
+    from safetensors.torch import load_file, save_file
+
+    part = folder / "part"
+    shutil.copytree(ROOT / "rlcli" / "assets" / "quickstart", part)
+    tensors = load_file(part / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+    return str(part)
+
+
+def recurrent_model(folder: Path) -> str:
+    """A folder that says it is Mamba."""
+    mamba = folder / "mamba"
+    shutil.copytree(ROOT / "rlcli" / "assets" / "quickstart", mamba)
+    (mamba / "config.json").write_text(json.dumps({"model_type": "mamba", "vocab_size": 260}))
+    return str(mamba)
 
 
 def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
@@ -208,6 +265,17 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
             [*quick, "data.max_response_tokens=4000"],
             ["positions", "data.max_response_tokens"],
         ),
+        "no ground truth": (
+            [*quick, "--data", write_rows(folder / "nogold.jsonl", {"prompt": "1+1="})],
+            ["nogold.jsonl:1", "ground_truth"],
+        ),
+        "half a surrogate": (
+            [*quick, "--data", write_rows(folder / "half.jsonl", {**ROW, "prompt": "\ud800"})],
+            ["half.jsonl:1", "surrogate"],
+        ),
+        "run name is a path": ([*quick, "--run_name", "../x"], ["run.name=../x"]),
+        "weights missing": ([*quick, "--model", part_of_a_model(folder)], ["lacks", "weights"]),
+        "recurrent model": ([*quick, "--model", recurrent_model(folder)], ["recurrent state"]),
         "unknown data source": (
             [*quick, "reward.fn=rules", "--data",
              write_rows(folder / "x.jsonl", {**ROW, "data_source": "gms8k"})],
@@ -220,7 +288,8 @@ NAMES = [
     "no gpu", "missing model", "not a model", "no tokenizer", "missing data", "empty data",
     "malformed data", "field missing", "prompt too long", "group of one", "rows do not divide",
     "output dir is a file", "reward with a syntax error", "unknown setting", "unknown algorithm",
-    "context too small", "unknown data source",
+    "context too small", "unknown data source", "no ground truth", "half a surrogate",
+    "run name is a path", "weights missing", "recurrent model",
 ]  # fmt: skip
 
 
@@ -241,7 +310,8 @@ def test_bad_input_is_refused_with_the_cure(
     assert len(said.strip().splitlines()) <= 3
     for word in words:
         assert word in said
-    assert not (tmp_path / "outputs").exists()
+    is_known_before_loading = name != "weights missing"
+    assert (tmp_path / "outputs").exists() != is_known_before_loading
 
 
 def test_no_hub_names_the_ways_out(tmp_path: Path) -> None:

@@ -18,4 +18,6 @@ def compute_score(
 
 def gold_problem(ground_truth: Any) -> str | None:
     """Why this gold cannot be graded against; None when it can."""
+    if not isinstance(ground_truth, str | int | float):
+        return f"ground_truth is {type(ground_truth).__name__}, expected text or a number"
     return None if str(ground_truth).strip() else "ground_truth is empty"
