@@ -203,9 +203,10 @@ def find_run_dir(config: Config, cwd: Path) -> tuple[Path, Resume]:
     if run.resume in ("never", "auto") or _is_step(run.resume):
         if folder is None and run.resume != "never":
             folder = _latest_run(cwd)
-        default = cwd / "outputs" / (run.name or _run_name(config))
-        wanted: Resume = {"never": "no", "auto": "newest"}.get(run.resume, 0)  # type: ignore[assignment]
-        return folder or default, int(run.resume) if _is_step(run.resume) else wanted
+        folder = folder or cwd / "outputs" / (run.name or _run_name(config))
+        if _is_step(run.resume):
+            return folder, int(run.resume)
+        return folder, "newest" if run.resume == "auto" else "no"
     path = Path(run.resume).expanduser().resolve()
     if folder is not None and folder.resolve() not in (path, path.parent.parent):
         raise RunDirError(

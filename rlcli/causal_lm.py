@@ -181,8 +181,9 @@ def _why_not_packed(lm: CausalLM) -> str | None:
     lm.model.eval()
     generator = torch.Generator().manual_seed(0)
     lengths, answers, group = (3, 7), (5, 2, 4), (0, 0, 1)
-    draw = lambda n: torch.randint(0, config.vocab_size, (n,), generator=generator)  # noqa: E731
-    prompts, responses = [draw(n) for n in lengths], [draw(n) for n in answers]
+    sizes = [*lengths, *answers]
+    drawn = torch.randint(0, config.vocab_size, (sum(sizes),), generator=generator).split(sizes)
+    prompts, responses = drawn[: len(lengths)], drawn[len(lengths) :]
     plain = []
     for row, response in enumerate(responses):
         ids = torch.cat([prompts[group[row]], response])[None].to(lm.device)

@@ -11,106 +11,76 @@ import typer
 
 from rlcli.monitor.signals import INTERRUPTED
 
-START = "Start"
-WHAT = "What to train on"
-HOW = "How"
-RUN = "The run"
+START, WHAT, HOW, RUN = "Start", "What to train on", "How", "The run"
 
-Text = str | None
+
+def _option(panel: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel)
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]...", help="Any setting by name.")
+]
+Algo = Annotated[str | None, _option(START, "Algorithm preset.")]
+PresetName = Annotated[str | None, _option(START, "Recipe or algorithm preset.")]
+Files = Annotated[list[Path] | None, _option(START, "YAML file.", "--config", "--config-name")]
+Ignore = Annotated[bool, _option(START, "Warn of unknown keys.", "--ignore-unsupported")]
+Model = Annotated[str | None, _option(WHAT, "Directory or hub name.")]
+Data = Annotated[list[str] | None, _option(WHAT, "Training file.")]
+ValData = Annotated[list[str] | None, _option(WHAT, "Evaluation file.")]
+RewardFn = Annotated[str | None, _option(WHAT, "rules, one rule's name, or FILE:FN.")]
+Epochs = Annotated[int | None, _option(HOW, "Passes over the data.")]
+MaxSteps = Annotated[int | None, _option(HOW, "Stop after so many steps.")]
+Rate = Annotated[float | None, _option(HOW, "Learning rate.")]
+BatchSize = Annotated[int | None, _option(HOW, "Prompts per step.")]
+KLCoef = Annotated[float | None, _option(HOW, "KL coefficient.")]
+Engine = Annotated[str | None, _option(HOW, "auto or torch.")]
+Seed = Annotated[int | None, _option(HOW, "Fixes everything.")]
+Trust = Annotated[bool | None, _option(HOW, "Run the model's code.", "--trust-remote-code")]
+OutputDir = Annotated[str | None, _option(RUN, "Run directory, exactly as given.")]
+RunName = Annotated[str | None, _option(RUN, "Name in outputs/.")]
+Resume = Annotated[str | None, _option(RUN, "auto, never, STEP or PATH.")]
+SaveEvery = Annotated[int | None, _option(RUN, "Steps between checkpoints.")]
+Keep = Annotated[int | None, _option(RUN, "Checkpoints kept.")]
+Merge = Annotated[bool | None, _option(RUN, "Save a merged model too.", "--merge-lora")]
+DryRun = Annotated[bool, _option(RUN, "Check and print, train nothing.", "--dry-run")]
+Json = Annotated[bool, _option(RUN, "One JSON object on stdout.", "--json")]
+NOT_SETTINGS = {"overrides", "algo", "preset", "config", "dry_run", "as_json", "ignore_unsupported"}
 
 
 def train(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="Any setting by name.")
-    ] = None,
-    algo: Annotated[Text, typer.Option(help="Algorithm preset.", rich_help_panel=START)] = None,
-    preset: Annotated[
-        Text, typer.Option(help="Recipe or algorithm preset.", rich_help_panel=START)
-    ] = None,
-    config: Annotated[
-        list[Path] | None,
-        typer.Option("--config", "--config-name", help="YAML file.", rich_help_panel=START),
-    ] = None,
-    model: Annotated[
-        Text, typer.Option(help="Directory or hub name.", rich_help_panel=WHAT)
-    ] = None,
-    data: Annotated[
-        list[str] | None, typer.Option(help="Training file.", rich_help_panel=WHAT)
-    ] = None,
-    val_data: Annotated[
-        list[str] | None, typer.Option(help="Evaluation file.", rich_help_panel=WHAT)
-    ] = None,
-    reward: Annotated[
-        Text, typer.Option(help="rules, one rule's name, or FILE:FN.", rich_help_panel=WHAT)
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data.", rich_help_panel=HOW)
-    ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Stop after so many steps.", rich_help_panel=HOW)
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", rich_help_panel=HOW)] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Prompts per step.", rich_help_panel=HOW)
-    ] = None,
-    kl_coef: Annotated[
-        float | None, typer.Option(help="KL coefficient.", rich_help_panel=HOW)
-    ] = None,
-    engine: Annotated[Text, typer.Option(help="auto or torch.", rich_help_panel=HOW)] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes everything.", rich_help_panel=HOW)] = None,
-    trust_remote_code: Annotated[
-        bool | None,
-        typer.Option("--trust-remote-code", help="Run the model's code.", rich_help_panel=HOW),
-    ] = None,
-    output_dir: Annotated[
-        Text, typer.Option(help="Run directory, exactly as given.", rich_help_panel=RUN)
-    ] = None,
-    run_name: Annotated[Text, typer.Option(help="Name in outputs/.", rich_help_panel=RUN)] = None,
-    resume: Annotated[
-        Text, typer.Option(help="auto, never, STEP or PATH.", rich_help_panel=RUN)
-    ] = None,
-    save_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints.", rich_help_panel=RUN)
-    ] = None,
-    keep: Annotated[int | None, typer.Option(help="Checkpoints kept.", rich_help_panel=RUN)] = None,
-    merge_lora: Annotated[
-        bool | None,
-        typer.Option("--merge-lora", help="Save a merged model too.", rich_help_panel=RUN),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and print, train nothing.", rich_help_panel=RUN)
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=RUN)
-    ] = False,
-    ignore_unsupported: Annotated[
-        bool,
-        typer.Option("--ignore-unsupported", help="Warn of unknown keys.", rich_help_panel=START),
-    ] = False,
+    context: typer.Context,
+    overrides: Overrides = None,
+    algo: Algo = None,
+    preset: PresetName = None,
+    config: Files = None,
+    model: Model = None,
+    data: Data = None,
+    val_data: ValData = None,
+    reward: RewardFn = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    lr: Rate = None,
+    batch_size: BatchSize = None,
+    kl_coef: KLCoef = None,
+    engine: Engine = None,
+    seed: Seed = None,
+    trust_remote_code: Trust = None,
+    output_dir: OutputDir = None,
+    run_name: RunName = None,
+    resume: Resume = None,
+    save_every: SaveEvery = None,
+    keep: Keep = None,
+    merge_lora: Merge = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    ignore_unsupported: Ignore = False,
 ) -> None:
     """Train a model. Settings: presets < files < environment < key=value < options."""
     from rlcli.config.sources import resolve
 
-    flags: dict[str, Any] = {
-        "model": model,
-        "data": data or None,
-        "val_data": val_data or None,
-        "reward": reward,
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "lr": lr,
-        "batch_size": batch_size,
-        "kl_coef": kl_coef,
-        "engine": engine,
-        "seed": seed,
-        "trust_remote_code": trust_remote_code,
-        "output_dir": output_dir,
-        "run_name": run_name,
-        "resume": resume,
-        "save_every": save_every,
-        "keep": keep,
-        "merge_lora": merge_lora,
-    }
+    given = {k: v for k, v in context.params.items() if k not in NOT_SETTINGS}
+    flags = {name: None if value in ([], ()) else value for name, value in given.items()}
     resolved = resolve(
         flags=flags,
         overrides=overrides or [],

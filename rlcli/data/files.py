@@ -174,17 +174,7 @@ def _parse_line(row_id: str, line: str) -> Any:
         return DataError(f"{row_id}: not usable JSON: {error}. Repair the line.")
     except RecursionError:
         return DataError(f"{row_id}: not usable JSON: nested too deeply. Repair the line.")
-    if "\\ud" in line.lower() and not _is_text(record):
-        return DataError(f"{row_id}: half a surrogate pair (\\ud...) is no text. Repair the line.")
     return record
-
-
-def _is_text(record: Any) -> bool:
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _json_kind(value: Any) -> str:

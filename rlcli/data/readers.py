@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,9 +130,13 @@ def _row(row_id: str, record: Any, *, mapping: Mapping[str, str], present: set[s
     for name in ("prompt", *sorted(present)):
         if values[name] is MISSING:
             raise DataError(_missing_field(row_id, record, name=name, mapping=mapping))
+    prompt = _prompt(row_id, values["prompt"], column=mapping.get("prompt", "prompt"))
+    for name, value in values.items():
+        if value is not MISSING:
+            _check_text(row_id, value, mapping.get(name, name))
     return Row(
         id=row_id,
-        prompt=_prompt(row_id, values["prompt"], column=mapping.get("prompt", "prompt")),
+        prompt=prompt,
         ground_truth=None if values["ground_truth"] is MISSING else values["ground_truth"],
         data_source=_data_source(row_id, values["data_source"]),
         extra_info=_extra_info(row_id, values["extra_info"]),
@@ -214,6 +219,13 @@ def _message(row_id: str, message: Any, *, where: str) -> Message:
 def _text(row_id: str, text: str, column: str) -> str:
     if not text.strip():
         raise DataError(f"{row_id}: field '{column}' is empty. Fill it in, or remove the row.")
+    _check_text(row_id, text, column)
+    return text
+
+
+def _check_text(row_id: str, value: Any, column: str) -> None:
+    """Raises: DataError where a text, however deep inside `value`, cannot be written down."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -221,7 +233,6 @@ def _text(row_id: str, text: str, column: str) -> str:
             f"{row_id}: field '{column}' has half of a surrogate pair at character "
             f"{error.start}, which is no text. Repair the row."
         ) from error
-    return text
 
 
 def _data_source(row_id: str, data_source: Any) -> str:

@@ -130,6 +130,7 @@ def test_an_unknown_builtin_gets_the_nearest_name() -> None:
         ),
         ({"prompt": [{"role": "user", "content": ""}]}, "field 'prompt[0].content' is empty"),
         ({"prompt": "a\ud800"}, "half of a surrogate pair at character 1"),
+        ({"prompt": "a", "extra_info": {"x": "\ud800"}}, "field 'extra_info' has half of a"),
         ({"prompt": "a", "data_source": 3}, "field 'data_source' is 3"),
         ({"prompt": "a", "extra_info": "x"}, "field 'extra_info' is text, expected an object"),
         (["a"], "found a list, expected an object with a prompt"),
