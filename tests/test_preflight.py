@@ -57,6 +57,10 @@ def test_other_estimators_take_a_single_response(run: Any, name: str) -> None:
         (["algorithm.dynamic_sampling=true"], ["needs rollout.n >= 2", "default"]),
         (["algorithm.advantage=gdpo", "rollout.n=4"], ["reward.weights"]),
         (
+            ["algorithm.advantage=gae", "algorithm.loss=gmpo"],
+            ["override algorithm.loss=gmpo", "one per token", "algorithm.loss=clip"],
+        ),
+        (
             [
                 "algorithm.advantage=gdpo",
                 "rollout.n=4",
@@ -67,7 +71,14 @@ def test_other_estimators_take_a_single_response(run: Any, name: str) -> None:
         ),
         (["algorithm.adv_estimator=rloo", "algorithm.scale_by_std=true"], ["rloo has no standard"]),
         (["algorithm.loss_scale_factor=512"], ["aggregation=token_mean", "Add algorithm.aggre"]),
-        (["algorithm.loss=gmpo", "algorithm.aggregation=token_mean"], ["seq_mean_token_mean"]),
+        (
+            [
+                "algorithm.adv_estimator=grpo",
+                "algorithm.loss=gmpo",
+                "algorithm.aggregation=token_mean",
+            ],
+            ["seq_mean_token_mean"],
+        ),
         (["algorithm.correction=token", "rollout.top_p=0.9"], ["top_p=0.9", "correction=off"]),
         (["algorithm.correction=sequence", "rollout.top_k=50"], ["top_k=50"]),
         (["algorithm.bypass=true", "algorithm.correction=token"], ["bypass=true", "themselves"]),

@@ -37,6 +37,8 @@ class Entry:
     select: str | None = None
     select_settings: tuple[str, ...] = ()
     aggregations: tuple[str, ...] | None = None
+    is_per_token: bool = False
+    is_per_sequence: bool = False
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -44,11 +46,19 @@ class Entry:
         return frozenset(NEED_OF_INPUT[name] for name in self.inputs if name in NEED_OF_INPUT)
 
 
+PER_TOKEN = ("gae", "reinforce_plus_plus", "otb")
+
+
 def _estimator(
     name: str, title: str, inputs: tuple[str, ...], settings: tuple[str, ...] = ()
 ) -> tuple[str, Entry]:
-    path = f"rlcli.algos.advantages:{name}"
-    return name, Entry(path=path, title=title, inputs=inputs, settings=settings)
+    return name, Entry(
+        path=f"rlcli.algos.advantages:{name}",
+        title=title,
+        inputs=inputs,
+        settings=settings,
+        is_per_token=name in PER_TOKEN,
+    )
 
 
 GROUP = ("group_B", "valid_B")
@@ -109,6 +119,7 @@ def _loss(
         select=select,
         select_settings=select_settings,
         aggregations=aggregations,
+        is_per_sequence=name == "gmpo",
     )
 
 

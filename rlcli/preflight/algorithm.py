@@ -24,6 +24,7 @@ def check_algorithm(resolved: Resolved) -> Resolved:
     estimator = find_entry(resolved, "advantage", ESTIMATORS)
     loss = find_entry(resolved, "loss", LOSSES)
     _check_needs(resolved, estimator)
+    _check_pair(resolved, estimator, loss)
     _check_settings(resolved, estimator, loss)
     _check_correction(resolved)
     return _settle_aggregation(resolved, loss)
@@ -46,6 +47,16 @@ def find_entry(resolved: Resolved, kind: str, table: Mapping[str, Entry]) -> Ent
     raise ConfigError(
         f"{resolved.where(key)} is not a known {kind}. {names}; or package.module:function."
     )
+
+
+def _check_pair(resolved: Resolved, estimator: Entry | None, loss: Entry | None) -> None:
+    """Raises: ConfigError for a loss that cannot use what the estimator gives."""
+    if estimator and loss and estimator.is_per_token and loss.is_per_sequence:
+        raise ConfigError(
+            f"{resolved.where('algorithm.loss')} weighs a whole rollout by one advantage, and "
+            f"{resolved.where('algorithm.advantage')} gives one per token.\n"
+            "Use algorithm.loss=clip, or an estimator such as grpo or rloo."
+        )
 
 
 def _check_needs(resolved: Resolved, estimator: Entry | None) -> None:
