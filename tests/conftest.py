@@ -86,3 +86,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama directory with random weights and a BPE tokenizer."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "llama", "Llama")
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A one-label Llama classifier with random weights."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("classifier")
+    size = save_tokenizer(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        **TINY, vocab_size=size, num_labels=1, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    )
+    transformers.LlamaForSequenceClassification(config).save_pretrained(folder)
+    return folder

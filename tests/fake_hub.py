@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
+HUBS = [
+    "hf",
+    pytest.param(
+        "modelscope",
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("modelscope_hub") is None,
+            reason="no modelscope_hub: pip install -e '.[modelscope]'",
+        ),
+    ),
+]
+"""The hubs whose client is installed, as parameters of a test."""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Files = dict[str, bytes]
 

@@ -5,7 +5,6 @@ Each case runs in a process of its own, because the clients read the environment
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
@@ -18,7 +17,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from fake_hub import FakeHub, serve
+from fake_hub import HUBS, FakeHub, serve
 
 from rlcli.errors import ModelError, ModelNotFoundError
 from rlcli.hub import ASSETS, find_model, find_model_config, find_tokenizer
@@ -48,16 +47,6 @@ for call in sys.argv[2:]:
 print(json.dumps(said))
 """
 MODEL = {path.name: path.read_bytes() for path in (ASSETS / "quickstart").iterdir()}
-HUBS = [
-    "hf",
-    pytest.param(
-        "modelscope",
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec("modelscope_hub") is None,
-            reason="no modelscope_hub: pip install -e '.[modelscope]'",
-        ),
-    ),
-]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ REPEATED = 20
 """Responses that are scored more than once."""
 TRIES = 3
 """Other answers tried where the rule itself calls them the same as the row's own."""
-COMPARING = frozenset({"rules", "gsm8k", "math", "math_reasoning", "exact"})
+COMPARING = frozenset({"rules", "gsm8k", "math", "math_reasoning", "choice", "exact"})
 """Values of reward.fn under which a pass says that two answers are the same."""
 BATCHES = 256
 """Responses handed over at a time where a reward model scores in batches."""

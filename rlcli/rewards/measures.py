@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from rlcli.rewards.combination import PART_OF, combine
 from rlcli.rewards.judge.injections import is_injection
+from rlcli.rewards.passing import PASSED
 from rlcli.types import Reward, Rollout, StepRecord
 
 if TYPE_CHECKING:
     from rlcli.config.rewards import RewardConfig
 
 BINS = 10
-PASS = 0.5
 RULE = PART_OF["fn"]
 
 
@@ -47,7 +47,7 @@ def measure_judge(
     ]
     found = _spread([(reward.parts[part], len(rollout.token_ids)) for reward, rollout in judged])
     both = [
-        (reward.parts[part] >= PASS) == (reward.parts[RULE] >= PASS)
+        (reward.parts[part] >= PASSED) == (reward.parts[RULE] >= PASSED)
         for reward, _ in judged
         if RULE in reward.parts
     ]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from judge_server import Act, Call, JudgeServer
-
-from rlcli.cli.main import main
+from small_runs import judged, metrics
 
 pytest.importorskip("openai", reason="install the judge extra: pip install -e '.[judge]'")
 pytest.importorskip("anthropic", reason="install the judge extra: pip install -e '.[judge]'")
@@ -40,19 +39,6 @@ def judge() -> Iterator[JudgeServer]:
     server.close()
 
 
-def train(url: str, *arguments: str) -> int:
-    small = ["data.val=[]", "--batch_size", "4", "rollout.n=2", "--output_dir", "run"]
-    words = ["train", "--preset", "quickstart", "--use_api_reward", "--rm_base_url", url]
-    with pytest.raises(SystemExit) as ended:
-        main([*words, *small, *arguments])
-    return int(ended.value.code or 0)
-
-
-def steps(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / "run/metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 @pytest.mark.parametrize("provider", KEYS)
 def test_every_provider_of_the_guide_trains(
     provider: str, folder: Path, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch
@@ -60,17 +46,17 @@ def test_every_provider_of_the_guide_trains(
     monkeypatch.setenv(KEYS[provider], CANARY)
     named = ["--rm_model", MODELS[provider]] if provider in MODELS else []
     words = ["--rm_api_type", provider, *named, "--rm_prompt_preset", "math", "--max_steps", "2"]
-    assert train(judge.url, *words) == 0
+    assert judged(judge.url, *words) == 0
     # 8 of 10 on a scale from 1: (8 - 1) / 9
-    assert [step["reward_mean"] for step in steps(folder)] == pytest.approx([7 / 9, 7 / 9])
+    assert [step["reward_mean"] for step in metrics()] == pytest.approx([7 / 9, 7 / 9])
     assert len(judge.calls) > 2
     taken = {
-        name: sum(step[f"judge/{name}"] for step in steps(folder))
+        name: sum(step[f"judge/{name}"] for step in metrics())
         for name in ("calls", "input_tokens", "output_tokens")
     }
     calls = len(judge.calls) - 1  # the probe
     assert taken == {"calls": calls, "input_tokens": 100 * calls, "output_tokens": 20 * calls}
-    assert all(step["judge/cost_usd"] > 0 for step in steps(folder))
+    assert all(step["judge/cost_usd"] > 0 for step in metrics())
     for file in (path for path in folder.rglob("*") if path.is_file()):
         assert CANARY.encode() not in file.read_bytes(), file
 
@@ -80,23 +66,23 @@ def test_a_key_that_is_refused_during_the_run_pauses_it_and_it_goes_on(
 ) -> None:
     monkeypatch.setenv("DASHSCOPE_API_KEY", CANARY)
     judge.behave = lambda call: Act() if len(judge.calls) < 14 else Act(status=401)
-    assert train(judge.url, "--max_steps", "4") == 75
+    assert judged(judge.url, "--max_steps", "4") == 75
     assert CANARY not in capsys.readouterr().err
     status = json.loads((folder / "run/status.json").read_text())
     assert status["state"] == "paused"
     assert status["resumable"] is True
     judge.behave = lambda call: Act()
-    assert train(judge.url, "--max_steps", "4", "--resume", "auto") == 0
-    assert [step["step"] for step in steps(folder)] == [1, 2, 3, 4]
+    assert judged(judge.url, "--max_steps", "4", "--resume", "auto") == 0
+    assert [step["step"] for step in metrics()] == [1, 2, 3, 4]
 
 
 def test_a_missing_key_is_an_error_to_a_run_and_a_warning_to_a_dry_run(
     folder: Path, judge: JudgeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(judge.url) == 2
+    assert judged(judge.url) == 2
     assert "DASHSCOPE_API_KEY" in capsys.readouterr().err
     assert not (folder / "run").exists()
-    assert train(judge.url, "--dry_run") == 0
+    assert judged(judge.url, "--dry_run") == 0
     assert "not here: " in capsys.readouterr().out
     assert judge.calls == []
 
@@ -116,7 +102,7 @@ def test_a_dry_run_without_a_key_checks_everything_else_of_the_judge(
     judge: JudgeServer,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert train(judge.url, "--dry_run", *words) == 2
+    assert judged(judge.url, "--dry_run", *words) == 2
     assert says in capsys.readouterr().err
 
 
@@ -125,7 +111,7 @@ def test_a_wrong_key_is_found_before_a_model_loads(
 ) -> None:
     monkeypatch.setenv("DASHSCOPE_API_KEY", CANARY)
     judge.behave = lambda call: Act(status=401)
-    assert train(judge.url) == 2
+    assert judged(judge.url) == 2
     err = capsys.readouterr().err
     assert CANARY not in err
     assert len(err.strip().splitlines()) <= 3
@@ -145,8 +131,8 @@ def test_unscored_rollouts_are_counted_not_zero(
 
     judge.behave = behave
     words = ["--max_steps", "1", "--batch_size", "8", "reward.judge.canary_every=0"]
-    assert train(judge.url, *words) == 0
-    (step,) = steps(folder)
+    assert judged(judge.url, *words) == 0
+    (step,) = metrics()
     assert step["unscored"] >= 1
     assert step["reward_mean"] == pytest.approx(7 / 9)
 
@@ -158,8 +144,8 @@ def test_an_evaluation_counts_what_its_judge_took(
     rows = [{"prompt": f"{i} + 1 =", "ground_truth": str(i + 1)} for i in range(4)]
     (folder / "val.jsonl").write_text("\n".join(map(json.dumps, rows)))
     arguments = ["--val_data", "val.jsonl", "rollout.val_n=1", "--max_steps", "1"]
-    assert train(judge.url, *arguments) == 0
-    first, step, last = steps(folder)
+    assert judged(judge.url, *arguments) == 0
+    first, step, last = metrics()
     assert first["eval/judge/calls"] + step["judge/calls"] + last["eval/judge/calls"] == (
         len(judge.calls) - 1
     )
@@ -172,11 +158,11 @@ def test_a_budget_holds_over_resumes(
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     words = ["--rm_api_type", "openai", "--rm_model", "gpt-4o-mini", "--max_steps", "50"]
     budget = ["--max_judge_cost", "0.003"]
-    assert train(judge.url, *words, *budget) == 75
+    assert judged(judge.url, *words, *budget) == 75
     assert "That stays spent" in capsys.readouterr().err
     before = len(judge.calls)
     assert before > 10
-    assert train(judge.url, *words, *budget, "--resume", "auto") == 75
+    assert judged(judge.url, *words, *budget, "--resume", "auto") == 75
     # the probe, and what the last call left of the budget
     assert len(judge.calls) <= before + 3
 
@@ -185,14 +171,14 @@ def test_a_judge_that_is_away_when_a_run_is_resumed_pauses_it(
     folder: Path, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("DASHSCOPE_API_KEY", CANARY)
-    assert train(judge.url, "--max_steps", "1") == 0
+    assert judged(judge.url, "--max_steps", "1") == 0
     judge.behave = lambda call: Act(status=401)
-    assert train(judge.url, "--max_steps", "2", "--resume", "auto") == 75
+    assert judged(judge.url, "--max_steps", "2", "--resume", "auto") == 75
     assert len(capsys.readouterr().err.strip().splitlines()) <= 3
     status = json.loads((folder / "run/status.json").read_text())
     assert (status["state"], status["resumable"], status["step"]) == ("paused", True, 1)
     judge.behave = lambda call: Act(status=404)
-    assert train(judge.url, "--max_steps", "2", "--resume", "auto") == 2
+    assert judged(judge.url, "--max_steps", "2", "--resume", "auto") == 2
     judge.behave = lambda call: Act()
-    assert train(judge.url, "--max_steps", "2", "--resume", "auto") == 0
-    assert [step["step"] for step in steps(folder)] == [1, 2]
+    assert judged(judge.url, "--max_steps", "2", "--resume", "auto") == 0
+    assert [step["step"] for step in metrics()] == [1, 2]

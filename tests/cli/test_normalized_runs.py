@@ -9,40 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, save_tokenizer
+from small_runs import metrics, quickstart
 
 from rlcli.cli.main import main
 
 MIX = ["reward.composite=true", "reward.weights={rm_score: 0.7, rule_score: 0.3}"]
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A one-label Llama classifier with random weights."""
-    import torch
-    import transformers
-
-    folder = tmp_path_factory.mktemp("classifier")
-    size = save_tokenizer(folder)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        **TINY, vocab_size=size, num_labels=1, pad_token_id=0, bos_token_id=1, eos_token_id=2
-    )
-    transformers.LlamaForSequenceClassification(config).save_pretrained(folder)
-    return folder
-
-
-def train(classifier: Path, run: str, steps: int, *arguments: str) -> int:
-    small = ["data.val=[]", "--batch_size", "4", "rollout.n=4", "--max_steps", str(steps)]
-    given = ["--output_dir", run, "--reward_model", str(classifier), *MIX, *small]
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "--preset", "quickstart", *given, *arguments])
-    return int(ended.value.code or 0)
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+def train(classifier: Path, run: str, steps: int, *words: str) -> int:
+    given = ["--output_dir", run, "--reward_model", str(classifier), *MIX]
+    return quickstart(*given, "rollout.n=4", "--max_steps", str(steps), *words)
 
 
 def raw_scores(run: Path, step: int) -> list[float]:

@@ -6,38 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY, save_tokenizer
 from reward_models import save_starling
+from small_runs import metrics, quickstart
 
 from rlcli.cli.main import main
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A one-label Llama classifier with random weights."""
-    import torch
-    import transformers
-
-    folder = tmp_path_factory.mktemp("classifier")
-    size = save_tokenizer(folder)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        **TINY, vocab_size=size, num_labels=1, pad_token_id=0, bos_token_id=1, eos_token_id=2
-    )
-    transformers.LlamaForSequenceClassification(config).save_pretrained(folder)
-    return folder
-
-
-def train(*arguments: str, val: str = "data.val=[]") -> int:
-    small = [val, "--batch_size", "4", "rollout.n=2", "--max_steps", "2"]
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "--preset", "quickstart", "--output_dir", "run", *small, *arguments])
-    return int(ended.value.code or 0)
-
-
-def steps(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / "run/metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+def train(*words: str, val: str = "data.val=[]") -> int:
+    return quickstart("--output_dir", "run", "rollout.n=2", "--max_steps", "2", val, *words)
 
 
 def test_a_reward_model_scores(
@@ -46,7 +22,7 @@ def test_a_reward_model_scores(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REWARD_MODEL_PATH", str(classifier))
     assert train() == 0
-    means = [step["reward_mean"] for step in steps(tmp_path)]
+    means = [step["reward_mean"] for step in metrics()]
     assert len(means) == 2
     assert all(mean not in (0.0, 1.0) for mean in means)
 
@@ -59,7 +35,7 @@ def test_the_guides_mix_is_the_weighted_sum_of_its_parts(
         "composite_reward:\n  enable: true\n  weights:\n    rm_score: 0.7\n    rule_score: 0.3\n"
     )
     assert train("--reward_model", str(classifier), "reward.normalize=off") == 0
-    for step in steps(tmp_path):
+    for step in metrics():
         mixed = 0.7 * step["reward/rm_score"] + 0.3 * step["reward/rule_score"]
         assert step["reward_mean"] == pytest.approx(mixed, abs=1e-6)
 
@@ -73,7 +49,7 @@ def test_starling_scores_from_its_pickle_and_the_run_says_so(
     said = capsys.readouterr()
     assert "are pickled (*.bin)" in " ".join(said.out.split())
     assert "UNEXPECTED" not in said.out + said.err
-    means = [step["reward_mean"] for step in steps(tmp_path)]
+    means = [step["reward_mean"] for step in metrics()]
     assert len(means) == 2
     assert all(mean not in (0.0, 1.0) for mean in means)
 
@@ -109,7 +85,7 @@ def test_a_reward_models_score_is_no_pass_rate(
     assert " before, " in said
     assert "pass@1" not in said
     assert "Validation Accuracy" not in said
-    evaluated = [row for row in steps(tmp_path) if "eval/reward_mean" in row]
+    evaluated = [row for row in metrics() if "eval/reward_mean" in row]
     assert [row["step"] for row in evaluated] == [0, 2]
     assert not [name for row in evaluated for name in row if "pass@1" in name]
     for command in (["report", "run"], ["runs", "list"], ["ckpt", "list", "run"], ["eval", "run"]):
@@ -126,6 +102,6 @@ def test_the_rules_part_of_a_mix_is_its_pass_rate(
     mix = ["reward.composite=true", "reward.weights={rm_score: 0.0, rule_score: 0.3}"]
     arguments = ["--reward_model", str(classifier), "--reward", "right.py", *mix]
     assert train(*arguments, val=held_out) == 0
-    first = steps(tmp_path)[0]
+    first = metrics()[0]
     assert first["eval/reward_mean"] == pytest.approx(0.3)
     assert first["eval/pass@1"] == 1.0

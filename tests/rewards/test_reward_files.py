@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_hub import FakeHub, Files, serve
+from fake_hub import HUBS, FakeHub, Files, serve
 from reward_models import (
     RESPONSES,
     alone,
@@ -45,16 +44,6 @@ for name in sys.argv[2:]:
 assert "torch" not in sys.modules
 print(json.dumps(said))
 """
-HUBS = [
-    "hf",
-    pytest.param(
-        "modelscope",
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec("modelscope_hub") is None,
-            reason="no modelscope_hub: pip install -e '.[modelscope]'",
-        ),
-    ),
-]
 
 
 def ask(hub: str, *names: str, cache: Path, url: str) -> list[Any]:
