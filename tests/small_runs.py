@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ def judged(url: str, *words: str) -> int:
     """The same, into `run`, with two responses to a prompt and the judge at `url`."""
     judge = ["--use_api_reward", "--rm_base_url", url]
     return quickstart("rollout.n=2", "--output_dir", "run", *judge, *words)
+
+
+def in_children(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Have every Python process that is started from here on run `code` first."""
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
 
 def metrics(run: Path | str = "run") -> list[dict[str, Any]]:

@@ -120,6 +120,9 @@ class ScoringProcess:
         self._process.wait()
         self._connection.close()
 
+    def _obituary(self) -> str:
+        return obituary(self._process, "the scoring process")
+
     def _receive(self, deadline: float) -> bytes:
         try:
             if self._connection.poll(max(0.0, deadline - time.monotonic())):
@@ -128,16 +131,17 @@ class ScoringProcess:
             raise EOFError from error
         raise TimeoutError
 
-    def _obituary(self) -> str:
-        """How the process ended, in words; its exit status comes shortly after its last byte."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
-        status = self._process.returncode
-        if status is None:
-            return "the scoring process closed its connection"
-        if status < 0:
-            return f"the scoring process was killed by {signal.Signals(-status).name}"
-        return f"the scoring process exited with status {status}"
+
+def obituary(process: subprocess.Popen[Any], who: str) -> str:
+    """How a process ended, in words; its exit status comes shortly after its last byte."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
+    status = process.returncode
+    if status is None:
+        return f"{who} closed its connection"
+    if status < 0:
+        return f"{who} was killed by {signal.Signals(-status).name}"
+    return f"{who} exited with status {status}"
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:

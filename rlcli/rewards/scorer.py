@@ -132,9 +132,9 @@ def build_scorer(
 ) -> Scorer:
     """A scorer that is ready or starting. `check_reward` has been asked before.
 
-    log: file for what a user's function prints; none: nowhere. run_dir: where a judge
-    keeps verdicts and what it cost; none: no run is on. model_dir, device: of a local
-    reward model. dtype: of its weights; none: bfloat16 on CUDA, float32 elsewhere.
+    log: file for what a user's function prints; none: nowhere. run_dir: where a judge, then a
+    process of its own, keeps verdicts and what it cost; none: no run is on. model_dir, device:
+    of a local reward model. dtype: of its weights; none: bfloat16 on CUDA, float32 elsewhere.
 
     Raises:
         RewardError: the reward model does not load.
@@ -145,10 +145,12 @@ def build_scorer(
         if source == "model":
             return _model_scorer(config, model_dir, device, dtype)
         if source == "judge":
-            from rlcli.rewards.judge import JudgeScorer
+            from rlcli.rewards.judge import JudgeProcess, JudgeScorer
 
             keys = os.environ if env is None else env
-            return JudgeScorer(config.judge, env=keys, lang=lang, run_dir=run_dir)
+            if run_dir is None:
+                return JudgeScorer(config.judge, env=keys, lang=lang)
+            return JudgeProcess(config.judge, env=keys, lang=lang, run_dir=run_dir, log=log)
         return ScorerPool(
             config.fn,
             workers=config.workers,

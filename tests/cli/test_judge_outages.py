@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 from judge_server import Act, Call, JudgeServer
-from small_runs import judged, metrics
+from small_runs import in_children, judged, metrics
 
-from rlcli.rewards.judge import breaker, governor
+from rlcli.rewards.judge import governor
 
 pytest.importorskip("openai", reason="install the judge extra: pip install -e '.[judge]'")
 
 KEY = "sk-canary-4712"
+IMPATIENT = """\
+from rlcli.rewards.judge import breaker, governor
+
+governor.BACKOFF_S, breaker.BREAK_S = 0.005, 0.05
+"""
 
 
 @pytest.fixture
@@ -22,7 +27,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServ
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DASHSCOPE_API_KEY", KEY)
     monkeypatch.setattr(governor, "BACKOFF_S", 0.005)
-    monkeypatch.setattr(breaker, "BREAK_S", 0.05)
+    in_children(tmp_path, monkeypatch, IMPATIENT)
     server = JudgeServer(lambda call: Act())
     yield server
     server.close()

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 from judge_server import Act, Call, JudgeServer
+from small_runs import in_children
 
 from rlcli.cli.main import main
 
@@ -40,8 +41,6 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     return 1.0
 """
 BREAKING = """\
-import sys
-from rlcli.cli.main import main
 from rlcli.rewards.judge import scorer
 
 reward_of, calls = scorer.reward_of, []
@@ -53,8 +52,8 @@ def breaks(*arguments, **more):
     return reward_of(*arguments, **more)
 
 scorer.reward_of = breaks
-main(sys.argv[1:])
 """
+RUN = "from rlcli.cli.main import main; main()"
 
 
 @pytest.fixture
@@ -77,11 +76,12 @@ def train(*words: str) -> int:
     return int(ended.value.code or 0)
 
 
-def start(code: str, folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     """A run in a process of its own, judged by whoever is at the address among `words`."""
-    env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | dict(os.environ)
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    env = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {"PYTHONPATH": path}
     return subprocess.Popen(
-        [sys.executable, "-c", code, *WORDS, *words],
+        [sys.executable, "-c", RUN, *WORDS, *words],
         cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -104,7 +104,9 @@ def seen_of(process: psutil.Process) -> Iterator[tuple[str, bool]]:
         return
 
 
-def test_a_key_is_nowhere_in_a_run_that_breaks(folder: Path, judge: JudgeServer) -> None:
+def test_a_key_is_nowhere_in_a_run_that_breaks(
+    folder: Path, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server that repeats it in errors and verdicts, a worker, a bug, a traceback."""
 
     def behave(call: Call) -> Act:
@@ -118,7 +120,8 @@ def test_a_key_is_nowhere_in_a_run_that_breaks(folder: Path, judge: JudgeServer)
     (folder / "reward.py").write_text(REWARD)
     mixed = ["--reward", "reward.py", "reward.composite=true", "--rm_base_url", judge.url,
              "reward.weights={judge: 0.5, rule_score: 0.5}", "--max_steps", "9"]  # fmt: skip
-    run = start(BREAKING, folder, *mixed)
+    in_children(folder, monkeypatch, BREAKING)
+    run = start(folder, *mixed)
     process = psutil.Process(run.pid)
     seen: set[tuple[str, bool]] = set()
     while run.poll() is None:
@@ -182,7 +185,7 @@ def test_a_killed_run_that_goes_on_pays_no_verdict_twice(folder: Path, judge: Ju
         return Act(latency_s=60.0)
 
     judge.behave = behave
-    run = start("from rlcli.cli.main import main; main()", folder, *words)
+    run = start(folder, *words)
     deadline = time.monotonic() + 60
     while not hung or judge.in_flight > 1:
         assert time.monotonic() < deadline
@@ -190,8 +193,11 @@ def test_a_killed_run_that_goes_on_pays_no_verdict_twice(folder: Path, judge: Ju
         time.sleep(0.02)
     time.sleep(0.5)  # five commits
     before = len(judge.calls)
+    started = psutil.Process(run.pid).children(recursive=True)
+    assert any("rlcli.rewards.judge.child" in " ".join(one.cmdline()) for one in started)
     os.kill(run.pid, signal.SIGKILL)
     run.communicate()
+    assert not psutil.wait_procs(started, timeout=5)[1]
     spent = spent_of(folder)
     judge.behave = lambda call: Act()
     assert train(*words, "--resume", "auto") == 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from rlcli.rewards.judge.apart import JudgeProcess
 from rlcli.rewards.judge.check import check_judge, probe_judge
 from rlcli.rewards.judge.scorer import JudgeScorer
 
-__all__ = ["JudgeScorer", "check_judge", "probe_judge"]
+__all__ = ["JudgeProcess", "JudgeScorer", "check_judge", "probe_judge"]

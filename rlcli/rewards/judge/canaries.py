@@ -58,6 +58,11 @@ OFF_TOPIC = {
 """Sure of itself, and nothing to do with the question."""
 
 
+def due_answers(every: int, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+    """The bad answers of a step in which they are due: every so many from 0; every 0, never."""
+    return bad_answers(step, prompts) if every and step % every == 0 else []
+
+
 def bad_answers(step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
     """One bad answer of each kind, to up to three of the prompts: which ones follows from `step`.
 

@@ -18,7 +18,7 @@ from rlcli.errors import Paused
 from rlcli.rewards.judge.asking import Verdict
 from rlcli.rewards.judge.budget import Budget, BudgetSpent, Ledger, price_of
 from rlcli.rewards.judge.cache import Kept, open_cache
-from rlcli.rewards.judge.canaries import bad_answers
+from rlcli.rewards.judge.canaries import due_answers
 from rlcli.rewards.judge.check import cure
 from rlcli.rewards.judge.faults import Fault, Kind
 from rlcli.rewards.judge.member import Member, choose, median_of
@@ -102,10 +102,12 @@ class JudgeScorer:
 
     def canaries(self, step: int, prompts: Sequence[Prompt]) -> list[Future[Reward]]:
         """Known bad answers being judged afresh, every reward.judge.canary_every steps from 0."""
-        every = self._config.canary_every
-        if not every or step % every:
-            return []
-        return [self._start(self._score_afresh(one)) for one in bad_answers(step, prompts)]
+        due = due_answers(self._config.canary_every, step, prompts)
+        return [self.submit_afresh(one) for one in due]
+
+    def submit_afresh(self, rollout: Rollout) -> Future[Reward]:
+        """Begin to score an answer for which nothing that was said before counts."""
+        return self._start(self._judge(self._values(rollout), is_kept=False))
 
     def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
         """The rewards as they are."""
@@ -137,7 +139,7 @@ class JudgeScorer:
 
     def can_recover(self, unscored: Reward) -> bool:
         """A judge comes back; a content filter says the same every time."""
-        return Kind.BLOCKED.value not in (unscored.error or "")
+        return can_come_back(unscored)
 
     def state(self) -> dict[str, Any]:
         """Dollars spent, with what calls under way may cost."""
@@ -218,10 +220,6 @@ class JudgeScorer:
         finally:
             del self._verdicts[key]
 
-    async def _score_afresh(self, rollout: Rollout) -> Reward:
-        """The reward of a known bad answer: what was said of it before does not count."""
-        return await self._judge(self._values(rollout), is_kept=False)
-
     def _values(self, rollout: Rollout) -> dict[str, str]:
         prompt = rollout.prompt
         lang = self._template.lang
@@ -296,6 +294,11 @@ class JudgeScorer:
                 if task is not asyncio.current_task():
                     task.cancel()
         return self._end
+
+
+def can_come_back(unscored: Reward) -> bool:
+    """Whether asking again may help: a content filter says the same every time."""
+    return Kind.BLOCKED.value not in (unscored.error or "")
 
 
 def reward_of(verdict: Verdict, template: Template, *, member: str = "") -> Reward:
