@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from rlcli import preflight
 from rlcli.algos.table import ESTIMATORS, LOSSES
-from rlcli.checkpoint import Checkpoints, Resume
+from rlcli.checkpoint import Resume
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.prompts import EncodedPrompts, PromptStream, encode_prompts
@@ -26,15 +24,18 @@ from rlcli.inputs import (
     find_reward_model,
     read_data,
 )
+from rlcli.machine import keep_freed_memory, usable_cores
 from rlcli.monitor.console import RunConsole
 from rlcli.monitor.health import Health
 from rlcli.monitor.monitor import Monitor
 from rlcli.monitor.run_dir import RunDir
 from rlcli.monitor.signals import StopRequest
 from rlcli.monitor.trackers import build_trackers
+from rlcli.saving import Checkpoints
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from rlcli.causal_lm import CausalLM
     from rlcli.engines.critic import Critic
@@ -76,6 +77,10 @@ def make_plan(resolved: Resolved) -> Plan:
     resolved = preflight.check_engines(preflight.check(resolved))
     config = resolved.config
     device = choose_device(config)
+    if config.model.compile:
+        from rlcli.compiled import check_compiler
+
+        check_compiler(device, resolved.where("model.compile"))
     train_rows = read_data(config, config.data.train)
     val_rows = read_data(config, config.data.val) if config.data.val else []
     needs = _needs(resolved)
@@ -155,16 +160,20 @@ def choose_device(config: Config) -> torch.device:
     return torch.device(wanted)
 
 
-def set_threads(device: torch.device, num_parameters: int) -> None:
-    """Threads for the CPU: one for tiny models, else the physical cores; OMP_NUM_THREADS wins.
+def set_up_cpu(device: torch.device, num_parameters: int) -> None:
+    """Threads: one for tiny models, else the physical cores; OMP_NUM_THREADS wins. And memory.
 
-    Two threads that wait for each other on small matrices are slower than one.
+    Two threads that wait for each other on small matrices are slower than one. Memory that was
+    freed is kept for the next tensor, instead of being cleared by the kernel each time.
     """
     import torch
 
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        cores = psutil.cpu_count(logical=False) or 1
-        torch.set_num_threads(1 if num_parameters < SINGLE_THREAD_PARAMETERS else cores)
+    if device.type != "cpu":
+        return
+    keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ:
+        is_tiny = num_parameters < SINGLE_THREAD_PARAMETERS
+        torch.set_num_threads(1 if is_tiny else usable_cores())
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -296,7 +305,7 @@ def _build_models(
         return load_causal_lm(path, dtype=dtype, device=device, trust_remote_code=trust)
 
     policy = load(compute if uses_lora else torch.float32)
-    set_threads(device, policy.model.num_parameters())
+    set_up_cpu(device, policy.model.num_parameters())
     sampled = load(compute) if is_half and not uses_lora else policy
     reference = None
     if algorithm.needs_reference and not uses_lora:
@@ -307,6 +316,8 @@ def _build_models(
     if config.model.gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
     critic = _build_critic(plan, pad_token_id) if plan.critic_dir else None
+    if config.model.compile:
+        _compile(policy.model, reference and reference.model, critic and critic.body)
     sampler = NativeSampler(
         sampled,
         plan.tokenizer,
@@ -321,13 +332,21 @@ def _build_models(
         policy,
         total_steps=plan.num_steps,
         pad_token_id=pad_token_id,
-        sampler_is_exact=sampler.is_exact and not is_half,
+        sampler_is_exact=sampler.is_exact and not is_half and not config.rollout.async_steps,
         autocast_dtype=autocast,
         peft_model=peft_model,
         reference=reference,
         critic=critic,
     )
     return engine, sampler, policy.notes
+
+
+def _compile(*models: PreTrainedModel | None) -> None:
+    from rlcli.compiled import compile_layers
+
+    for model in models:
+        if model is not None:
+            compile_layers(model)
 
 
 def _build_critic(plan: Plan, pad_token_id: int) -> Critic:

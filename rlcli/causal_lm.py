@@ -23,7 +23,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from rlcli.cpu_linear import speed_up_linears
 from rlcli.errors import ModelError
+from rlcli.gated import keep_all, keep_less
 from rlcli.packed import ATTENTION, GroupLayout, Layout, PackingUnsupportedError
 
 transformers_logging.set_verbosity_error()
@@ -130,6 +132,8 @@ def check_architecture(config: Any) -> None:
 def prepare(model: PreTrainedModel, *, source_dtype: torch.dtype = torch.float32) -> CausalLM:
     """The model set up for packed batches, or for padded ones with a note that says why."""
     _silence_dropout(model)
+    speed_up_linears(model)
+    keep_less(model)
     lm = CausalLM(model=model, packed=True, source_dtype=source_dtype)
     plain = model.config._attn_implementation or "eager"
     try:
@@ -146,11 +150,33 @@ def prepare(model: PreTrainedModel, *, source_dtype: torch.dtype = torch.float32
         model.set_attn_implementation(plain)
         lm.packed = False
         lm.notes.append(f"{type(model).__name__} runs with padded batches (slower): {reason}")
+    elif lm.device.type == "cuda":
+        _attend_in_one_kernel(lm, plain)
     return lm
+
+
+def _attend_in_one_kernel(lm: CausalLM, plain: str) -> None:
+    """Take FlexAttention where it gives the plain log-probs; a note where padded buckets stay."""
+    from rlcli.packed_flex import FLEX_ATTENTION, why_not_flex  # only CUDA needs the compiler
+
+    reason = None
+    for dtype in dict.fromkeys((torch.bfloat16, lm.model.dtype)):
+        reason = reason or why_not_flex(lm.model.config, device=lm.device, dtype=dtype)
+    if reason is None:
+        lm.model.set_attn_implementation(plain)  # the probe's plain pass has no layout
+        try:
+            reason = _why_not_packed(lm, FLEX_ATTENTION)
+        except Exception as error:  # of the compiler's own kinds
+            reason = str(error).splitlines()[0]
+    lm.model.set_attn_implementation(ATTENTION if reason else FLEX_ATTENTION)
+    if reason:
+        name = type(lm.model).__name__
+        lm.notes.append(f"{name} attends in padded buckets (slower): {reason}")
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """Recompute activations in the backward pass."""
+    keep_all(model)
     enable = getattr(model, "activation_checkpointing_enable", None)
     if enable is None:  # transformers before 5.20
         enable = model.gradient_checkpointing_enable
@@ -168,7 +194,7 @@ def _silence_dropout(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _why_not_packed(lm: CausalLM) -> str | None:
+def _why_not_packed(lm: CausalLM, attention: str = ATTENTION) -> str | None:
     """None when packed and padded log-probs agree on random tokens, else what differs."""
     config = lm.model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or []) - {
@@ -189,7 +215,7 @@ def _why_not_packed(lm: CausalLM) -> str | None:
         ids = torch.cat([prompts[group[row]], response])[None].to(lm.device)
         logits = lm.model(input_ids=ids, use_cache=False).logits.float()
         plain.append(_gather(logits[0, lengths[group[row]] - 1 : -1], response.to(lm.device)))
-    lm.model.set_attn_implementation(ATTENTION)
+    lm.model.set_attn_implementation(attention)
     layout = GroupLayout(lengths, answers, group, lm.device)
     ids = torch.cat([*prompts, *responses]).to(lm.device)
     hidden = lm.hidden(ids, layout.position_ids, layout)

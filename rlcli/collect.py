@@ -37,14 +37,45 @@ class Collected:
     greedy: Mapping[str, Reward]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """Rollouts in order and their rewards to come."""
+
+    rollouts: Sequence[Rollout]
+    rewards: Sequence[Future[Reward]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A step that is sampled and being scored. greedy: empty unless the estimator asks for it."""
+
+    sampled: Submitted
+    greedy: Submitted
+    canaries: Sequence[Future[Reward]]
+
+
 def collect(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: int) -> Collected:
     """Scored rollouts of `prompts`; under dynamic sampling of enough prompts that tell apart.
 
     Raises: RewardError or Paused when the reward leaves too many rollouts unscored three times.
     """
-    settings = run.config.algorithm
+    return end(run, begin(run, prompts, record, step=step), record, step=step)
+
+
+def begin(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: int) -> Begun:
+    """Rollouts of `prompts` by the weights the sampler has now, each on its way to the scorer."""
     canaries = run.scorer.canaries(step, prompts)
-    kept = drawn = _sample_and_score(run, prompts, record, seed=run.seed(step, "sample"))
+    sampled, greedy = _sample(run, prompts, record, seed=run.seed(step, "sample"))
+    return Begun(sampled=sampled, greedy=greedy, canaries=canaries)
+
+
+def end(run: Run, begun: Begun, record: StepRecord, *, step: int) -> Collected:
+    """What was begun with its rewards, and what dynamic sampling adds by the weights of now.
+
+    Raises: RewardError or Paused when the reward leaves too many rollouts unscored three times.
+    """
+    settings = run.config.algorithm
+    kept = drawn = _scored(run, begun.sampled, begun.greedy, record)
     if settings.dynamic_sampling:
         wanted = run.config.train.prompts_per_step
         scores = [r.value for r in drawn.rewards if r.value is not None]
@@ -52,8 +83,9 @@ def collect(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: in
         rounds = 1
         while len(_groups(kept)) < wanted and rounds <= settings.max_refills:
             fresh = run.prompts.next(wanted)
-            seed = run.seed(step, "sample", rounds)
-            drawn = _sample_and_score(run, fresh, record, seed=seed)
+            drawn = _scored(
+                run, *_sample(run, fresh, record, seed=run.seed(step, "sample", rounds)), record
+            )
             scores += [r.value for r in drawn.rewards if r.value is not None]
             kept = _joined(kept, _without_ties(drawn), wanted)
             rounds += 1
@@ -63,16 +95,19 @@ def collect(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: in
         # a step of nothing but ties still counts: its advantages are 0
         kept = kept if kept.rollouts else drawn
     _record_rollouts(kept, record, max_tokens=run.config.data.max_response_tokens)
-    judged = [_wait(run, canary) for canary in canaries]
+    if run.config.rollout.async_steps:
+        ages = [step - rollout.policy_version for rollout in kept.rollouts]
+        record["sampler/staleness"] = sum(ages) / len(ages)
+    judged = [_wait(run, canary) for canary in begun.canaries]
     count_usage(run, record, judged)
     note_judge(run, record, kept.rollouts, kept.rewards, canaries=judged)
     return kept
 
 
-def _sample_and_score(
+def _sample(
     run: Run, prompts: Sequence[Prompt], record: StepRecord, *, seed: int
-) -> Collected:
-    """Each rollout goes to the scorer the moment it ends."""
+) -> tuple[Submitted, Submitted]:
+    """(sampled, greedy) rollouts; greedy ones only where the estimator compares with them."""
     config = run.config
     params = SamplingParams(
         n=config.rollout.n,
@@ -81,32 +116,43 @@ def _sample_and_score(
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,
     )
+    started = time.perf_counter()
+    sampled = _submit(run, prompts, params, seed=seed)
+    greedy = Submitted(rollouts=(), rewards=())
+    if "greedy" in run.algorithm.needs:
+        greedy_params = replace(params, n=1, temperature=0.0, top_p=1.0, top_k=-1)
+        greedy = _submit(run, prompts, greedy_params, seed=seed)
+    _add(record, "time/sample_s", time.perf_counter() - started)
+    return sampled, greedy
+
+
+def _submit(run: Run, prompts: Sequence[Prompt], params: SamplingParams, *, seed: int) -> Submitted:
+    """Each rollout goes to the scorer the moment it ends."""
     futures: dict[int, Future[Reward]] = {}
-    begun = time.perf_counter()
 
     def submit(index: int, rollout: Rollout) -> None:
         futures[index] = run.scorer.submit(rollout)
 
     rollouts = run.sampler.generate(prompts, params, seed=seed, on_finish=submit)
-    greedy_rollouts: list[Rollout] = []
-    if "greedy" in run.algorithm.needs:
-        greedy_params = replace(params, n=1, temperature=0.0, top_p=1.0, top_k=-1)
-        greedy_rollouts = run.sampler.generate(prompts, greedy_params, seed=seed)
-    sampled = time.perf_counter()
-    rewards = [_wait(run, futures[i]) for i in range(len(rollouts))]
-    rewards = _held(run, rollouts, rewards, record)
-    greedy_rewards = _held(run, greedy_rollouts, score(run, greedy_rollouts), record)
+    return Submitted(rollouts=rollouts, rewards=[futures[i] for i in range(len(rollouts))])
+
+
+def _scored(run: Run, sampled: Submitted, greedy: Submitted, record: StepRecord) -> Collected:
+    """The rewards when all are there, on their final scale."""
+    started = time.perf_counter()
+    rewards = _held(run, sampled, record)
+    greedy_rewards = _held(run, greedy, record)
     settled = run.scorer.settle([*rewards, *greedy_rewards], learns=True)
     rewards, greedy_rewards = settled[: len(rewards)], settled[len(rewards) :]
-    _add(record, "unscored", sum(reward.value is None for reward in [*rewards, *greedy_rewards]))
-    greedy = {
+    _add(record, "unscored", sum(reward.value is None for reward in settled))
+    by_prompt = {
         rollout.prompt.id: reward
-        for rollout, reward in zip(greedy_rollouts, greedy_rewards, strict=True)
+        for rollout, reward in zip(greedy.rollouts, greedy_rewards, strict=True)
     }
-    _add(record, "time/sample_s", sampled - begun)
-    _add(record, "time/score_s", time.perf_counter() - sampled)
-    _add(record, "sampled_tokens", sum(len(r.token_ids) for r in [*rollouts, *greedy_rollouts]))
-    return Collected(rollouts=rollouts, rewards=rewards, greedy=greedy)
+    _add(record, "time/score_s", time.perf_counter() - started)
+    everything = [*sampled.rollouts, *greedy.rollouts]
+    _add(record, "sampled_tokens", sum(len(rollout.token_ids) for rollout in everything))
+    return Collected(rollouts=sampled.rollouts, rewards=rewards, greedy=by_prompt)
 
 
 def score(run: Run, rollouts: Sequence[Rollout]) -> list[Reward]:
@@ -161,10 +207,10 @@ def note_judge(
         record.update({f"{prefix}{name}": value for name, value in found.items()})
 
 
-def _held(
-    run: Run, rollouts: Sequence[Rollout], rewards: list[Reward], record: StepRecord
-) -> list[Reward]:
-    """Rewards after scoring the unscored again, while they are too many."""
+def _held(run: Run, submitted: Submitted, record: StepRecord) -> list[Reward]:
+    """The rewards, after scoring the unscored again while they are too many."""
+    rollouts = submitted.rollouts
+    rewards = [_wait(run, future) for future in submitted.rewards]
     count_usage(run, record, rewards)
     for attempt in range(HOLD_TRIES):
         failed = [i for i, reward in enumerate(rewards) if reward.value is None]

@@ -1,19 +1,33 @@
-"""What this process may use of the machine: RAM, and the GPUs that nvidia-smi names."""
+"""What this process may use of the machine: RAM, cores, and the GPUs that nvidia-smi names."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 2**30
+KEPT_BLOCK, KEPT_END = 2**25, 2**28
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
 QUERY = "name,memory.total,memory.used,driver_version"
 SMI_LIMIT_S = 10.0
 CGROUP = Path("/sys/fs/cgroup")
-MEMORY_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
-"""Of a container, under cgroup 2 and 1."""
+MEMORY_LIMITS = {
+    "memory.max": ("memory.current", "memory.stat", "inactive_file"),
+    "memory/memory.limit_in_bytes": (
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+}
+"""Of a container, under cgroup 2 and 1; what is used of it; what of that is cache, and its key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +97,67 @@ def total_ram() -> int:
     """Bytes of RAM, or of the container's share of it."""
     import psutil
 
-    return min([psutil.virtual_memory().total, *_limits()])
+    return min([psutil.virtual_memory().total, *_limits().values()])
 
 
 def free_ram() -> int:
     """Bytes of RAM that can be had without swapping, within the container's share."""
     import psutil
 
-    return min([psutil.virtual_memory().available, *_limits()])
+    shares = (max(0, limit - _used(*MEMORY_LIMITS[name])) for name, limit in _limits().items())
+    return min([psutil.virtual_memory().available, *shares])
 
 
-def _limits() -> list[int]:
-    found: list[int] = []
+def memory_swing() -> int:
+    """Bytes of RAM that this process had at its worst and has given back since."""
+    import psutil
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    worst = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return max(0, worst - psutil.Process().memory_info().rss)
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may compute on: its affinity and its container's share."""
+    import psutil
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota, _, period = _read("cpu.max").strip().partition(" ")
+    share = int(quota) // int(period) if quota.isdecimal() and period.isdecimal() else allowed
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed, share))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc use what was freed again, where it would return it and be given empty pages.
+
+    Blocks up to KEPT_BLOCK bytes, the most it allows, come from the heap; of that the end is
+    given back beyond KEPT_END.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        set_option(M_MMAP_THRESHOLD, KEPT_BLOCK)
+        set_option(M_TRIM_THRESHOLD, KEPT_END)
+
+
+def _limits() -> dict[str, int]:
+    found: dict[str, int] = {}
     for name in MEMORY_LIMITS:
-        try:
-            text = (CGROUP / name).read_text().strip()
-        except OSError:
-            continue
-        found += [int(text)] if text.isdecimal() else []
+        text = _read(name).strip()
+        if text.isdecimal():
+            found[name] = int(text)
     return found
+
+
+def _used(usage: str, stat: str, key: str) -> int:
+    """Bytes of a container that are not a cache of files; 0 where that is not known."""
+    used = _read(usage).strip()
+    counts = dict(line.rsplit(" ", 1) for line in _read(stat).splitlines() if " " in line)
+    return int(used) - int(counts.get(key, 0)) if used.isdecimal() else 0
+
+
+def _read(name: str) -> str:
+    try:
+        return (CGROUP / name).read_text()
+    except OSError:
+        return ""

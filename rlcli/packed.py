@@ -44,7 +44,7 @@ class Layout(Protocol):
         ...
 
 
-def _attend(
+def attend_by_layout(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -69,7 +69,7 @@ def _attend(
     return out[None], None
 
 
-AttentionInterface.register(ATTENTION, _attend)
+AttentionInterface.register(ATTENTION, attend_by_layout)
 AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)  # layouts mask themselves
 
 

@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,16 @@ from typing import Any
 
 import torch
 
-import rlcli.trainer  # noqa: F401  # imported before the fork: every child starts at once
+import rlcli.checkpoint
+import rlcli.engines.export
+import rlcli.trainer  # imported before the fork: every child starts at once
 from rlcli.cli.main import main
 
 UNSTABLE = ("time/", "tokens_per_s", "memory/")
 STEPS = 7
+BEHIND = (1, 10, 23, 36, 40)
+"""Of 12 calls per save and one per removal: between two files, before the first checkpoint has its
+name, after the second has, at the first removal, in the fourth save's hashes."""
 
 
 def write_inputs(folder: Path) -> None:
@@ -36,8 +42,10 @@ def write_inputs(folder: Path) -> None:
     )
 
 
+PPO = ["--algo", "ppo", "algorithm.kl_controller=adaptive"]
 KINDS = {
-    "protocol": ["--algo", "ppo", "algorithm.kl_controller=adaptive"],
+    "protocol": PPO,
+    "behind": PPO,
     "random": ["--algo", "grpo", "lora.rank=4", "lora.dropout=0.3", "algorithm.correction=token",
                "algorithm.dynamic_sampling=true", "algorithm.max_refills=2"],
 }  # fmt: skip
@@ -103,6 +111,56 @@ def die_at(count: int) -> Callable[[], None]:
     return prepare
 
 
+def die_behind(count: int, metrics: Path) -> Callable[[], None]:
+    """Kills the process at the `count`-th step of writing beside training, a step further on."""
+
+    def prepare() -> None:
+        left = [count]
+
+        def guarded(place: Any, name: str) -> None:
+            real = getattr(place, name)
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if threading.current_thread() is not threading.main_thread():
+                    left[0] -= 1
+                    if left[0] < 0:
+                        os._exit(9 if grows(metrics) else 8)
+                return real(*args, **kwargs)
+
+            setattr(place, name, call)
+
+        for place, name in [
+            (os, "fsync"),
+            (os, "rename"),
+            (shutil, "rmtree"),
+            (rlcli.checkpoint, "_sha256"),
+            (rlcli.engines.export, "save_file"),
+        ]:
+            guarded(place, name)
+
+    return prepare
+
+
+def grows(metrics: Path) -> bool:
+    """Whether training goes on meanwhile: the next step's metrics come within a minute."""
+    size, until = metrics.stat().st_size, time.monotonic() + 60
+    while metrics.stat().st_size == size and time.monotonic() < until:
+        time.sleep(0.01)
+    return metrics.stat().st_size > size
+
+
+def write_slowly() -> None:
+    """Nearly always, a checkpoint is being written."""
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.03)
+        real(descriptor)
+
+    os.fsync = fsync
+
+
 def fingerprint(run: Path) -> dict[str, Any]:
     """Hashes of the last checkpoint's tensors, and the metrics without what may differ."""
     last = run / "checkpoints" / f"step_{STEPS}"
@@ -151,13 +209,21 @@ def main_() -> None:
                 return wait(start(argv, die_at(place)))
 
             scenario(model, folder, mode, f"protocol{place}", cut)
+    if mode == "behind":
+        for place in BEHIND[:count]:
+            run = folder / f"run-behind{place}"
+
+            def cut_behind(argv: list[str], place: int = place, run: Path = run) -> int:
+                return wait(start(argv, die_behind(place, run / "metrics.jsonl")))
+
+            scenario(model, folder, mode, f"behind{place}", cut_behind)
     if mode == "random":
         draw = random.Random(0)
         for i in range(count):
             delay = draw.uniform(0.1, 1.1) * seconds
 
             def kill(argv: list[str], delay: float = delay) -> int:
-                child = start(argv)
+                child = start(argv, write_slowly)
                 time.sleep(delay)
                 os.killpg(child, signal.SIGKILL)
                 return wait(child)

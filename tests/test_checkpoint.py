@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlcli.checkpoint import Checkpoints, damage, seal
+from rlcli.checkpoint import damage, seal
 from rlcli.errors import CheckpointError, TrainingError
+from rlcli.saving import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,11 +33,10 @@ class Counter:
         self.held_out_rewards: list[tuple[int, float]] = []
         self.spent: dict[str, Any] = {}
         self.fail_with: int | None = None
-
-    def save_state(self, folder: Path) -> None:
-        if self.fail_with is not None:
-            raise OSError(self.fail_with, os.strerror(self.fail_with))
-        save_file({"value": torch.tensor([self.value])}, folder / "policy.safetensors")
+        self.stop_requested = False
+        self.may_write = threading.Event()
+        self.may_write.set()
+        self.writers: list[str] = []
 
     def load_state(self, folder: Any) -> None:
         if isinstance(folder, Path):
@@ -50,10 +52,30 @@ class Counter:
         self.step = step
 
 
+@dataclass(frozen=True)
+class Value:
+    """The number as what an engine saves; written when `part.may_write`."""
+
+    part: Counter
+    number: float
+    num_bytes: int = 4
+
+    def copied(self) -> Value:
+        return replace(self)
+
+    def save(self, folder: Path) -> None:
+        self.part.writers.append(threading.current_thread().name)
+        assert self.part.may_write.wait(30)
+        if self.part.fail_with is not None:
+            raise OSError(self.part.fail_with, os.strerror(self.part.fail_with))
+        save_file({"value": torch.tensor([self.number])}, folder / "policy.safetensors")
+
+
 def make_run() -> tuple[Any, Counter]:
     part = Counter()
     run = SimpleNamespace(
-        engine=part,
+        num_steps=100,
+        engine=SimpleNamespace(state=lambda: Value(part, part.value), load_state=part.load_state),
         prompts=part,
         monitor=part,
         algorithm=SimpleNamespace(kl=part),
@@ -73,6 +95,7 @@ def save_steps(folder: Path, *steps: int, **changes: Any) -> Counter:
     for step in steps:
         part.value = float(step)
         store.save_if_due(step, run)
+    store.close(run)
     return part
 
 
@@ -142,6 +165,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step, score in enumerate([0.1, 0.9, 0.2, 0.3, 0.4], start=1):
         part.evaluations.append((step, score))
         store.save_if_due(step, run)
+    store.wait(run)
     assert store.steps() == [2, 4, 5]
 
 
@@ -151,6 +175,7 @@ def test_without_a_pass_rate_the_highest_reward_is_the_best(tmp_path: Path) -> N
     for step, reward in enumerate([-3.0, 7.5, -2.0, 3.0, 4.0], start=1):
         part.held_out_rewards.append((step, reward))
         store.save_if_due(step, run)
+    store.wait(run)
     assert store.steps() == [2, 4, 5]
 
 
@@ -187,9 +212,9 @@ def test_folders_set_aside_go_once_the_run_has_passed_them(tmp_path: Path) -> No
     run, _ = make_run()
     store = checkpoints(tmp_path, resume=3)
     store.restore(run)
-    store.save_if_due(3, run)
+    store.save(3, run)
     assert (tmp_path / "aside_step_4").is_dir()
-    store.save_if_due(4, run)
+    store.save(4, run)
     assert not (tmp_path / "aside_step_4").exists()
 
 
@@ -202,29 +227,29 @@ def test_a_disk_budget_keeps_the_newest_then_the_best(tmp_path: Path) -> None:
     store = checkpoints(folder, keep=5, disk_budget=3.5 * size / 2**30)
     for step, score in ((2, 0.9), (3, 0.1), (4, 0.2), (5, 0.3)):
         part.evaluations.append((step, score))
-        store.save_if_due(step, run)
+        store.save(step, run)
         assert len(store.steps()) <= 3
     assert store.steps() == [2, 4, 5]
     assert len(part.notes) == 1
     store = checkpoints(folder, keep=5, disk_budget=0.5 * size / 2**30)
-    store.save_if_due(6, run)
+    store.save(6, run)
     assert store.steps() == [6]
-    assert damage(store.path(6)) is None
+    assert damage(folder / "step_6") is None
 
 
 def test_a_full_disk_is_survived_twice(tmp_path: Path) -> None:
     run, part = make_run()
     store = checkpoints(tmp_path)
-    store.save_if_due(1, run)
+    store.save(1, run)
     part.fail_with = 28
-    store.save_if_due(2, run)
-    store.save_if_due(3, run)
+    store.save(2, run)
+    store.save(3, run)
     assert ["disk is full" in note for note in part.notes] == [True, True]
     assert store.steps() == [1]
-    assert damage(store.path(1)) is None
+    assert damage(tmp_path / "step_1") is None
     assert not list(tmp_path.glob(".part*"))
     with pytest.raises(TrainingError, match="3 checkpoints in a row"):
-        store.save_if_due(4, run)
+        store.save(4, run)
 
 
 def test_a_replacement_cut_between_its_renames_is_undone(tmp_path: Path) -> None:
@@ -261,6 +286,14 @@ def check(results: list[dict[str, Any]], count: int, code: int) -> None:
 
 def test_a_run_killed_inside_the_protocol_ends_bit_equal(tiny_model: Path, tmp_path: Path) -> None:
     check(crash("protocol", tiny_model, tmp_path, 5), 5, 9)
+
+
+def test_a_run_killed_while_it_writes_beside_training_ends_bit_equal(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    results = crash("behind", tiny_model, tmp_path, 5)
+    check(results, 5, 9)
+    assert [result["exits"][0] for result in results] == [9] * 5
 
 
 def test_a_run_killed_anywhere_ends_bit_equal(tiny_model: Path, tmp_path: Path) -> None:

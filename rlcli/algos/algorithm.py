@@ -138,6 +138,18 @@ class Algorithm:
         return self.settings.entropy_coef > 0
 
     @property
+    def needs_advantage(self) -> bool:
+        """Whether a rollout whose advantages are all 0 has neither loss nor gradient."""
+        terms = self.settings.kl_loss or self.has_entropy_bonus
+        return self.loss.needs_advantage and not terms
+
+    @property
+    def reads_old_logprobs(self) -> bool:
+        """Whether old log-probs are wanted before the update, or more than once in it."""
+        reads = "old_logprobs_BT" in self.estimator.inputs
+        return reads or self.needs_reference or self.compares_sampler or self.selects
+
+    @property
     def selects(self) -> bool:
         """Whether the loss picks tokens once per mini-batch."""
         return self._select is not None

@@ -27,7 +27,8 @@ class Entry:
 
     inputs: tensors of the batch it asks for. settings: `algorithm.` settings it asks for.
     select: for losses, a function that picks tokens once per mini-batch, over all of it, by
-    select_settings and, if it picks at random, a `generator`.
+    select_settings and, if it picks at random, a `generator`. needs_advantage: for losses, a
+    rollout whose advantages are all 0 has neither loss nor gradient.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Entry:
     aggregations: tuple[str, ...] | None = None
     is_per_token: bool = False
     is_per_sequence: bool = False
+    needs_advantage: bool = False
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -120,10 +122,13 @@ def _loss(
         select_settings=select_settings,
         aggregations=aggregations,
         is_per_sequence=name == "gmpo",
+        needs_advantage=name not in PENALISED,
     )
 
 
 CLIP = ("clip_low", "clip_high")
+PENALISED = ("kl_cov", "dro")
+"""Losses that pull on tokens without an advantage too."""
 
 LOSSES: dict[str, Entry] = dict(
     [

@@ -103,6 +103,10 @@ def _facts(plan: RunPlan) -> list[str]:
         f"disk: checkpoints of {disk.checkpoint_gib:.2f} GiB, final model "
         f"{disk.final_gib:.2f} GiB: {disk.needed_gib:.2f} GiB at most{free}{verdict}"
     )
+    lines.append(
+        f"while a checkpoint is written: {disk.checkpoint_gib:.2f} GiB more of this machine's "
+        "memory, where half as much again is free; else training waits"
+    )
     return [*lines, *_judge(plan)]
 
 

@@ -107,7 +107,7 @@ class AlgorithmConfig(Section):
     overlong_filter: bool = False
     """Leave responses cut by the length limit out of the loss."""
     correction: Literal["auto", "off", "token", "sequence"] = "auto"
-    """Importance weights trainer/sampler; auto: token when the two are different engines."""
+    """Importance weights trainer/sampler; auto: token for two engines, or with async_steps."""
     correction_cap: PositiveFloat = 2.0
     """Importance weights above this are cut to it."""
     correction_floor: PositiveFloat | None = None
@@ -145,6 +145,8 @@ class ModelConfig(Section):
     """Run model code that comes with the checkpoint."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the layers with torch.compile for updates, reference and critic; needs a compiler."""
     hub: Literal["hf", "modelscope"] = "hf"
     """Where a model that is no directory comes from (HF_ENDPOINT names a mirror of hf)."""
 

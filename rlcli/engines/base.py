@@ -27,6 +27,10 @@ class PolicyObjective(Protocol):
     def compares_sampler(self) -> bool: ...
     @property
     def has_entropy_bonus(self) -> bool: ...
+    @property
+    def needs_advantage(self) -> bool: ...
+    @property
+    def reads_old_logprobs(self) -> bool: ...
 
     def select(
         self, logprobs_BT: Tensor, batch: AnnotatedBatch, advantages: Advantages, seed: int
@@ -65,6 +69,24 @@ class PolicyObjective(Protocol):
         ...
 
 
+class EngineState(Protocol):
+    """An engine's tensors by the file they are saved in."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def copied(self) -> EngineState:
+        """The same values in memory of the host that training does not touch."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write all files into an existing folder and let go of the tensors.
+
+        Raises: OSError when they cannot be written.
+        """
+        ...
+
+
 class TrainEngine(Protocol):
     """Weights, their optimizer, and the passes over them."""
 
@@ -91,12 +113,12 @@ class TrainEngine(Protocol):
         """Sum over ranks."""
         ...
 
-    def save_state(self, folder: Path) -> None:
-        """Everything needed to go on, as safetensors and JSON in an existing folder."""
+    def state(self) -> EngineState:
+        """Everything needed to go on, as it is: training goes on with these very tensors."""
         ...
 
     def load_state(self, folder: Path) -> None:
-        """The state that `save_state` wrote, to the bit."""
+        """The state that was saved into `folder`, to the bit."""
         ...
 
     def save_model(self, folder: Path, tokenizer: Any, *, merge_lora: bool) -> None:

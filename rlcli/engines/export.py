@@ -34,6 +34,41 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
+class TensorFiles:
+    """Tensors by name, by the name of the safetensors file they are saved in."""
+
+    def __init__(self, files: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        self._files = dict(files)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(t.nbytes for tensors in self._files.values() for t in tensors.values())
+
+    def copied(self) -> TensorFiles:
+        """The same values in memory of the host that training does not touch."""
+        return TensorFiles(
+            {
+                file: {name: _copied(tensor) for name, tensor in tensors.items()}
+                for file, tensors in self._files.items()
+            }
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write each file into an existing folder, then let go of its tensors.
+
+        Raises: OSError when one cannot be written.
+        """
+        while self._files:
+            file, tensors = self._files.popitem()
+            save_tensors(tensors, folder / f"{file}.safetensors")
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    # in a row here: the thread that writes computes nothing, its OpenMP threads would be others
+    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
 def save_pretrained(
     policy: CausalLM,
     peft_model: PeftModel | None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -69,18 +69,59 @@ def _token_stats(
     extra: Extra | None,
 ) -> tuple[Tensor, Tensor]:
     """(log-probs, the extra statistic or an empty tensor), each [n]."""
-    logits_nV = head(hidden_nD) / temperature
-    all_logprobs_nV = logits_nV.log_softmax(-1)
-    logprobs = all_logprobs_nV.gather(1, targets_n[:, None])[:, 0]
-    if extra is None:
-        return logprobs, logprobs.new_empty(0)
-    with torch.set_grad_enabled(extra == "entropy_grad" and torch.is_grad_enabled()):
-        p_nV = all_logprobs_nV.exp()
-        if extra == "sum_pi_squared":
-            return logprobs, p_nV.square().sum(-1)
-        # 0 * -inf is NaN where a logit is -inf; such a token adds nothing to the entropy
-        smallest = torch.finfo(p_nV.dtype).min
-        return logprobs, -(p_nV * all_logprobs_nV.clamp(min=smallest)).sum(-1)
+    logits_nV = head(hidden_nD)
+    if extra == "sum_pi_squared":
+        logprobs_nV = (logits_nV / temperature).log_softmax(-1)
+        logprobs_n = logprobs_nV.gather(1, targets_n[:, None])[:, 0]
+        return logprobs_n, logprobs_nV.detach().exp().square().sum(-1)
+    logprobs_n, entropy_n = _LogprobAndEntropy.apply(
+        logits_nV, targets_n, temperature, extra is not None
+    )
+    return logprobs_n, entropy_n if extra == "entropy_grad" else entropy_n.detach()
+
+
+class _LogprobAndEntropy(torch.autograd.Function):
+    """Of softmax(logits / temperature), one row per token; of all [n, V] only one is kept.
+
+    Gradients: onehot - p of the log-prob, -p (log p + H) of the entropy, over the temperature.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_nV: Tensor, targets_n: Tensor, temperature: float, has_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        logprobs_nV = (logits_nV / temperature if temperature != 1.0 else logits_nV).log_softmax(-1)
+        logprobs_n = logprobs_nV.gather(1, targets_n[:, None])[:, 0]
+        entropy_n = _entropy(logprobs_nV) if has_entropy else logprobs_n.new_empty(0)
+        ctx.save_for_backward(logprobs_nV, targets_n, entropy_n)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return logprobs_n, entropy_n
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_logprobs_n: Tensor | None, grad_entropy_n: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None]:
+        logprobs_nV, targets_n, entropy_n = ctx.saved_tensors
+        pull_nV = logprobs_nV.exp()
+        weight_n1 = -grad_logprobs_n[:, None] if grad_logprobs_n is not None else 0.0
+        if grad_entropy_n is not None:
+            surprise_nV = _finite(logprobs_nV) + entropy_n[:, None]
+            pull_nV.mul_(weight_n1 - grad_entropy_n[:, None] * surprise_nV)
+        else:
+            pull_nV.mul_(weight_n1)
+        if grad_logprobs_n is not None:
+            pull_nV.scatter_add_(1, targets_n[:, None], grad_logprobs_n[:, None])
+        return pull_nV.div_(ctx.temperature), None, None, None
+
+
+def _entropy(logprobs_nV: Tensor) -> Tensor:
+    return -torch.linalg.vecdot(logprobs_nV.exp(), _finite(logprobs_nV))
+
+
+def _finite(logprobs_nV: Tensor) -> Tensor:
+    """0 * -inf is NaN where a logit is -inf; such a token adds nothing to the entropy."""
+    return logprobs_nV.clamp(min=torch.finfo(logprobs_nV.dtype).min)
 
 
 def _packed(lm: CausalLM, rows: PackedRows) -> Tensor:

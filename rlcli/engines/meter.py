@@ -21,6 +21,7 @@ class Meter:
         self.mini_batches: dict[str, int] = defaultdict(int)
         self.notes: dict[str, float] = {}
         self.num_skipped = 0
+        self.num_rows: list[int] = [0, 0]
 
     def add_tokens(self, stats_BT: Mapping[str, Tensor], mask_BT: Tensor) -> None:
         """Take in per-token statistics; masked tokens count for nothing."""
@@ -32,6 +33,11 @@ class Meter:
     def add_loss(self, model: str, value: Tensor) -> None:
         """Take in one micro-batch's share of a mini-batch's loss."""
         _accumulate(self.losses, model, value.detach())
+
+    def add_rows(self, learning: int, rows: int) -> None:
+        """Count the rollouts of a mini-batch, and those that its gradient is made of."""
+        self.num_rows[0] += learning
+        self.num_rows[1] += rows
 
     def note(self, name: str, value: float) -> None:
         """Keep the first value given under a name."""
@@ -56,6 +62,8 @@ class Meter:
         for model, norms in self.norms.items():
             name = "critic/grad_norm" if model == "critic" else "grad_norm"
             out[name] = sum(norms) / len(norms)
+        if self.num_rows[1]:
+            out["update/learning_share"] = self.num_rows[0] / self.num_rows[1]
         return {**out, **self.notes, "skipped_updates": float(self.num_skipped)}
 
 

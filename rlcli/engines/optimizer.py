@@ -48,6 +48,11 @@ class Updater:
         """Forget all gradients."""
         self.adamw.zero_grad(set_to_none=True)
 
+    def set_zero_grad(self) -> None:
+        """A gradient of 0, which moves weights by momentum and decay alone."""
+        for parameter in self.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+
     def step(self, factor: float) -> tuple[float, bool]:
         """(gradient norm before clipping, whether the step was taken).
 

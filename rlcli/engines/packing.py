@@ -1,8 +1,9 @@
-"""Micro-batches: which rollouts are computed together, by token budget or by row count."""
+"""Mini- and micro-batches: which rollouts are computed together, by prompts, tokens or rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -31,6 +32,30 @@ def index_rows(batch: Batch) -> RowIndex:
         group=batch.group_B.tolist(),
         prompt_lengths=[len(ids) for ids in batch.prompt_ids],
     )
+
+
+def mini_batches(batch: Batch, advantages: Advantages, num_prompts: int) -> Iterator[list[int]]:
+    """Rows that take part in the loss, num_prompts groups at a time; empty ones left out."""
+    assert advantages.loss_mask_BT is not None
+    takes_part = (advantages.loss_mask_BT.sum(1) > 0).tolist()
+    groups: dict[int, list[int]] = defaultdict(list)
+    for row, group in enumerate(batch.group_B.tolist()):
+        groups[group].append(row)
+    in_order = list(groups.values())
+    for start in range(0, len(in_order), num_prompts):
+        some = in_order[start : start + num_prompts]
+        rows = [row for group in some for row in group if takes_part[row]]
+        if rows:
+            yield rows
+
+
+def learning_rows(advantages: Advantages, rows: Sequence[int]) -> list[int]:
+    """The rows that have an advantage: the others would change no gradient."""
+    assert advantages.loss_mask_BT is not None
+    acts = ((advantages.advantages_BT != 0) & (advantages.loss_mask_BT > 0)).any(1)
+    return [
+        row for row, is_acting in zip(rows, acts[list(rows)].tolist(), strict=True) if is_acting
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import Config
 from rlcli.engines.base import PolicyObjective
 from rlcli.engines.critic import Critic
-from rlcli.engines.export import save_pretrained, save_tensors
+from rlcli.engines.export import TensorFiles, save_pretrained
 from rlcli.engines.logprobs import Extra, TokenStats, response_stats
 from rlcli.engines.meter import Meter
 from rlcli.engines.optimizer import Updater, learning_rate_factor
@@ -28,6 +27,8 @@ from rlcli.engines.packing import (
     PackedRows,
     RowIndex,
     index_rows,
+    learning_rows,
+    mini_batches,
     pack_rows,
     plan_micro_batches,
     take_rows,
@@ -139,13 +140,15 @@ class TorchEngine:
     def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
         """The batch plus what the models say of it, computing only what the run reads.
 
-        The sampler's own log-probs serve as old ones where it runs this very model in float32.
+        The sampler's own log-probs serve as old ones where it runs this very model in float32,
+        and hold their place where the update takes its own.
         """
         rows = range(len(batch.lengths_B))
         sampled = old = batch.rollout_logprobs_BT.to(self.device)
         reference = values = squares = None
         is_same = self.sampler_is_exact and not objective.compares_sampler
         skip_pass = is_same or objective.uses_sampler_logprobs
+        skip_pass = skip_pass or self._is_on_policy(batch, objective)
         if objective.needs_sum_pi_squared:
 
             def with_squares(packed: PackedRows) -> Sequence[Tensor]:
@@ -193,6 +196,15 @@ class TorchEngine:
             (out,) = self._sweep(batch, rows, lambda p: (self._stats(reference, p).logprobs_N,))
         return out
 
+    def _is_on_policy(self, batch: Batch, objective: PolicyObjective) -> bool:
+        """Whether every rollout is learned from once, by the very policy that sampled it.
+
+        Its old log-probs are then those of the update itself: the ratio is 1.
+        """
+        train = self.config.train
+        is_once = train.ppo_epochs == 1 and len(batch.prompt_ids) <= train.mini_batch_prompts
+        return is_once and not (objective.reads_old_logprobs or objective.uses_sampler_logprobs)
+
     # -- learning -------------------------------------------------------------------------------
 
     def update(
@@ -210,12 +222,12 @@ class TorchEngine:
         if self.critic is not None:
             size = critic.mini_batch_prompts or self.config.train.mini_batch_prompts
             for _ in range(critic.epochs):
-                for rows in _mini_batches(batch, advantages, size):
+                for rows in mini_batches(batch, advantages, size):
                     self._update_critic(batch, advantages, objective, rows, factor, meter)
         if self.critic is None or step >= critic.warmup_steps:
             for epoch in range(self.config.train.ppo_epochs):
                 size = self.config.train.mini_batch_prompts
-                for rows in _mini_batches(batch, advantages, size):
+                for rows in mini_batches(batch, advantages, size):
                     seed = zlib.crc32(repr((self.config.run.seed, step, epoch, rows[0])).encode())
                     self._update_policy(batch, advantages, objective, rows, factor, meter, seed)
         return meter.record() | {"lr": self.config.train.lr * factor}
@@ -235,7 +247,9 @@ class TorchEngine:
         self.policy.model.train()
         self.policy_updater.zero_grad()
         index = index_rows(batch)
-        plan = self._plan(rows, index)
+        learning = learning_rows(advantages, rows) if objective.needs_advantage else rows
+        plan = self._plan(learning, index)
+        is_on_policy = self._is_on_policy(batch, objective)
         extra: Extra = "entropy_grad" if objective.has_entropy_bonus else "entropy"
         for micro in plan:
             packed = pack_rows(batch, micro.rows, index, self.device)
@@ -247,6 +261,8 @@ class TorchEngine:
             chosen = selected_BT[list(micro.rows), :width] if selected_BT is not None else None
             logprobs_bT = packed.unpack(stats.logprobs_N)
             entropy_bT = packed.unpack(stats.entropy_N)
+            if is_on_policy:
+                some = replace(some, old_logprobs_BT=logprobs_bT.detach())
             token_loss = objective.policy_loss(logprobs_bT, entropy_bT, some, aims, chosen)
             assert aims.loss_mask_BT is not None
             loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, counts)
@@ -256,9 +272,13 @@ class TorchEngine:
             if not meter.mini_batches["policy"]:
                 gap_bT = (logprobs_bT.detach().exp() - some.rollout_logprobs_BT.exp()).abs()
                 meter.add_tokens({"sampler/prob_gap": gap_bT}, aims.loss_mask_BT)
+        if not plan:
+            self.policy_updater.set_zero_grad()
+            meter.add_loss("policy", torch.zeros(()))
         self._step(self.policy_updater, "policy", factor, meter)
-        meter.note("batch/samples", len(plan[0].rows))
-        meter.note("batch/tokens", plan[0].num_tokens)
+        meter.note("batch/samples", len(plan[0].rows) if plan else 0)
+        meter.note("batch/tokens", plan[0].num_tokens if plan else 0)
+        meter.add_rows(len(learning), len(rows))
 
     def _update_critic(
         self,
@@ -332,14 +352,13 @@ class TorchEngine:
 
     # -- files ----------------------------------------------------------------------------------
 
-    def save_state(self, folder: Path) -> None:
-        """Weights and optimizer moments of policy and critic as safetensors."""
-        for name, updater in (("policy", self.policy_updater), ("critic", self.critic_updater)):
-            if updater is not None:
-                save_tensors(updater.state(name), folder / f"{name}.safetensors")
+    def state(self) -> TensorFiles:
+        """Weights and optimizer moments of policy and critic, as they are."""
+        updaters = {"policy": self.policy_updater, "critic": self.critic_updater}
+        return TensorFiles({k: u.state(k) for k, u in updaters.items() if u is not None})
 
     def load_state(self, folder: Path) -> None:
-        """What `save_state` wrote, to the bit."""
+        """What was saved into `folder`, to the bit."""
         for name, updater in (("policy", self.policy_updater), ("critic", self.critic_updater)):
             if updater is not None:
                 updater.load_state(name, load_file(folder / f"{name}.safetensors"))
@@ -347,23 +366,6 @@ class TorchEngine:
     def save_model(self, folder: Path, tokenizer: Any, *, merge_lora: bool) -> None:
         """The policy in Hugging Face format, in the dtype it came in."""
         save_pretrained(self.policy, self.peft_model, folder, tokenizer, merge_lora=merge_lora)
-
-
-def _mini_batches(
-    batch: AnnotatedBatch, advantages: Advantages, num_prompts: int
-) -> Iterator[list[int]]:
-    """Rows that take part in the loss, num_prompts groups at a time; empty ones left out."""
-    assert advantages.loss_mask_BT is not None
-    takes_part = (advantages.loss_mask_BT.sum(1) > 0).tolist()
-    groups: dict[int, list[int]] = defaultdict(list)
-    for row, group in enumerate(batch.group_B.tolist()):
-        groups[group].append(row)
-    in_order = list(groups.values())
-    for start in range(0, len(in_order), num_prompts):
-        some = in_order[start : start + num_prompts]
-        rows = [row for group in some for row in group if takes_part[row]]
-        if rows:
-            yield rows
 
 
 @contextmanager

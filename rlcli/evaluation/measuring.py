@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rlcli.build import compute_dtype, set_threads, stop_and_pad
+from rlcli.build import compute_dtype, set_up_cpu, stop_and_pad
 from rlcli.causal_lm import load_causal_lm
 from rlcli.evaluation.estimates import METHOD, confidence_interval, pass_at_k
 from rlcli.evaluation.planning import EvalPlan
@@ -72,7 +72,7 @@ def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler
         adapters = None
     else:
         policy, adapters = load_policy(config, plan.checkpoint, device=device, dtype=dtype)
-    set_threads(device, policy.model.num_parameters())
+    set_up_cpu(device, policy.model.num_parameters())
     for note in policy.notes:
         tell(note)
     eos, pad = stop_and_pad(plan.folder, plan.tokenizer, plan.model_config)

@@ -311,7 +311,9 @@ def sampler_gap(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
     if not values or min(values) <= MAX_SAMPLER_GAP:
         return None
     says = f"sampler and trainer differ by {values[-1]:.2g} in a token's probability on average."
-    if "sampler/weight_mean" in steps[-1]:
+    if config.rollout.async_steps:
+        knob = "The rollouts are a step old: lower train.lr, or set rollout.async_steps=0."
+    elif "sampler/weight_mean" in steps[-1]:
         knob = "algorithm.correction makes up for part of it; model.dtype=float32 removes it."
     else:
         knob = "Set algorithm.correction=token, or model.dtype=float32."

@@ -212,6 +212,7 @@ class _Step:
         squares = "sum_pi_squared" in needs_of(self.config)
         is_compared = algorithm.correction in ("token", "sequence") or algorithm.rejection != "off"
         is_exact = self._is_native and not self.numerics.half and not is_compared
+        is_exact = is_exact and not self.config.rollout.async_steps
         reads_policy = squares or not (is_exact or algorithm.bypass)
         if not reads_policy and not algorithm.needs_reference:
             return Moment()

@@ -48,7 +48,8 @@ def layer_bytes(shape: ModelShape, rows: Rows, numerics: Numerics) -> float:
     # autocast casts a normalized input once for each matrix it goes into
     copies = (5 if shape.gated else 4) if numerics.half else 2
     inputs = width * (copies * hidden + shape.query_width)
-    mlp = width * shape.mlp_width * (4 if shape.gated else 2)
+    # gate and up; experts keep what lies between as well (rlcli/gated.py)
+    mlp = width * shape.mlp_width * (4 if shape.gated and shape.experts else 2)
     adapters = width * numerics.lora_rank * len(shape.matrices())
     return tokens * (norms + inputs + mlp + adapters) + _attention(shape, rows, numerics)
 

@@ -12,7 +12,7 @@ from rlcli.preflight.batches import (
     settle_batches,
     step_line,
 )
-from rlcli.preflight.engines import check_engines, settle_sampler
+from rlcli.preflight.engines import check_engines, settle_ahead, settle_sampler
 from rlcli.preflight.rewards import settle_reward
 from rlcli.preflight.unused import unused_notes
 
@@ -26,6 +26,6 @@ def check(resolved: Resolved) -> Resolved:
         ConfigError: a name that is not in the tables, something the algorithm needs and the run
             does not have, or settings that contradict each other.
     """
-    resolved = settle_reward(settle_sampler(resolved))
+    resolved = settle_reward(settle_ahead(settle_sampler(resolved)))
     resolved = settle_batches(check_algorithm(resolved))
     return resolved.tell(*unused_notes(resolved), *advice(resolved))

@@ -11,6 +11,7 @@ def advice(resolved: Resolved) -> list[str]:
     """One line each."""
     return [
         *_off_policy(resolved),
+        *_ahead(resolved),
         *_sampler(resolved),
         *_budget(resolved),
         *_same_model(resolved),
@@ -29,9 +30,27 @@ def _off_policy(resolved: Resolved) -> list[str]:
         ]
     if algorithm.loss == "gpg" and updates > 1:
         return [f"the gpg loss has no ratio: {updates} updates per step drift off-policy."]
-    if algorithm.loss == "gspo" and updates == 1:
+    old_is_older = config.rollout.async_steps and algorithm.bypass
+    if algorithm.loss == "gspo" and updates == 1 and not old_is_older:
         return ["one update per step: every ratio is 1, and gspo equals grpo."]
     return []
+
+
+def _ahead(resolved: Resolved) -> list[str]:
+    """Rollouts that are a step old, where nothing makes up for it."""
+    algorithm = resolved.config.algorithm
+    if not resolved.config.rollout.async_steps:
+        return []
+    where = resolved.where("rollout.async_steps")
+    if algorithm.advantage == "opo":
+        return [f"opo is meant to be exactly on-policy; with {where} its rollouts are a step old."]
+    has_ratio = algorithm.bypass and algorithm.loss != "gpg"
+    if algorithm.correction != "off" or has_ratio:
+        return []
+    return [
+        f"with {where} rollouts are a step older than the policy that learns from them, and "
+        "nothing corrects for it."
+    ]
 
 
 def _sampler(resolved: Resolved) -> list[str]:
@@ -58,7 +77,8 @@ def _budget(resolved: Resolved) -> list[str]:
 def _same_model(resolved: Resolved) -> list[str]:
     """Comparisons of sampler and trainer where both are one float32 model."""
     config = resolved.config
-    if config.model.dtype != "float32" or config.rollout.engine == "vllm_server":
+    is_same = config.model.dtype == "float32" and config.rollout.engine != "vllm_server"
+    if not is_same or config.rollout.async_steps:
         return []
     asked = {
         "algorithm.correction": config.algorithm.correction in ("token", "sequence"),

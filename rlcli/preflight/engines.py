@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from rlcli.config.resolved import Resolved
+from rlcli.config.schema import Config
 from rlcli.errors import ConfigError
+from rlcli.preflight.algorithm import cuts
 
 SAMPLER = "rollout.engine"
 URL = "rollout.url"
+AHEAD = "rollout.async_steps"
+CORRECTION = "algorithm.correction"
 
 
 def settle_sampler(resolved: Resolved) -> Resolved:
@@ -34,6 +38,38 @@ def settle_sampler(resolved: Resolved) -> Resolved:
     return resolved.adjust({SAMPLER: "vllm_server"}, note=note, origin=origin)
 
 
+def settle_ahead(resolved: Resolved) -> Resolved:
+    """`resolved` with rollouts that are a step old corrected for, or no step sampled ahead."""
+    algorithm, origin = resolved.config.algorithm, resolved.sources[AHEAD]
+    if not resolved.config.rollout.async_steps:
+        return resolved
+    if found := _nothing_ahead(resolved.config):
+        key, reason = found
+        note = f"not used: {AHEAD} ({reason})."
+        return resolved.adjust({AHEAD: 0}, note=note, origin=resolved.sources[key])
+    if algorithm.correction != "auto":
+        return resolved
+    if algorithm.bypass or cuts(resolved, "rollout.top_p") or cuts(resolved, "rollout.top_k"):
+        return resolved.adjust({CORRECTION: "off"}, origin=origin)
+    note = (
+        f"{origin} turns {CORRECTION} to token: rollouts are a step older than the policy that "
+        "learns from them."
+    )
+    return resolved.adjust({CORRECTION: "token"}, note=note, origin=origin)
+
+
+def _nothing_ahead(config: Config) -> tuple[str, str] | None:
+    """The setting under which no step can be sampled before the last one is done, and why."""
+    run = config.run
+    if run.save_every == 1:
+        return "run.save_every", "run.save_every is 1: nothing is sampled ahead of a checkpoint"
+    if run.eval_every == 1 and config.data.val:
+        return "run.eval_every", "run.eval_every is 1: nothing is sampled ahead of an evaluation"
+    if config.train.max_steps == 1:
+        return "train.max_steps", "train.max_steps is 1: no step follows"
+    return None
+
+
 def check_engines(resolved: Resolved) -> Resolved:
     """`resolved`, when this version can train it: one process, torch, its own sampler.
 
@@ -52,10 +88,5 @@ def check_engines(resolved: Resolved) -> Resolved:
         raise ConfigError(
             f"{resolved.where(SAMPLER)} is not in this version, which samples with its own torch "
             f"sampler.\nLeave {SAMPLER} and {URL} out."
-        )
-    if config.rollout.async_steps:
-        raise ConfigError(
-            f"{resolved.where('rollout.async_steps')} needs a sampler apart from the trainer, and "
-            "the torch sampler shares its weights.\nUse rollout.async_steps=0."
         )
     return resolved

@@ -66,9 +66,13 @@ def _is_folder(path: str) -> bool:
 
 def _sweeps(config: Config) -> bool:
     """Whether a log-prob or value pass without gradients may happen."""
-    entry = ESTIMATORS.get(config.algorithm.advantage)
+    algorithm = config.algorithm
+    entry = ESTIMATORS.get(algorithm.advantage)
+    compares = algorithm.correction in ("token", "sequence") or algorithm.rejection != "off"
     return (
-        config.algorithm.needs_reference
+        algorithm.needs_reference
+        or compares
+        or config.rollout.async_steps > 0
         or entry is None
         or bool({"critic", "sum_pi_squared"} & entry.needs)
         or config.model.dtype != "float32"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import psutil
 
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.readers import Row
 from rlcli.errors import ConfigError, DataError, NotHere
 from rlcli.inputs import check_rewards, find_reward_model, read_data
+from rlcli.machine import usable_cores
 from rlcli.monitor.run_dir import RunDir
 from rlcli.preflight.rewards import settle_reward
 from rlcli.preflight.unused import unused_notes
@@ -114,10 +112,7 @@ def _with_workers(resolved: Resolved, count: int) -> Resolved:
     """A process on every core for enough responses: nothing is sampled meanwhile."""
     if WORKERS in resolved.explicit:
         return resolved
-    cores = psutil.cpu_count(logical=False) or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = min(cores, len(os.sched_getaffinity(0)))
-    return resolved.adjust({WORKERS: max(1, min(cores, count // RESPONSES_PER_WORKER))})
+    return resolved.adjust({WORKERS: max(1, min(usable_cores(), count // RESPONSES_PER_WORKER))})
 
 
 def _cases(resolved: Resolved, request: Request) -> tuple[str, list[Case], list[str]]:

@@ -109,16 +109,16 @@ class _Call:
     def run(self, *, seed: int) -> list[Rollout]:
         """All rollouts of the call, in order."""
         generator = torch.Generator().manual_seed(seed + self.offset)
+        # one number per row of the call, live or not: dropping a row moves no other row's draws
+        shape = (self.params.max_tokens, self.num_rows)
+        self.uniform_TR = torch.rand(shape, generator=generator).to(self.device)
         dtype = self.sampler.autocast_dtype
         cast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
-        shape = (self.params.max_tokens, self.num_rows)
-        # one number per row of the call, live or not: dropping a row moves no other row's draws
-        uniform_TR = torch.rand(shape, generator=generator).to(self.device)
         with cast:
             steps = self._packed_steps() if self.sampler.lm.packed else self._padded_steps()
             logits, rows = next(steps)
             for t in range(self.params.max_tokens):
-                tokens, logprobs = choose_tokens(logits, uniform_TR[t, rows], self.params)
+                tokens, logprobs = self._choose(logits, rows, t)
                 self.tokens_RT[rows, t], self.logprobs_RT[rows, t] = tokens, logprobs.float()
                 ended = torch.isin(tokens, self.eos)
                 self._finish(rows[ended], t + 1, "stop")
@@ -129,6 +129,10 @@ class _Call:
                     break
                 logits, rows = steps.send((tokens, ended))
         return [rollout for rollout in self.rollouts if rollout is not None]
+
+    def _choose(self, logits: Tensor, rows: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """(token, log-prob) number t of these rows."""
+        return choose_tokens(logits, self.uniform_TR[t, rows], self.params)
 
     def _packed_steps(self) -> Any:
         """Yields (logits of live rows, their row numbers); is sent (tokens, ended)."""

@@ -144,7 +144,7 @@ def test_lora_trains_adapters_only_and_the_reference_is_the_base(tiny_model: Pat
     settings = config(lora__rank=4, algorithm__kl_loss=True, train__lr=0.05, train__ppo_epochs=3)
     engine = make_engine(tiny_model, settings)
     base = {k: v.clone() for k, v in engine.weights() if "lora_" not in k}
-    before = make_engine(tiny_model, config())
+    before = make_engine(tiny_model, config(train__ppo_epochs=2))
     algorithm = Algorithm(settings, corrects_sampler=False)
     one_update(engine, settings)
     for name, tensor in engine.weights():
@@ -228,7 +228,7 @@ def test_a_healthy_critic_does_not_hide_a_policy_that_is_not_finite(tiny_model: 
 
 
 def test_dropout_of_an_adapter_is_off_when_log_probs_are_only_read(tiny_model: Path) -> None:
-    settings = config(lora__rank=4, lora__dropout=0.5, train__lr=0.05)
+    settings = config(lora__rank=4, lora__dropout=0.5, train__lr=0.05, train__ppo_epochs=2)
     engine = make_engine(tiny_model, settings)
     one_update(engine, settings)
     algorithm = Algorithm(settings, corrects_sampler=False)
@@ -252,8 +252,9 @@ def test_state_comes_back_to_the_bit(tiny_model: Path, tmp_path: Path) -> None:
     settings = config(algorithm__advantage="gae", critic__lr=0.01)
     engine = make_engine(tiny_model, settings)
     one_update(engine, settings)
-    engine.save_state(tmp_path)
+    as_it_was = engine.state().copied()
     one_update(engine, settings, step=1)
+    as_it_was.save(tmp_path)
     again = make_engine(tiny_model, settings)
     again.load_state(tmp_path)
     one_update(again, settings, step=1)

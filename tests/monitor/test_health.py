@@ -107,6 +107,15 @@ def test_reward_0_everywhere_names_its_cause(more: dict[str, float], cause: str,
     assert [v for step in range(3, 9) for v in health.after(step, zero)] == []
 
 
+@pytest.mark.parametrize(("steps", "cure"), [(0, "correction=token"), (1, "async_steps=0")])
+def test_a_gap_between_sampler_and_trainer_is_put_down_to_a_step_between(
+    steps: int, cure: str
+) -> None:
+    config = with_values(CONFIG, {"rollout.async_steps": steps})
+    _, _, knob = only(judged(2, config, sampler__prob_gap=0.02), "sampler_gap")
+    assert cure in knob
+
+
 def test_a_reward_that_is_lost_is_another_matter() -> None:
     found = judged(
         6,

@@ -18,7 +18,6 @@ from rlcli.preflight import check_engines
             ["rollout.engine=vllm_server", "rollout.url=http://h:8000"],
             ["rollout.engine=vllm_server", "out"],
         ),
-        (["rollout.async_steps=1"], ["rollout.async_steps=1", "Use rollout.async_steps=0"]),
     ],
 )
 def test_what_this_version_lacks_can_be_planned_but_not_built(
@@ -78,3 +77,61 @@ def test_deepspeed_settings_are_not_listed_under_deepspeed(checked: Any) -> None
         "not used: ref.offload_params, train.offload_params, train.zero_stage "
         "(the torch engine keeps every model whole, where it computes)."
     )
+
+
+AHEAD = "rollout.async_steps=1"
+STALE = "rollouts are a step older than the policy that learns from them"
+
+
+@pytest.mark.parametrize(
+    ("algo", "settings", "correction", "words"),
+    [
+        ("grpo", [], "token", f"turns algorithm.correction to token: {STALE}."),
+        ("grpo", ["algorithm.correction=sequence"], "sequence", None),
+        ("grpo", ["algorithm.correction=off"], "off", f"{STALE}, and nothing corrects for it."),
+        ("grpo", ["rollout.top_p=0.9"], "off", f"{STALE}, and nothing corrects for it."),
+        ("grpo", ["algorithm.bypass=true"], "off", None),
+        ("gpg", ["algorithm.bypass=true"], "off", f"{STALE}, and nothing corrects for it."),
+        ("opo", ["algorithm.correction=token"], "token", "opo is meant to be exactly on-policy"),
+    ],
+)
+def test_a_rollout_that_is_a_step_old_is_corrected_for_or_spoken_of(
+    algo: str, settings: list[str], correction: str, words: str | None, checked: Any
+) -> None:
+    resolved = check_engines(checked(AHEAD, "model.dtype=float32", *settings, algo=algo))
+    assert resolved.config.algorithm.correction == correction
+    told = [note for note in resolved.notes if "step old" in note]
+    assert len(told) == (words is not None)
+    assert all(words in note for note in told if words is not None)
+    assert not [note for note in resolved.notes if "finds little to do" in note]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["run.save_every=1"], "run.save_every is 1: nothing is sampled ahead of a checkpoint"),
+        (["run.eval_every=1"], "run.eval_every is 1: nothing is sampled ahead of an evaluation"),
+        (["train.max_steps=1"], "train.max_steps is 1: no step follows"),
+    ],
+)
+def test_where_no_step_can_be_ahead_the_setting_is_listed(
+    settings: list[str], reason: str, checked: Any
+) -> None:
+    resolved = checked(AHEAD, *settings, algo="grpo")
+    assert resolved.config.rollout.async_steps == 0
+    assert resolved.config.algorithm.correction == "auto"
+    assert resolved.notes[0] == f"not used: rollout.async_steps ({reason})."
+    assert not [note for note in resolved.notes[1:] if "async_steps" in note]
+
+
+def test_evaluations_of_nothing_stop_nobody_from_sampling_ahead(checked: Any) -> None:
+    resolved = checked(AHEAD, "run.eval_every=1", "data.val=[]", algo="grpo")
+    assert resolved.config.rollout.async_steps == 1
+
+
+def test_gspo_with_the_samplers_log_probs_has_a_ratio_one_step_ahead(checked: Any) -> None:
+    equal = [["one update"], []]
+    for given, expected in zip([[], [AHEAD]], equal, strict=True):
+        settings = ["algorithm.bypass=true", "train.mini_batch_prompts=256", *given]
+        notes = checked(*settings, algo="gspo").notes
+        assert [note[:10] for note in notes if "gspo equals grpo" in note] == expected

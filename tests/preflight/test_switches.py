@@ -9,6 +9,7 @@ import pytest
 from rlcli.config.schema import defaults
 from rlcli.preflight.switches import SWITCHES
 
+F32 = "model.dtype=float32"
 RM = ["reward.model=some/rm", "reward.normalize=fixed"]
 PAIRS = [
     ("ppo", ["use_kl_in_reward=False"], "algorithm.kl_reward_type=k3", "kl_in_reward is off"),
@@ -47,6 +48,8 @@ PAIRS = [
     ("opo", [], "ref.offload_params=true", "there is no reference"),
     ("opo", ["model.dtype=float32"], "ref.tokens_per_micro_batch=9000", "no KL term is on"),
     ("grpo", ["model.dtype=float32"], "ref.tokens_per_micro_batch=9000", None),
+    ("opo", [F32, "algorithm.correction=token"], "ref.tokens_per_micro_batch=9000", None),
+    ("opo", [F32, "rollout.async_steps=1"], "ref.tokens_per_micro_batch=9000", None),
     ("grpo", ["lora.rank=4"], "ref.offload_params=true", "policy without its adapter"),
     ("grpo", [], "reward.normalize=running", "no reward model"),
     ("grpo", ["reward.model=some/rm"], "reward.normalize=running", None),
