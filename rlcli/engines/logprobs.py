@@ -116,7 +116,9 @@ class _LogprobAndEntropy(torch.autograd.Function):
 
 
 def _entropy(logprobs_nV: Tensor) -> Tensor:
-    return -torch.linalg.vecdot(logprobs_nV.exp(), _finite(logprobs_nV))
+    """-sum p log p, in one [n, V] of its own."""
+    terms_nV = logprobs_nV.exp().mul_(logprobs_nV)
+    return -terms_nV.masked_fill_(logprobs_nV == float("-inf"), 0.0).sum(-1)
 
 
 def _finite(logprobs_nV: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ NO_GRAD_COPIES = 2
 """Of a chunk: logits and log-probs."""
 SQUARES_COPIES = 4
 """Besides: probabilities and their squares."""
-ENTROPY_COPIES = 5
-"""Besides: probabilities, clamped log-probs, their product."""
-ENTROPY_GRAD_COPIES = 6
-"""Besides: the gradient of the product."""
-BACKWARD_COPIES = 3
-"""Of a chunk that is not recomputed: log-probs and two gradients."""
+ENTROPY_COPIES = 3
+"""Besides: the terms of the entropy."""
+ENTROPY_GRAD_COPIES = 5
+"""Backward: log-probs, the gradient, and three factors of it."""
+BACKWARD_COPIES = 2
+"""Of a chunk that is not recomputed: log-probs and the gradient."""
 FIRST_ROOM = 64
 """Columns beyond the prompt that the sampler's buffers start with (packed.py)."""
 
