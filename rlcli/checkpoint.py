@@ -151,9 +151,11 @@ class CheckpointFolder:
             (scratch / "state.json").write_text(save.state)
             seal(scratch, self.of(save.step))
             notes += self._prune(save.scores)
-        except OSError as error:
+        except Exception as error:  # beside training, it must not end the run before its last save
             shutil.rmtree(scratch, ignore_errors=True)
-            return Saved(step=save.step, notes=notes, error=error)
+            is_known = isinstance(error, OSError)
+            found = error if is_known else OSError(f"{type(error).__name__}: {error}")
+            return Saved(step=save.step, notes=notes, error=found)
         return Saved(step=save.step, notes=notes)
 
     def _prune(self, scores: Scores) -> list[str]:

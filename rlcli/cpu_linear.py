@@ -60,7 +60,8 @@ class OneDnnLinear(nn.Linear):
 class _OneDnn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        for_x, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
         return _linear(x, weight, bias)
 
     @staticmethod
@@ -69,7 +70,7 @@ class _OneDnn(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         grad_NO = grad.reshape(-1, grad.shape[-1])
         grad_x = _linear(grad, weight.t()) if for_x else None
-        grad_weight = _outer(grad_NO, x.reshape(-1, x.shape[-1])) if for_weight else None
+        grad_weight = _outer(grad_NO, x.flatten(0, -2)) if for_weight else None
         return grad_x, grad_weight, grad_NO.sum(0) if for_bias else None
 
 

@@ -53,6 +53,7 @@ class Checkpoints:
             disk_budget=disk_budget,
         )
         self._saved_at = time.monotonic()
+        self._saved_step: int | None = None
         self._not_due = -1
         self._failures = 0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -171,7 +172,8 @@ class Checkpoints:
         Raises: TrainingError after three failures in a row.
         """
         self.wait(run)
-        return self._end(run, self._store.write(_now(step, run)))
+        # after a stop, the same step is asked for more than once
+        return step == self._saved_step or self._end(run, self._store.write(_now(step, run)))
 
     def _save_behind(self, step: int, run: Run) -> None:
         """A checkpoint of this moment, written while training goes on.
@@ -218,7 +220,7 @@ class Checkpoints:
         self._tell(run, saved.notes)
         if saved.error is None:
             self._failures = 0
-            self._saved_at = time.monotonic()
+            self._saved_at, self._saved_step = time.monotonic(), saved.step
             return True
         self._failures += 1
         self._saved_at = -math.inf
@@ -269,7 +271,8 @@ class Checkpoints:
             self.wait(run)
         except TrainingError as error:
             run.monitor.note(str(error))
-        self._writer.shutdown()
+        finally:
+            self._writer.shutdown()
 
 
 def _now(step: int, run: Run) -> Save:

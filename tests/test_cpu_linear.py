@@ -45,7 +45,16 @@ def test_a_frozen_layer_passes_the_gradient_on_and_has_none() -> None:
     layer.requires_grad_(False)
     speed_up_linears(nn.Sequential(layer))
     x = torch.randn(2, 8, requires_grad=True)
-    layer(x).sum().backward()
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = layer(x)
+    assert kept == [(8, 8)]  # its input is not wanted
+    out.sum().backward()
     assert x.grad is not None
     assert layer.weight.grad is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -84,6 +85,23 @@ def test_adapters_see_the_same() -> None:
         assert (expected is None) == (got is None)
         if expected is not None and got is not None:
             assert torch.equal(got, expected)
+
+
+def test_the_product_is_gone_after_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved is one thing; what is alive is what costs memory."""
+    products: list[weakref.ref[torch.UntypedStorage]] = []
+    layer = layers()[0]
+    keep_less(layer)
+    plain = layer.down_proj.forward
+
+    def forward(product: Tensor) -> Tensor:
+        products.append(weakref.ref(product))  # type: ignore[arg-type]
+        return plain(product)
+
+    monkeypatch.setattr(layer.down_proj, "forward", forward)
+    out = layer(torch.randn(1, 5, 8, requires_grad=True))
+    assert out.requires_grad
+    assert [ref() for ref in products] == [None]
 
 
 def test_it_keeps_two_tensors_of_four_until_that_is_undone() -> None:

@@ -80,7 +80,7 @@ def plan_of(advice: Advice, situation: Situation) -> RunPlan:
     )
 
 
-@pytest.mark.parametrize(("model", "gib", "whole_gib"), [("0.5B", 16, 42.0), ("1.5B", 48, 95.4)])
+@pytest.mark.parametrize(("model", "gib", "whole_gib"), [("0.5B", 16, 34.4), ("1.5B", 48, 79.6)])
 def test_a_model_that_is_said_to_fit_whole_is_planned_to(
     model: str, gib: float, whole_gib: float
 ) -> None:

@@ -1,6 +1,7 @@
 """Log-probs and entropies of response tokens, the LM head applied in chunks.
 
-No [tokens, vocabulary] matrix outlives its chunk: the backward pass computes it again.
+No [tokens, vocabulary] matrix outlives its chunk: the backward pass computes it again, unless
+there is but one.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ class _LogprobAndEntropy(torch.autograd.Function):
         pull_nV = logprobs_nV.exp()
         weight_n1 = -grad_logprobs_n[:, None] if grad_logprobs_n is not None else 0.0
         if grad_entropy_n is not None:
-            surprise_nV = _finite(logprobs_nV) + entropy_n[:, None]
+            # 0 * -inf is NaN where a logit is -inf; such a token adds nothing to the entropy
+            is_out_nV = logprobs_nV == float("-inf")
+            surprise_nV = (logprobs_nV + entropy_n[:, None]).masked_fill_(is_out_nV, 0.0)
             pull_nV.mul_(weight_n1 - grad_entropy_n[:, None] * surprise_nV)
         else:
             pull_nV.mul_(weight_n1)
@@ -119,11 +122,6 @@ def _entropy(logprobs_nV: Tensor) -> Tensor:
     """-sum p log p, in one [n, V] of its own."""
     terms_nV = logprobs_nV.exp().mul_(logprobs_nV)
     return -terms_nV.masked_fill_(logprobs_nV == float("-inf"), 0.0).sum(-1)
-
-
-def _finite(logprobs_nV: Tensor) -> Tensor:
-    """0 * -inf is NaN where a logit is -inf; such a token adds nothing to the entropy."""
-    return logprobs_nV.clamp(min=torch.finfo(logprobs_nV.dtype).min)
 
 
 def _packed(lm: CausalLM, rows: PackedRows) -> Tensor:

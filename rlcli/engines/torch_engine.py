@@ -199,11 +199,13 @@ class TorchEngine:
     def _is_on_policy(self, batch: Batch, objective: PolicyObjective) -> bool:
         """Whether every rollout is learned from once, by the very policy that sampled it.
 
-        Its old log-probs are then those of the update itself: the ratio is 1.
+        Without dropout its old log-probs are those of the update itself: the ratio is 1.
         """
         train = self.config.train
+        is_whole = not (self.config.lora.rank and self.config.lora.dropout)
         is_once = train.ppo_epochs == 1 and len(batch.prompt_ids) <= train.mini_batch_prompts
-        return is_once and not (objective.reads_old_logprobs or objective.uses_sampler_logprobs)
+        reads = objective.reads_old_logprobs or objective.uses_sampler_logprobs
+        return is_whole and is_once and not reads
 
     # -- learning -------------------------------------------------------------------------------
 
@@ -250,6 +252,7 @@ class TorchEngine:
         learning = learning_rows(advantages, rows) if objective.needs_advantage else rows
         plan = self._plan(learning, index)
         is_on_policy = self._is_on_policy(batch, objective)
+        is_first = "sampler/prob_gap" not in meter.sums
         extra: Extra = "entropy_grad" if objective.has_entropy_bonus else "entropy"
         for micro in plan:
             packed = pack_rows(batch, micro.rows, index, self.device)
@@ -269,16 +272,32 @@ class TorchEngine:
             loss.backward()
             meter.add_loss("policy", loss)
             meter.add_tokens(token_loss.stats_BT, aims.loss_mask_BT)
-            if not meter.mini_batches["policy"]:
+            if is_first:
                 gap_bT = (logprobs_bT.detach().exp() - some.rollout_logprobs_BT.exp()).abs()
                 meter.add_tokens({"sampler/prob_gap": gap_bT}, aims.loss_mask_BT)
-        if not plan:
+        if plan:
+            meter.note("batch/samples", len(plan[0].rows))
+            meter.note("batch/tokens", plan[0].num_tokens)
+        else:
             self.policy_updater.set_zero_grad()
             meter.add_loss("policy", torch.zeros(()))
         self._step(self.policy_updater, "policy", factor, meter)
-        meter.note("batch/samples", len(plan[0].rows) if plan else 0)
-        meter.note("batch/tokens", plan[0].num_tokens if plan else 0)
+        self._note_the_rest(batch, advantages, rows, learning, meter)
+
+    def _note_the_rest(
+        self,
+        batch: AnnotatedBatch,
+        advantages: Advantages,
+        rows: Sequence[int],
+        learning: Sequence[int],
+        meter: Meter,
+    ) -> None:
+        """Entropy of rollouts that were not computed: the mean of -log p estimates it."""
         meter.add_rows(len(learning), len(rows))
+        if rest := sorted(set(rows) - set(learning)):
+            assert advantages.loss_mask_BT is not None
+            surprise_BT = -batch.rollout_logprobs_BT[rest].to(self.device)
+            meter.add_tokens({"entropy": surprise_BT}, advantages.loss_mask_BT[rest])
 
     def _update_critic(
         self,

@@ -16,12 +16,11 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from rlcli.errors import RewardError
+from rlcli.machine import be_killed_first
 from rlcli.rewards.loading import Resolver, find_file, is_rule, last_line, load
 from rlcli.rewards.protocol import READY, STARTED, UNSAFE
 from rlcli.rewards.rules.explained import Explained
@@ -30,8 +29,6 @@ from rlcli.rewards.rules.undecided import NoRule, Undecided, Ungradable
 RULE_MEMORY_BYTES = 4 << 30
 """Rules are given numbers such as 9**9**9 by bad policies: better no memory than a full machine."""
 PR_SET_PDEATHSIG = 1
-OOM_SCORE = 500
-"""How much sooner than others the kernel ends this process, of 1000."""
 
 
 class NotANumber(Exception):
@@ -47,9 +44,7 @@ def main() -> None:
     parent_pid, fd, fn, timeout_s, *others = sys.argv[1:]
     del sys.argv[1:]
     _die_with(int(parent_pid))
-    with suppress(OSError):  # what runs out of memory here must not cost the run its trainer
-        file = Path("/proc/self/oom_score_adj")
-        file.write_text(str(max(OOM_SCORE, int(file.read_text()))))
+    be_killed_first()
     if is_rule(fn) and sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (RULE_MEMORY_BYTES, RULE_MEMORY_BYTES))
     connection = Connection(int(fd))

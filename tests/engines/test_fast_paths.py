@@ -70,6 +70,7 @@ def test_rollouts_without_an_advantage_are_left_out_exactly(tiny_model: Path, lo
     assert record["update/learning_share"] < 0.5
     assert all_of_it["update/learning_share"] == 1.0
     assert record["policy_loss"] == pytest.approx(all_of_it["policy_loss"], abs=1e-6)
+    assert record["batch/samples"] > 0
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,11 @@ def test_a_step_of_nothing_but_ties_moves_weights_by_momentum_as_ever(tiny_model
     assert any(not torch.equal(fast[name], before[name]) for name in fast)
     assert record["update/learning_share"] == 0.0
     assert record["grad_norm"] == 0.0
+    # of what is not computed, -log p of its tokens estimates it
+    batch = make_batch()
+    told = -batch.rollout_logprobs_BT[batch.valid_B > 0]
+    mask = batch.response_mask_BT[batch.valid_B > 0]
+    assert record["entropy"] == pytest.approx(float((told * mask).sum() / mask.sum()))
     assert record["policy_loss"] == 0.0
 
 
@@ -123,8 +129,9 @@ def test_the_update_of_a_step_that_learns_once_takes_its_own_old_log_probs(
         {"algorithm__advantage": "otb"},
         {"algorithm__kl_in_reward": True},
         {"algorithm__loss": "clip_cov"},
+        {"lora__rank": 2, "lora__dropout": 0.1},
     ],
-    ids=["epochs", "mini_batches", "rejection", "otb", "kl", "clip_cov"],
+    ids=["epochs", "mini_batches", "rejection", "otb", "kl", "clip_cov", "dropout"],
 )
 def test_old_log_probs_are_the_trainers_wherever_they_are_read(
     tiny_model: Path, changes: dict[str, Any]
@@ -146,7 +153,7 @@ def test_the_statistics_of_a_token_and_their_gradients_are_autograds(
     logits = 4 * torch.randn(7, 50, dtype=torch.float64)
     logits[2, 5:30] = float("-inf")
     targets = torch.randint(0, 5, (7,))
-    weights, pulls = torch.randn(7).double(), torch.randn(7).double()
+    weights, pulls = torch.randn(7).double(), 9 * torch.randn(7).double()
 
     def plain(x: Tensor) -> tuple[Tensor, Tensor]:
         logprobs = (x / temperature).log_softmax(-1)

@@ -6,40 +6,67 @@ with, keys included, so that neither the command line nor the environment has th
 
 from __future__ import annotations
 
+import fcntl
+import signal
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from rlcli.errors import RlcliError
-from rlcli.rewards.judge.messages import CLOSE, Answer, Call, Opening
-from rlcli.rewards.judge.scorer import JudgeScorer
+from rlcli.machine import be_killed_first
+from rlcli.rewards.judge.messages import Answer, Call, Opening
+from rlcli.rewards.judge.scorer import CLOSE_S, LEDGER, JudgeScorer
 
 
 def main() -> None:
     """Serve calls; the end of the connection is the end of the process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the trainer decides; without it the pipe ends
+    be_killed_first()
     connection = Connection(int(sys.argv[1]))
     opening: Opening = connection.recv()
-    try:
-        scorer = JudgeScorer(
-            opening.config, env=opening.env, lang=opening.lang, run_dir=opening.run_dir
-        )
-    except RlcliError as error:
-        connection.send(error)
-        return
-    scorer.load_state(opening.state)
-    try:
-        _serve(connection, scorer)
-    finally:
-        scorer.close()
+    with _alone(opening.run_dir / LEDGER):
+        try:
+            scorer = JudgeScorer(
+                opening.config,
+                env=opening.env,
+                lang=opening.lang,
+                run_dir=opening.run_dir,
+                template=opening.template,
+            )
+        except RlcliError as error:
+            connection.send(error)
+            return
+        scorer.load_state(opening.state)
+        try:
+            _serve(connection, scorer)
+        finally:
+            scorer.close()
+
+
+@contextmanager
+def _alone(ledger: Path) -> Iterator[None]:
+    """The ledger is this process's: one that a killed run left may still write what it spent."""
+    with open(ledger, "ab") as file:
+        deadline = time.monotonic() + 2 * CLOSE_S
+        while time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.05)
+        yield
 
 
 def _serve(connection: Connection, scorer: JudgeScorer) -> None:
-    lock = threading.Lock()
+    lock = threading.Lock()  # answers come from the judge's thread too
 
     def send(answer: Answer) -> None:
         with lock, suppress(OSError):  # a parent that is gone needs no answer
@@ -48,20 +75,22 @@ def _serve(connection: Connection, scorer: JudgeScorer) -> None:
     def send_outcome(number: int, future: Future[Any]) -> None:
         try:
             send(Answer(number=number, value=future.result()))
-        except CancelledError:
-            return
         except RlcliError as error:
             send(Answer(number=number, error=error))
+        except CancelledError:
+            send(Answer(number=number, error=CancelledError()))
         except Exception as error:  # a bug; any other exception may not survive the way
-            traceback.print_exception(error)
-            send(Answer(number=number, error=RuntimeError(f"{type(error).__name__}: {error}")))
+            said = f"{type(error).__name__}: {error}"
+            send(Answer(number=number, error=RuntimeError(said)))
+            with suppress(OSError):
+                traceback.print_exception(error)
 
     while True:
         try:
             call: Call = connection.recv()
         except (EOFError, OSError):
             return
-        if call.method == CLOSE:
+        if call.method is None:
             return
         outcome = getattr(scorer, call.method)(*call.arguments)
         if isinstance(outcome, Future):

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlcli.config.rewards import JudgeConfig
+from rlcli.rewards.judge.templates import Template
 
-CLOSE = "close"
-"""The method that ends the process."""
+Scoring = Literal["submit", "submit_afresh"]
+"""Methods of a `JudgeScorer` whose answers are rewards."""
+Asking = Literal["trouble", "metrics", "state", "load_state"]
+"""Methods that need no call of the judge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What a `JudgeScorer` is made of, and the state it goes on from."""
+    """What a `JudgeScorer` is made of, and the state it goes on from.
+
+    The template is that of the run's start: its file may have changed since.
+    """
 
     config: JudgeConfig
+    template: Template
     env: Mapping[str, str]
     lang: str
     run_dir: Path
@@ -26,10 +33,10 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One of the scorer's methods, and the number its answer will bear."""
+    """One of the scorer's methods, and the number its answer will bear. None: it was the last."""
 
     number: int
-    method: str
+    method: Scoring | Asking | None
     arguments: tuple[Any, ...] = ()
 
 

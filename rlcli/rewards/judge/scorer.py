@@ -45,7 +45,8 @@ class JudgeScorer:
     """A `Scorer` that asks a language model, or one of several for each prompt.
 
     Scores are mapped from the template's scale to 0..1. run_dir: where verdicts are kept while
-    reward.judge.cache is `run`, and what was spent; None: there is no run.
+    reward.judge.cache is `run`, and what was spent; None: there is no run. template: None: the
+    one that the settings name.
 
     Raises:
         RewardError: the settings or the environment lack something; `check_judge` finds it sooner.
@@ -58,9 +59,10 @@ class JudgeScorer:
         env: Mapping[str, str],
         lang: str = "en",
         run_dir: Path | None = None,
+        template: Template | None = None,
     ) -> None:
         self._config = config
-        self._template, _ = load_template(config, lang=lang)
+        self._template = template or load_template(config, lang=lang)[0]
         self._secret = secrets.token_bytes(16)
         self._verdicts: dict[tuple[str, ...], asyncio.Task[Any]] = {}
         self._told: set[Member] = set()

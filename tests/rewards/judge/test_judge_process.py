@@ -7,16 +7,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from judge_server import Act, Call, JudgeServer
+from small_runs import in_children
 
 from rlcli.errors import Paused, RewardError
 from rlcli.rewards.base import score_all
-from rlcli.rewards.judge import JudgeProcess
+from rlcli.rewards.judge import JudgeProcess, partner
+from rlcli.rewards.judge import apart as apart_module
 
 KEY = "sk-canary-0123456789"
 
@@ -40,8 +43,11 @@ def apart(settings: Any, tmp_path: Path) -> Iterator[Any]:
 
 def children() -> list[psutil.Process]:
     """The judges' processes that are there."""
-    found = psutil.Process().children()
-    return [child for child in found if "rlcli.rewards.judge.child" in " ".join(child.cmdline())]
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            found += [child] if "rlcli.rewards.judge.child" in " ".join(child.cmdline()) else []
+    return found
 
 
 def wait_until(holds: Callable[[], Any]) -> None:
@@ -88,7 +94,7 @@ def test_canaries_are_due_and_judged_afresh(serve: Any, apart: Any, answer: Any)
 
 
 def test_a_process_that_is_killed_leaves_rollouts_unscored_and_starts_again(
-    serve: Any, apart: Any, answer: Any
+    serve: Any, apart: Any, answer: Any, tmp_path: Path
 ) -> None:
     server = serve(lambda call: Act(latency_s=30.0 if "hang" in call.user else 0.0))
     judge = apart(server, max_cost=1.0)
@@ -100,12 +106,15 @@ def test_a_process_that_is_killed_leaves_rollouts_unscored_and_starts_again(
     os.kill(child.pid, signal.SIGKILL)
     unscored = hanging.result(timeout=10)
     assert unscored.value is None
-    assert unscored.error == "judge: the judge's process was killed by SIGKILL"
+    words = f"the judge's process was killed by SIGKILL (see {tmp_path / 'reward.log'})"
+    assert unscored.error == f"judge: {words}"
     assert judge.can_recover(unscored)
     assert judge.metrics() == {}
-    assert judge.trouble() is None
     assert judge.state()["spent_usd"] == spent
     assert judge.submit(answer("It is 43.")).result(timeout=30).value == 7 / 9
+    assert judge.trouble() == f"{words}; it is started again."
+    assert judge.trouble() is None
+    assert judge.metrics()["judge/restarts"] == 1.0
     # the call that nobody knows the price of counts at the most it can cost
     assert judge.state()["spent_usd"] > 2.5 * spent
 
@@ -136,12 +145,9 @@ def test_closing_gives_up_what_is_asked_and_ends_the_process(
         judge.submit(answer("It is 42."))
 
 
-def test_a_judge_that_cannot_be_made_says_why(
-    serve: Any, apart: Any, answer: Any, tmp_path: Path
-) -> None:
-    judge = apart(serve(Act()), prompt=str(tmp_path / "no_such_template.md"))
+def test_a_judge_that_cannot_be_made_says_why(serve: Any, apart: Any, tmp_path: Path) -> None:
     with pytest.raises(RewardError, match="no_such_template"):
-        judge.submit(answer("It is 42.")).result(timeout=30)
+        apart(serve(Act()), prompt=str(tmp_path / "no_such_template.md"))
 
 
 def test_the_key_is_in_no_argument_and_no_environment(
@@ -152,3 +158,95 @@ def test_the_key_is_in_no_argument_and_no_environment(
     assert judge.submit(answer("It is 42.")).result(timeout=30).value == 7 / 9
     (child,) = children()
     assert KEY not in " ".join([*child.cmdline(), *child.environ().values()])
+
+
+def test_a_process_that_is_stopped_keeps_nobody_and_is_said_once(
+    serve: Any, apart: Any, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pipe is full: neither a submission, nor a question, nor the end waits for it."""
+    monkeypatch.setattr(apart_module, "ANSWER_S", 0.3)
+    monkeypatch.setattr(apart_module, "LAST_ANSWER_S", 0.1)
+    monkeypatch.setattr(partner, "PATIENCE_S", 0.3)
+    judge = apart(serve(Act()))
+    judge.submit(answer("It is 42.")).result(timeout=30)
+    (child,) = children()
+    child.suspend()
+    begun = time.monotonic()
+    asked = [judge.submit(answer(f"{'It is so. ' * 5000} {index}")) for index in range(40)]
+    assert "does not answer" in judge.trouble()
+    assert judge.trouble() is None
+    assert judge.metrics() == {}
+    monkeypatch.setattr(apart_module, "STUCK_S", 0.0)
+    assert judge.trouble() is None
+    unscored = asked[0].result(timeout=10)
+    assert unscored.value is None
+    assert "SIGKILL" in (unscored.error or "")
+    assert judge.submit(answer("It is 43.")).result(timeout=30).value == 7 / 9
+    judge.close()
+    assert not children()
+    assert time.monotonic() - begun < 20
+
+
+def test_a_process_that_never_starts_is_an_error_that_names_its_log(
+    serve: Any, apart: Any, answer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlcli.rewards.judge.partner.sys.executable", str(dying(tmp_path)))
+    judge = apart(serve(Act()))
+    for _ in range(3):
+        unscored = judge.submit(answer("It is 42.")).result(timeout=30)
+        assert "exited with status 3" in (unscored.error or "")
+    with pytest.raises(RewardError, match=r"exited with status 3 \(see .*reward.log\), 3 times"):
+        judge.submit(answer("It is 42."))
+    assert "no such thing" in (tmp_path / "reward.log").read_text()
+
+
+def dying(folder: Path) -> Path:
+    """A program that ends as it starts."""
+    program = folder / "dying"
+    program.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_what_ends_a_group_of_processes_does_not_end_the_judge(
+    serve: Any, apart: Any, answer: Any
+) -> None:
+    judge = apart(serve(Act()))
+    judge.submit(answer("It is 42.")).result(timeout=30)
+    (child,) = children()
+    child.send_signal(signal.SIGTERM)
+    child.send_signal(signal.SIGINT)
+    assert judge.submit(answer("It is 43.")).result(timeout=30).value == 7 / 9
+    assert judge.metrics().get("judge/restarts") is None
+
+
+def test_a_bug_in_scoring_is_told_though_the_log_is_full(
+    serve: Any, settings: Any, answer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from rlcli.rewards.judge import scorer\nscorer.reward_of = None\n"
+    in_children(tmp_path, monkeypatch, code)
+    config, env = settings(serve(Act())), {"OPENAI_API_KEY": KEY}
+    full = Path("/dev/full")
+    judge = JudgeProcess(config, env=env, lang="en", run_dir=tmp_path, log=full)
+    try:
+        with pytest.raises(RuntimeError, match="TypeError"):
+            judge.submit(answer("It is 42.")).result(timeout=30)
+    finally:
+        judge.close()
+
+
+def test_a_template_that_changes_grades_as_it_did_at_the_start(
+    serve: Any, apart: Any, answer: Any, tmp_path: Path
+) -> None:
+    template = tmp_path / "mine.txt"
+    template.write_text("First wording. {response}")
+    server = serve(Act())
+    judge = apart(server, prompt=str(template))
+    judge.submit(answer("It is 42.")).result(timeout=30)
+    template.unlink()
+    (child,) = children()
+    child.kill()
+    wait_until(lambda: not children())
+    judge.submit(answer("It is 43.")).result(timeout=30)
+    judge.submit(answer("It is 44.")).result(timeout=30)
+    assert all("First wording." in call.user for call in server.calls)
