@@ -192,10 +192,10 @@ def test_a_process_that_never_starts_is_an_error_that_names_its_log(
 ) -> None:
     monkeypatch.setattr("rlcli.rewards.judge.partner.sys.executable", str(dying(tmp_path)))
     judge = apart(serve(Act()))
-    with pytest.raises(RewardError, match=r"exited with status 3 \(see .*reward.log\), 3 times"):
-        for _ in range(4):  # the third start may be seen to fail by this call or by the next
-            unscored = judge.submit(answer("It is 42.")).result(timeout=30)
-            assert "exited with status 3" in (unscored.error or "")
+    ends = r"exited with status 3 \(see .*reward.log\), 3 times"
+    with pytest.raises(RewardError, match=ends):
+        # the third start may be seen to fail by its own call or by the next
+        [judge.submit(answer("It is 42.")).result(timeout=30) for _ in range(4)]
     assert "no such thing" in (tmp_path / "reward.log").read_text()
 
 
