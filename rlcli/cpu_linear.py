@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+FEWEST = 2**20
+"""Multiplications below which a call of oneDNN costs more than it saves."""
 ROWS = 1024
 """Tokens whose share of a weight's gradient is computed at once: larger blocks leave the cache."""
 
@@ -45,16 +48,18 @@ def is_faster() -> bool:
 
 
 class OneDnnLinear(nn.Linear):
-    """nn.Linear by oneDNN while its input and weight are float32; else as it is."""
+    """nn.Linear by oneDNN while its input and weight are large and float32; else as it is."""
 
     def forward(self, input: Tensor) -> Tensor:
         """x W^T + b."""
-        is_single = input.dtype is self.weight.dtype is torch.float32 and input.numel() > 0
-        if not is_single or torch.is_autocast_enabled("cpu"):
-            return super().forward(input)
+        weight = self.weight
+        is_single = input.dtype is weight.dtype is torch.float32
+        is_large = input.numel() * weight.shape[0] >= FEWEST
+        if not is_single or not is_large or torch.is_autocast_enabled("cpu"):
+            return F.linear(input, weight, self.bias)
         if torch.is_grad_enabled():
-            return _OneDnn.apply(input, self.weight, self.bias)
-        return _linear(input, self.weight, self.bias)
+            return _OneDnn.apply(input, weight, self.bias)
+        return _linear(input, weight, self.bias)
 
 
 class _OneDnn(torch.autograd.Function):

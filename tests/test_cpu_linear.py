@@ -18,6 +18,7 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(cpu_linear, "is_faster", lambda: True)
+    monkeypatch.setattr(cpu_linear, "FEWEST", 1)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 1024, 2500])
@@ -78,3 +79,13 @@ def test_other_dtypes_autocast_and_no_rows_go_the_usual_way() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.ones(2, 4)).dtype is torch.bfloat16
     assert layer.double()(torch.ones(2, 4).double()).dtype is torch.float64
+
+
+def test_small_matrices_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_linear, "FEWEST", 2**20)
+    monkeypatch.setattr(cpu_linear, "_linear", lambda *all: 1 / 0)
+    layer = nn.Linear(64, 64)
+    speed_up_linears(nn.Sequential(layer))
+    assert layer(torch.ones(255, 64)).shape == (255, 64)
+    with pytest.raises(ZeroDivisionError):
+        layer(torch.ones(256, 64))
