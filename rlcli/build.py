@@ -243,8 +243,7 @@ def _build_run(
     config = plan.config
     torch.manual_seed(config.run.seed)
     device = plan.device
-    explicit = config.algorithm.correction in ("token", "sequence")
-    algorithm = Algorithm(config, corrects_sampler=explicit)
+    algorithm = Algorithm(config, corrects_sampler=config.algorithm.corrects_sampler)
     eos, pad_token_id = stop_and_pad(plan.model_dir, plan.tokenizer, plan.model_config)
     engine, sampler, model_notes = _build_models(plan, device, algorithm, eos, pad_token_id)
     console = RunConsole(run_dir.console_log, num_steps=plan.num_steps, quiet=quiet)

@@ -22,9 +22,7 @@ from rlcli.cpu_linear import OneDnnLinear
 from rlcli.errors import ConfigError
 from rlcli.gated import keep_all
 from rlcli.packed import ATTENTION
-
-RECOMPILE_LIMIT = 64
-"""With and without gradients, adapter, autocast and frozen weights are compiled apart."""
+from rlcli.packed_flex import allow_variants
 
 
 def check_compiler(device: torch.device, where: str) -> None:
@@ -59,8 +57,7 @@ def compile_layers(model: PreTrainedModel) -> None:
 @cache
 def _keep_apart() -> None:
     """The compiler goes around what reads layouts, and around matmuls it cannot take over."""
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
+    allow_variants()
     for name in ALL_ATTENTION_FUNCTIONS.valid_keys():
         if name.startswith(ATTENTION):
             AttentionInterface.register(name, torch.compiler.disable(ALL_ATTENTION_FUNCTIONS[name]))

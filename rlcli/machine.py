@@ -120,15 +120,21 @@ def memory_swing() -> int:
     return max(0, worst - psutil.Process().memory_info().rss)
 
 
+def allowed_cores() -> int:
+    """Cores that this process may run on: its affinity, and its container's share."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota, _, period = _read("cpu.max").strip().partition(" ")
+    share = int(quota) // int(period) if quota.isdecimal() and period.isdecimal() else cores
+    return max(1, min(cores, share))
+
+
 def usable_cores() -> int:
-    """Physical cores that this process may compute on: its affinity and its container's share."""
+    """Those of them that are worth a computing thread each: as many as are physical."""
     import psutil
 
-    affinity = getattr(os, "sched_getaffinity", None)
-    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota, _, period = _read("cpu.max").strip().partition(" ")
-    share = int(quota) // int(period) if quota.isdecimal() and period.isdecimal() else allowed
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed, share))
+    allowed = allowed_cores()
+    return min(psutil.cpu_count(logical=False) or allowed, allowed)
 
 
 def be_killed_first() -> None:

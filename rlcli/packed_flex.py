@@ -27,7 +27,8 @@ BLOCK = 128
 FEWEST_BLOCKS = 2
 """A dimension of 1 is compiled apart, and under 128 queries torch takes its decoding kernel."""
 RECOMPILE_LIMIT = 64
-"""Dtypes, gradient modes and shapes of heads are compiled apart; lengths and windows are not."""
+"""Dtypes, gradient modes, adapters, frozen weights and shapes of heads are compiled apart; lengths
+and windows are not."""
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 """Largest error as a share of the largest value; float32 may be TF32."""
 
@@ -139,11 +140,16 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: FlexMask, scale: float 
     return out[0].transpose(0, 1).unflatten(0, (-1, BLOCK))  # type: ignore[union-attr]
 
 
+def allow_variants() -> None:
+    """Let the compiler make as many variants of a function as a run has."""
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
+
+
 @cache
 def compiled_kernel() -> Kernel:
     """`attend_blocks` as one kernel for any number of blocks, compiled at its first call."""
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
+    allow_variants()
     # fullgraph: an error instead of the uncompiled function, which keeps every score
     return torch.compile(attend_blocks, fullgraph=True, dynamic=True)
 

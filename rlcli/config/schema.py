@@ -129,6 +129,16 @@ class AlgorithmConfig(Section):
         return low, high
 
     @property
+    def corrects_sampler(self) -> bool:
+        """Whether the loss is weighed by trainer/sampler ratios; `auto` was settled before."""
+        return self.correction in ("token", "sequence")
+
+    @property
+    def compares_sampler(self) -> bool:
+        """Whether the trainer's own log-probs are wanted beside the sampler's."""
+        return self.corrects_sampler or self.rejection != "off"
+
+    @property
     def needs_reference(self) -> bool:
         """A reference model exists exactly when one of the two KL terms is on."""
         return self.kl_in_reward or self.kl_loss

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlcli.doctor.finding import Finding
-from rlcli.machine import free_ram, total_ram
+from rlcli.machine import allowed_cores, free_ram, total_ram
 
 GIB = 2**30
 LEAST_DISK_GIB = 1.0
@@ -24,7 +24,7 @@ def machine_findings(env: Mapping[str, str], cwd: Path) -> list[Finding]:
     cache = hub_cache(env)
     return [
         *memory_findings(),
-        threads_finding(env, num_cores=usable_cores()),
+        threads_finding(env, num_cores=allowed_cores()),
         disk_finding("disk: outputs", cwd / "outputs", is_needed=True),
         disk_finding("disk: models", cache, is_needed=False),
     ]
@@ -39,22 +39,11 @@ def memory_findings() -> list[Finding]:
     total, free = total_ram() / GIB, free_ram() / GIB
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     says = f"{free:.1f} of {total:.1f} GiB free"
-    cores = f"{physical} physical, {usable_cores()} usable by this process"
+    cores = f"{physical} physical, {allowed_cores()} usable by this process"
     if free < GOOD_MEMORY_GIB:
         cure = "close what else runs here; a 0.5B model wants about 10 GiB to train"
         return [Finding("ram", "warn", says, cure), Finding("cores", "ok", cores)]
     return [Finding("ram", "ok", says), Finding("cores", "ok", cores)]
-
-
-def usable_cores() -> int:
-    """Cores this process may run on: its affinity, and a container's quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def threads_finding(env: Mapping[str, str], *, num_cores: int) -> Finding:

@@ -210,8 +210,7 @@ class _Step:
         """Old and reference log-probs, as far as the run needs them."""
         algorithm = self.config.algorithm
         squares = "sum_pi_squared" in needs_of(self.config)
-        is_compared = algorithm.correction in ("token", "sequence") or algorithm.rejection != "off"
-        is_exact = self._is_native and not self.numerics.half and not is_compared
+        is_exact = self._is_native and not self.numerics.half and not algorithm.compares_sampler
         is_exact = is_exact and not self.config.rollout.async_steps
         reads_policy = squares or not (is_exact or algorithm.bypass)
         if not reads_policy and not algorithm.needs_reference:

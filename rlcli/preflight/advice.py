@@ -81,7 +81,7 @@ def _same_model(resolved: Resolved) -> list[str]:
     if not is_same or config.rollout.async_steps:
         return []
     asked = {
-        "algorithm.correction": config.algorithm.correction in ("token", "sequence"),
+        "algorithm.correction": config.algorithm.corrects_sampler,
         "algorithm.rejection": config.algorithm.rejection != "off",
         "algorithm.bypass": config.algorithm.bypass,
     }

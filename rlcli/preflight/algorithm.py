@@ -140,15 +140,14 @@ def _contradicts(resolved: Resolved, key: str, entry: Entry | None) -> bool:
 
 def _check_correction(resolved: Resolved) -> None:
     algorithm = resolved.config.algorithm
-    is_weighted = algorithm.correction in ("token", "sequence")
     for key in [key for key in ("rollout.top_p", "rollout.top_k") if cuts(resolved, key)]:
-        if is_weighted:
+        if algorithm.corrects_sampler:
             raise ConfigError(
                 f"{resolved.where('algorithm.correction')} weighs by the sampler's full "
                 f"distribution, and {resolved.where(key)} samples from a part of it.\n"
                 f"Use algorithm.correction=off, or leave {key} out."
             )
-    switches = [("algorithm.correction", is_weighted)]
+    switches = [("algorithm.correction", algorithm.corrects_sampler)]
     switches.append(("algorithm.rejection", algorithm.rejection != "off"))
     for key, is_on in switches:
         if algorithm.bypass and is_on:

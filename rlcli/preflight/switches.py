@@ -68,10 +68,9 @@ def _sweeps(config: Config) -> bool:
     """Whether a log-prob or value pass without gradients may happen."""
     algorithm = config.algorithm
     entry = ESTIMATORS.get(algorithm.advantage)
-    compares = algorithm.correction in ("token", "sequence") or algorithm.rejection != "off"
     return (
         algorithm.needs_reference
-        or compares
+        or algorithm.compares_sampler
         or config.rollout.async_steps > 0
         or entry is None
         or bool({"critic", "sum_pi_squared"} & entry.needs)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +51,8 @@ class ScoringProcess:
     ) -> None:
         self._timeout_s = timeout_s
         self._is_ready = False
-        self._connection, theirs = Pipe()
-        fd = theirs.fileno()
-        given = [str(os.getpid()), str(fd), fn, str(timeout_s), *[UNSAFE] * allows_unsafe]
-        with open(log or os.devnull, "ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rlcli.rewards.worker", *given],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(fd,),
-                env=child_environment(os.environ),
-                start_new_session=True,
-            )
-        theirs.close()
+        given = [str(os.getpid()), fn, str(timeout_s), *[UNSAFE] * allows_unsafe]
+        self._process, self._connection = start_worker("rlcli.rewards.worker", *given, log=log)
 
     def wait_until_ready(self) -> None:
         """Return when the reward is loaded.
@@ -130,6 +119,30 @@ class ScoringProcess:
         except OSError as error:
             raise EOFError from error
         raise TimeoutError
+
+
+def start_worker(
+    module: str, *words: str, log: Path | None
+) -> tuple[subprocess.Popen[bytes], Connection]:
+    """(a process that runs `python -m module CONNECTION_FD words`, the connection to it).
+
+    It has no keys and is in a session of its own, where Ctrl-C does not reach it. log: file for
+    what it prints; none: nowhere.
+    """
+    connection, theirs = Pipe()
+    fd = theirs.fileno()
+    with open(log or os.devnull, "ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, str(fd), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(fd,),
+            env=child_environment(os.environ),
+            start_new_session=True,
+        )
+    theirs.close()
+    return process, connection
 
 
 def obituary(process: subprocess.Popen[Any], who: str) -> str:

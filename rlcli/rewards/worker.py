@@ -1,6 +1,6 @@
 """A scoring process: loads one reward, then scores one call after the other until told to stop.
 
-Runs as `python -m rlcli.rewards.worker PARENT_PID CONNECTION_FD REWARD_FN TIMEOUT_S [unsafe]`. A
+Runs as `python -m rlcli.rewards.worker CONNECTION_FD PARENT_PID REWARD_FN TIMEOUT_S [unsafe]`. A
 reward may print, hang, raise, or kill the process; what it can never do is write into the protocol.
 """
 
@@ -41,7 +41,7 @@ class NoOpinion(NotANumber):
 
 def main() -> None:
     """Serve calls from the connection until it closes."""
-    parent_pid, fd, fn, timeout_s, *others = sys.argv[1:]
+    fd, parent_pid, fn, timeout_s, *others = sys.argv[1:]
     del sys.argv[1:]
     _die_with(int(parent_pid))
     be_killed_first()

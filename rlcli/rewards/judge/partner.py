@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from multiprocessing import Pipe
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, get_args
 
 from rlcli.rewards.judge.messages import Answer, Asking, Call, Opening, Scoring
 from rlcli.rewards.judge.scorer import CLOSE_S
-from rlcli.rewards.process import child_environment, obituary
+from rlcli.rewards.process import obituary, start_worker
 from rlcli.types import Reward
 
 PATIENCE_S = 8 * CLOSE_S
@@ -43,18 +40,7 @@ class Partner:
         self._number = 0
         self._lock = threading.Lock()
         self._is_closing = False
-        self._connection, theirs = Pipe()
-        with open(log or os.devnull, "ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rlcli.rewards.judge.child", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(theirs.fileno(),),
-                env=child_environment(os.environ),
-                start_new_session=True,
-            )
-        theirs.close()
+        self._process, self._connection = start_worker("rlcli.rewards.judge.worker", log=log)
         self._calls: SimpleQueue[bytes | None] = SimpleQueue()
         self._calls.put(pickle.dumps(opening))
         self._threads = [

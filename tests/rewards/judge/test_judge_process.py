@@ -46,7 +46,7 @@ def children() -> list[psutil.Process]:
     found: list[psutil.Process] = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
-            found += [child] if "rlcli.rewards.judge.child" in " ".join(child.cmdline()) else []
+            found += [child] if "rlcli.rewards.judge.worker" in " ".join(child.cmdline()) else []
     return found
 
 
@@ -190,7 +190,7 @@ def test_a_process_that_is_stopped_keeps_nobody_and_is_said_once(
 def test_a_process_that_never_starts_is_an_error_that_names_its_log(
     serve: Any, apart: Any, answer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlcli.rewards.judge.partner.sys.executable", str(dying(tmp_path)))
+    monkeypatch.setattr("rlcli.rewards.process.sys.executable", str(dying(tmp_path)))
     judge = apart(serve(Act()))
     ends = r"exited with status 3 \(see .*reward.log\), 3 times"
     with pytest.raises(RewardError, match=ends):

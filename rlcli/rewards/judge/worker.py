@@ -1,6 +1,6 @@
 """A judge in a process of its own: serves calls from its parent until their connection closes.
 
-Runs as `python -m rlcli.rewards.judge.child CONNECTION_FD`. What comes first says what to judge
+Runs as `python -m rlcli.rewards.judge.worker CONNECTION_FD`. What comes first says what to judge
 with, keys included, so that neither the command line nor the environment has them.
 """
 
