@@ -24,7 +24,7 @@ from rlcli.inputs import (
     find_reward_model,
     read_data,
 )
-from rlcli.machine import keep_freed_memory, usable_cores
+from rlcli.machine import keep_freed_memory, limit_kernels, usable_cores
 from rlcli.monitor.console import RunConsole
 from rlcli.monitor.health import Health
 from rlcli.monitor.monitor import Monitor
@@ -171,6 +171,7 @@ def set_up_cpu(device: torch.device, num_parameters: int) -> None:
     if device.type != "cpu":
         return
     keep_freed_memory()
+    limit_kernels()
     if "OMP_NUM_THREADS" not in os.environ:
         is_tiny = num_parameters < SINGLE_THREAD_PARAMETERS
         torch.set_num_threads(1 if is_tiny else usable_cores())

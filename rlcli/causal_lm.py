@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -52,10 +53,11 @@ class CausalLM:
         return self.model.device
 
     def hidden(self, token_ids_N: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-        """Last hidden states [N, D] of flat tokens."""
+        """Last hidden states [N, D] of flat tokens, and of padding where positions are more."""
         decoder: Any = self.model.get_decoder()
+        ids = F.pad(token_ids_N, (0, position_ids.shape[1] - len(token_ids_N)))
         out = decoder(
-            input_ids=token_ids_N[None], position_ids=position_ids, use_cache=False, layout=layout
+            input_ids=ids[None], position_ids=position_ids, use_cache=False, layout=layout
         )
         return out.last_hidden_state[0]
 
@@ -217,7 +219,7 @@ def _why_not_packed(lm: CausalLM, attention: str = ATTENTION) -> str | None:
         plain.append(_gather(logits[0, lengths[group[row]] - 1 : -1], response.to(lm.device)))
     lm.model.set_attn_implementation(attention)
     layout = GroupLayout(lengths, answers, group, lm.device)
-    ids = torch.cat([*prompts, *responses]).to(lm.device)
+    ids = torch.cat([*prompts, *(response[:-1] for response in responses)]).to(lm.device)
     hidden = lm.hidden(ids, layout.position_ids, layout)
     packed = _gather(lm.logits(hidden[layout.predicts_N]), torch.cat(responses).to(lm.device))
     lm.model.train(was_training)

@@ -16,7 +16,8 @@ from pathlib import Path
 GIB = 2**30
 OOM_SCORE = 500
 """How much sooner than others the kernel ends a process, of 1000."""
-KEPT_BLOCK, KEPT_END = 2**25, 2**28
+KEPT_BLOCK, KEPT_END = 2**25, 2**30
+KERNELS = 128
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 QUERY = "name,memory.total,memory.used,driver_version"
@@ -154,6 +155,11 @@ def keep_freed_memory() -> None:
     if set_option is not None:
         set_option(M_MMAP_THRESHOLD, KEPT_BLOCK)
         set_option(M_TRIM_THRESHOLD, KEPT_END)
+
+
+def limit_kernels() -> None:
+    """Have oneDNN keep KERNELS kernels at most: one serves one shape and holds half a MiB."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 def _limits() -> dict[str, int]:

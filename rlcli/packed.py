@@ -20,11 +20,18 @@ from transformers.masking_utils import AttentionMaskInterface
 
 ATTENTION = "rlcli_packed"
 SHORTEST_BUCKET = 32
+FEWEST_PADDED = 64
 KNOWN_KEYWORDS = {"position_ids", "use_cache", "cache_position", "output_attentions", "is_causal"}
 
 
 class PackingUnsupportedError(Exception):
     """This architecture's attention has a feature that packing does not compute."""
+
+
+def in_steps(n: int) -> int:
+    """n, or a few more: kernels that were made for a number of tokens then serve again."""
+    step = 1 if n <= FEWEST_PADDED else max(32, 1 << (n.bit_length() - 6))
+    return -(-n // step) * step
 
 
 class Layout(Protocol):
@@ -133,8 +140,9 @@ class _Bucket:
 class GroupLayout:
     """Prompts one after the other, then the responses, each knowing its prompt.
 
-    predicts_N: for every response token in order, the flat index of the hidden state that
-    predicts it: the prompt's last token, then the response's own but its last.
+    A response's last token predicts nothing and is not among the flat tokens; padding that
+    attends to nothing ends them. predicts_N: for every response token in order, the flat index
+    of the hidden state that predicts it.
     """
 
     def __init__(
@@ -144,26 +152,30 @@ class GroupLayout:
         group: Sequence[int],
         device: torch.device,
     ) -> None:
+        read_lengths = [max(0, length - 1) for length in response_lengths]
         self.prompts = _Block(prompt_lengths, device, left=True)
-        self.responses = _Block(response_lengths, device, left=False)
+        self.responses = _Block(read_lengths, device, left=False)
         self.group_R = torch.tensor(group, dtype=torch.long, device=device)
         self.num_prompt_tokens = len(self.prompts.row)
         p, r = self.prompts, self.responses
         prompt_positions = p.column - (p.width - p.lengths[p.row])
         response_positions = p.lengths[self.group_R][r.row] + r.column
-        self.position_ids = torch.cat([prompt_positions, response_positions])[None]
-        self.predicts_N = self._predicting_index()
-        self._buckets = self._by_length(response_lengths, device)
+        positions = torch.cat([prompt_positions, response_positions])
+        self.num_tokens = len(positions)
+        self.num_padding = in_steps(self.num_tokens) - self.num_tokens
+        self.position_ids = F.pad(positions, (0, self.num_padding))[None]
+        self.predicts_N = self._predicting_index(_Block(response_lengths, device, left=False))
+        self._buckets = self._by_length(read_lengths, device)
         self._masks: dict[int | None, tuple[Tensor, list[Tensor]]] = {}
 
-    def _predicting_index(self) -> Tensor:
+    def _predicting_index(self, targets: _Block) -> Tensor:
         p, r = self.prompts, self.responses
-        last_prompt_token = p.lengths.cumsum(0) - 1
-        flat = torch.zeros(r.rows, max(r.width, 1), dtype=torch.long, device=p.row.device)
+        flat = torch.zeros(r.rows, r.width, dtype=torch.long, device=p.row.device)
         flat[r.row, r.column] = torch.arange(len(r.row), device=p.row.device)
         flat += self.num_prompt_tokens
-        before = torch.cat([last_prompt_token[self.group_R][:, None], flat[:, :-1]], dim=1)
-        return before[r.row, r.column]
+        last_prompt_token = p.lengths.cumsum(0) - 1
+        before = torch.cat([last_prompt_token[self.group_R][:, None], flat], dim=1)
+        return before[targets.row, targets.column]
 
     def _by_length(self, lengths: Sequence[int], device: torch.device) -> list[_Bucket]:
         """Responses up to SHORTEST_BUCKET tokens, then up to twice as many, and so on."""
@@ -217,9 +229,10 @@ class GroupLayout:
             values = torch.cat([vp[:, :, cut:][bucket.group], vr], dim=2)
             parts.append(bucket.block.flatten(_sdpa(qr, keys, values, mask, scale)))
             order.append(flat)
+        padding = q.new_zeros(self.num_padding, *q.shape[1:])
         if len(parts) <= 2:
-            return torch.cat(parts)
-        return torch.cat(parts)[torch.cat(order).argsort()]
+            return torch.cat([*parts, padding])
+        return torch.cat([torch.cat(parts)[torch.cat(order).argsort()], padding])
 
 
 class DecodeLayout:
@@ -295,7 +308,7 @@ class DecodeLayout:
     def _store_prompts(self, layer: int, k: Tensor, v: Tensor) -> None:
         width = min(self.prompt_width + 64, self.last_column)
         for buffers, flat in ((self._keys, k), (self._values, v)):
-            block = self.prefill.prompts.pad(flat)
+            block = self.prefill.prompts.pad(flat[: self.prefill.num_tokens])
             room = block.new_empty(self.num_rows, block.shape[1], width, block.shape[3])
             room[:, :, : self.prompt_width] = block[self.group_R]
             buffers[layer] = room

@@ -54,10 +54,11 @@ def visible_keys(layout: GroupLayout, window: int | None) -> Intervals:
     own_from = torch.cat([prompt_starts_P[p.row], response_starts_R[r.row]])
     at = torch.arange(len(own_from), device=own_from.device)
     if window is not None:
-        too_far = (layout.position_ids[0] - window + 1).clamp(min=0)
+        too_far = (layout.position_ids[0, : len(at)] - window + 1).clamp(min=0)
         prompt_from = torch.minimum(prompt_from + too_far, prompt_to)
         own_from = torch.maximum(own_from, at - window + 1)
-    padding = max(-len(at) % BLOCK, FEWEST_BLOCKS * BLOCK - len(at))
+    whole = -(-layout.position_ids.shape[1] // BLOCK) * BLOCK
+    padding = max(whole, FEWEST_BLOCKS * BLOCK) - len(at)
     beyond = torch.arange(len(at), len(at) + padding, device=at.device)
     return Intervals(
         prompt_from_N=F.pad(prompt_from, (0, padding)).int(),
@@ -178,7 +179,7 @@ class FlexLayout:
     ) -> Tensor:
         """Prompts attend to themselves, responses to their prompt and themselves."""
         mask = self._mask(window)
-        n, padding = len(q), len(mask.seen.own_from_N) - len(q)
+        padding = len(mask.seen.own_from_N) - len(q)
         device = q.device.type
         is_autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if is_autocast else q.dtype
@@ -189,7 +190,8 @@ class FlexLayout:
         for x in (q, k, v):  # else a number of heads that equals that of blocks shares its symbol
             torch._dynamo.mark_static(x, [1, 2, 3])
         with torch.autocast(device, enabled=False):
-            return compiled_kernel()(q, k, v, mask, scale).flatten(0, 1)[:n]
+            out = compiled_kernel()(q, k, v, mask, scale).flatten(0, 1)
+        return F.pad(out[: self._layout.num_tokens], (0, 0, 0, 0, 0, self._layout.num_padding))
 
 
 def _attend_flex(

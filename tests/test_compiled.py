@@ -47,7 +47,8 @@ def logprobs(lm: CausalLM, rows: list[int]) -> Tensor:
     if lm.packed:
         lengths = [len(p) for p in prompts], [len(r) for r in responses]
         layout = GroupLayout(*lengths, range(len(rows)), CPU)
-        flat = torch.tensor([token for row in (*prompts, *responses) for token in row])
+        read = (*prompts, *(r[:-1] for r in responses))
+        flat = torch.tensor([token for row in read for token in row])
         hidden = lm.hidden(flat, layout.position_ids, layout)[layout.predicts_N]
     else:
         width = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))

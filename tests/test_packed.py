@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import transformers
 
 from rlcli.causal_lm import CausalLM, enable_gradient_checkpointing, prepare
-from rlcli.packed import GroupLayout
+from rlcli.packed import GroupLayout, in_steps
 
 SMALL = {
     "vocab_size": 96,
@@ -56,7 +58,7 @@ def all_at_once(lm: CausalLM) -> torch.Tensor:
     layout = GroupLayout(
         [len(p) for p in PROMPTS], [len(r) for r in RESPONSES], GROUP, torch.device("cpu")
     )
-    flat = torch.tensor([t for row in [*PROMPTS, *RESPONSES] for t in row])
+    flat = torch.tensor([t for row in [*PROMPTS, *(r[:-1] for r in RESPONSES)] for t in row])
     hidden = lm.hidden(flat, layout.position_ids, layout)[layout.predicts_N]
     targets = torch.tensor([t for row in RESPONSES for t in row])
     return lm.logits(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
@@ -107,3 +109,32 @@ def test_dropout_of_the_base_model_is_off_in_training() -> None:
     lm.model.train()
     assert lm.packed
     torch.testing.assert_close(all_at_once(lm), all_at_once(lm), atol=0, rtol=0)
+
+
+def test_the_last_token_of_a_response_is_not_computed() -> None:
+    layout = GroupLayout([3, 2], [4, 1, 0, 2], [0, 0, 1, 1], torch.device("cpu"))
+    assert layout.position_ids.tolist() == [[0, 1, 2, 0, 1, 3, 4, 5, 2]]
+    assert layout.predicts_N.tolist() == [2, 5, 6, 7, 2, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "padded"), [(0, 0), (64, 64), (65, 96), (2000, 2016), (5001, 5120), (40000, 40960)]
+)
+def test_numbers_of_tokens_are_few_and_waste_little(tokens: int, padded: int) -> None:
+    assert in_steps(tokens) == padded
+
+
+def test_padding_is_computed_and_changes_nothing() -> None:
+    torch.manual_seed(3)
+    plain = build("Qwen2", {})
+    lm = prepare(copy.deepcopy(plain))
+    prompts, responses = [[5] * 40, [9] * 30], [[7] * 20, [8] * 3]
+    layout = GroupLayout([40, 30], [20, 3], [0, 1], torch.device("cpu"))
+    assert layout.position_ids.shape == (1, 96)
+    flat = torch.tensor([t for row in [*prompts, *(r[:-1] for r in responses)] for t in row])
+    hidden = lm.hidden(flat, layout.position_ids, layout)
+    assert hidden.isfinite().all()
+    found = lm.logits(hidden[layout.predicts_N]).split([20, 3])
+    for prompt, response, logits in zip(prompts, responses, found, strict=True):
+        alone = plain(input_ids=torch.tensor([prompt + response])).logits[0]
+        torch.testing.assert_close(logits, alone[len(prompt) - 1 : -1], atol=1e-5, rtol=1e-5)

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rlcli.causal_lm import CausalLM
 from rlcli.engines.packing import PackedRows
+from rlcli.packed import in_steps
 
 CHUNK_ELEMENTS = 2**26
 """Logits held at once: 256 MiB in float32."""
@@ -44,16 +46,18 @@ def response_stats(
 ) -> TokenStats:
     """Statistics of every response token of `rows` under the distribution logits / temperature."""
     hidden = _packed(lm, rows) if lm.packed else _padded(lm, rows, pad_token_id)
+    targets = F.pad(rows.targets_N, (0, len(hidden) - len(rows.targets_N)))
     vocabulary = lm.model.config.get_text_config().vocab_size
     size = max(1, CHUNK_ELEMENTS // vocabulary)
     parts: list[tuple[Tensor, Tensor]] = []
-    for h, targets in zip(hidden.split(size), rows.targets_N.split(size), strict=True):
-        arguments = (lm.logits, h, targets, temperature, extra)
+    for h, some in zip(hidden.split(size), targets.split(size), strict=True):
+        arguments = (lm.logits, h, some, temperature, extra)
         if torch.is_grad_enabled() and len(hidden) > size:
             parts.append(checkpoint(_token_stats, *arguments, use_reentrant=False))
         else:
             parts.append(_token_stats(*arguments))
-    logprobs, second = (torch.cat(column) for column in zip(*parts, strict=True))
+    n = len(rows.targets_N)
+    logprobs, second = (torch.cat(column)[:n] for column in zip(*parts, strict=True))
     is_entropy = extra in ("entropy", "entropy_grad")
     return TokenStats(
         logprobs_N=logprobs,
@@ -125,8 +129,10 @@ def _entropy(logprobs_nV: Tensor) -> Tensor:
 
 
 def _packed(lm: CausalLM, rows: PackedRows) -> Tensor:
+    """The hidden states that predict each response token, and padding."""
     hidden_ND = lm.hidden(rows.token_ids_N, rows.layout.position_ids, rows.layout)
-    return hidden_ND[rows.layout.predicts_N]
+    predicts_N = rows.layout.predicts_N
+    return hidden_ND[F.pad(predicts_N, (0, in_steps(len(predicts_N)) - len(predicts_N)))]
 
 
 def _padded(lm: CausalLM, rows: PackedRows, pad_token_id: int) -> Tensor:
@@ -139,7 +145,7 @@ def padded_sequences(rows: PackedRows, pad_token_id: int) -> tuple[Tensor, Tenso
     """(token ids, attention mask, positions that predict a response token), all [b, Tp + Tc]."""
     layout = rows.layout
     prompt_lengths = layout.prompts.lengths[layout.group_R].tolist()
-    response_lengths = layout.responses.lengths.tolist()
+    response_lengths = rows.mask_bT.sum(1).tolist()
     prompts = rows.token_ids_N[: layout.num_prompt_tokens].split(layout.prompts.lengths.tolist())
     responses = rows.targets_N.split(response_lengths)
     width = max(p + r for p, r in zip(prompt_lengths, response_lengths, strict=True))

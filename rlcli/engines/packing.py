@@ -101,8 +101,9 @@ def plan_micro_batches(
 class PackedRows:
     """Some rows of a batch as flat tokens on the device.
 
-    token_ids_N: prompts, then responses. targets: the response tokens, rows in order. mask_bT
-    places them in a padded [b, T] block whose T is the longest response of these rows.
+    token_ids_N: prompts, then responses, each without its last token, which nothing reads.
+    targets_N: all response tokens, rows in order. mask_bT places those in a padded [b, T] block
+    whose T is the longest response of these rows.
     """
 
     token_ids_N: Tensor
@@ -125,9 +126,9 @@ def pack_rows(
     row_lengths = [index.lengths[row] for row in rows]
     width = max(max(row_lengths), 1)
     ids_BT = batch.token_ids_BT
-    mask_bT = torch.arange(width)[None] < torch.tensor(row_lengths)[:, None]
-    mask_bT = mask_bT.to(ids_BT.device)
-    targets = ids_BT[torch.tensor(rows, device=ids_BT.device), :width][mask_bT].to(device)
+    left_bT = (torch.tensor(row_lengths)[:, None] - torch.arange(width)).to(ids_BT.device)
+    mask_bT = left_bT > 0
+    ids_bT = ids_BT[torch.tensor(rows, device=ids_BT.device), :width]
     prompts = [token for g in used for token in batch.prompt_ids[g]]
     layout = GroupLayout(
         [index.prompt_lengths[g] for g in used],
@@ -136,8 +137,10 @@ def pack_rows(
         device,
     )
     return PackedRows(
-        token_ids_N=torch.cat([torch.tensor(prompts, dtype=torch.long, device=device), targets]),
-        targets_N=targets,
+        token_ids_N=torch.cat(
+            [torch.tensor(prompts, device=device), ids_bT[left_bT > 1].to(device)]
+        ),
+        targets_N=ids_bT[mask_bT].to(device),
         mask_bT=mask_bT.to(device),
         layout=layout,
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlcli.causal_lm import CausalLM
-from rlcli.packed import DecodeLayout
+from rlcli.packed import DecodeLayout, in_steps
 from rlcli.rollout.base import OnFinish, SamplingParams
 from rlcli.rollout.choose import choose_tokens
 from rlcli.rollout.padded import decode_padded
@@ -156,7 +156,8 @@ class _Call:
             padding[live] = tokens
             done[live] = ended
             if int(done.sum()) * DROP_SHARE >= len(done):
-                keep = (~done).nonzero()[:, 0]
+                number = min(len(done), in_steps(int((~done).sum())))
+                keep = done.int().argsort(stable=True)[:number].sort().values
                 layout.keep(keep)
                 rows, positions, padding = rows[keep], positions[keep], padding[keep]
                 done = done[keep]
