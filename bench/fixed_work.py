@@ -53,7 +53,7 @@ class Work:
     dtype: str = "float32"
     micro_rows: int = 0
     steps: int = 2
-    left_out: int = 1
+    left_out: int = 3
 
     @classmethod
     def read(cls, description: str) -> tuple[Work, Path]:

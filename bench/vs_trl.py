@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--trl-ppo", help="Python that has trl 1.12.0; none: no PPO rows")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="steps that count, after one")
+    parser.add_argument("--steps", type=int, default=3, help="steps that count, after three")
     parser.add_argument(
         "--micro_rows", nargs="+", type=int, default=MICRO_ROWS, help="tried for TRL"
     )
