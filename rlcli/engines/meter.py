@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from rlcli.engines.ranks import ALONE, Ranks
 from rlcli.types import StepRecord
 
 
@@ -50,21 +51,31 @@ class Meter:
         if taken:
             self.norms[model].append(norm)
 
-    def record(self) -> StepRecord:
-        """Metrics of the update."""
-        out = {
-            name: float(total) / max(1.0, float(self.tokens[name]))
-            for name, total in self.sums.items()
-        }
-        for model, total in self.losses.items():
+    def record(self, ranks: Ranks = ALONE) -> StepRecord:
+        """Metrics of the update, over all ranks."""
+        sums, tokens, losses = (
+            _added(ranks.gather({name: float(value) for name, value in found.items()}))
+            for found in (self.sums, self.tokens, self.losses)
+        )
+        out = {name: total / max(1.0, tokens[name]) for name, total in sums.items()}
+        for model, total in losses.items():
             name = "value_loss" if model == "critic" else "policy_loss"
-            out[name] = float(total) / max(1, self.mini_batches[model])
+            out[name] = total / max(1, self.mini_batches[model])
         for model, norms in self.norms.items():
             name = "critic/grad_norm" if model == "critic" else "grad_norm"
             out[name] = sum(norms) / len(norms)
         if self.num_rows[1]:
             out["update/learning_share"] = self.num_rows[0] / self.num_rows[1]
         return {**out, **self.notes, "skipped_updates": float(self.num_skipped)}
+
+
+def _added(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Sums by name, names in the order of their first rank."""
+    out: dict[str, float] = {}
+    for values in found:
+        for name, value in values.items():
+            out[name] = out.get(name, 0.0) + value
+    return out
 
 
 def _accumulate(totals: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcli.config.schema import TrainConfig
+from rlcli.engines.ranks import ALONE, Ranks
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
@@ -30,10 +31,16 @@ class Updater:
     """Trainable parameters with their AdamW state and gradient clipping."""
 
     def __init__(
-        self, parameters: NamedParameters, config: TrainConfig, *, lr: float, grad_clip: float
+        self,
+        parameters: NamedParameters,
+        config: TrainConfig,
+        *,
+        lr: float,
+        grad_clip: float,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.parameters = {name: p for name, p in parameters if p.requires_grad}
-        self.lr, self.grad_clip = lr, grad_clip
+        self.lr, self.grad_clip, self.ranks = lr, grad_clip, ranks
         self.skipped_in_a_row = 0
         device = next(iter(self.parameters.values())).device
         self.adamw = torch.optim.AdamW(
@@ -58,6 +65,7 @@ class Updater:
 
         A norm that is not finite leaves weights and moments as they were.
         """
+        self.ranks.sum_gradients(list(self.parameters.values()))
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.grad_clip)
         if not bool(torch.isfinite(norm)):
             self.zero_grad()

@@ -1,211 +1,75 @@
-"""The plain torch engine: one process, full weights or LoRA, on CPU, CUDA or MPS."""
+"""The plain torch engine: full weights or LoRA on CPU, CUDA or MPS; every rank has all of them."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import Config
 from rlcli.engines.base import PolicyObjective
-from rlcli.engines.critic import Critic
 from rlcli.engines.export import TensorFiles, save_pretrained
-from rlcli.engines.logprobs import Extra, TokenStats, response_stats
+from rlcli.engines.logprobs import Extra
 from rlcli.engines.meter import Meter
 from rlcli.engines.optimizer import Updater, learning_rate_factor
 from rlcli.engines.packing import (
-    MicroBatch,
-    PackedRows,
-    RowIndex,
     index_rows,
     learning_rows,
     mini_batches,
     pack_rows,
-    plan_micro_batches,
     take_rows,
 )
+from rlcli.engines.passes import Passes
 from rlcli.errors import TrainingError
-from rlcli.types import Advantages, AnnotatedBatch, Batch, StepRecord
+from rlcli.types import Advantages, AnnotatedBatch, StepRecord
 
 MAX_SKIPPED_UPDATES = 3
 
 
-class TorchEngine:
-    """Policy, reference, critic and their optimizers in this process."""
+class TorchEngine(Passes):
+    """Policy, reference, critic and their optimizers in this process.
+
+    Several ranks compute a share of every mini-batch each and add up their gradients; all are
+    called alike, with the same batch.
+    """
 
     def __init__(
-        self,
-        config: Config,
-        policy: CausalLM,
-        *,
-        total_steps: int,
-        pad_token_id: int,
-        sampler_is_exact: bool,
-        autocast_dtype: torch.dtype | None = None,
-        peft_model: PeftModel | None = None,
-        reference: CausalLM | None = None,
-        critic: Critic | None = None,
+        self, config: Config, policy: CausalLM, *, total_steps: int, **passes: Any
     ) -> None:
-        self.config, self.policy, self.reference, self.critic = config, policy, reference, critic
-        self.peft_model = peft_model
+        super().__init__(config, policy, **passes)
         self.total_steps = total_steps
-        self.pad_token_id = pad_token_id
-        self.sampler_is_exact = sampler_is_exact
-        self.autocast_dtype = autocast_dtype
-        train = config.train
+        train, ranks = config.train, self.ranks
         self.policy_updater = Updater(
-            policy.model.named_parameters(), train, lr=train.lr, grad_clip=train.grad_clip
+            policy.model.named_parameters(),
+            train,
+            lr=train.lr,
+            grad_clip=train.grad_clip,
+            ranks=ranks,
         )
         self.critic_updater = None
-        if critic is not None:
+        if self.critic is not None:
             self.critic_updater = Updater(
-                critic.named_parameters(),
+                self.critic.named_parameters(),
                 train,
                 lr=config.critic.lr,
                 grad_clip=config.critic.grad_clip,
+                ranks=self.ranks,
             )
 
-    @property
-    def device(self) -> torch.device:
-        """Where the policy is."""
-        return self.policy.device
-
     def all_reduce(self, values: Tensor, /) -> Tensor:
-        """One process: the sum over ranks is the value itself."""
+        """Every rank has the whole batch: the sum over ranks is the value itself."""
         return values
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters of the policy by name, adapters apart."""
         return iter(self.policy.model.named_parameters())
-
-    # -- passes ---------------------------------------------------------------------------------
-
-    def _cast(self) -> AbstractContextManager[Any]:
-        if self.autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.autocast_dtype)
-
-    def _plan(
-        self, rows: Sequence[int], index: RowIndex, *, max_tokens: int | None = None
-    ) -> list[MicroBatch]:
-        train = self.config.train
-        tokens = train.tokens_per_micro_batch if train.dynamic_batch else None
-        by_rows = not train.dynamic_batch and max_tokens is None
-        return plan_micro_batches(
-            rows,
-            index,
-            max_tokens=max_tokens or tokens,
-            max_rows=train.rows_per_micro_batch if by_rows else None,
-        )
-
-    def _stats(self, lm: CausalLM, rows: PackedRows, extra: Extra | None = None) -> TokenStats:
-        with self._cast():
-            return response_stats(
-                lm,
-                rows,
-                temperature=self.config.rollout.temperature,
-                pad_token_id=self.pad_token_id,
-                extra=extra,
-            )
-
-    @torch.no_grad()
-    def _sweep(
-        self, batch: Batch, rows: Sequence[int], compute: Callable[[PackedRows], Sequence[Tensor]]
-    ) -> list[Tensor]:
-        """[B, T] per output of `compute`, which maps packed rows to values per response token."""
-        limit = self.config.ref.tokens_per_micro_batch
-        index = index_rows(batch)
-        out: list[Tensor] = []
-        with _evaluating(self.policy.model, self.critic):
-            for micro in self._plan(rows, index, max_tokens=limit):
-                packed = pack_rows(batch, micro.rows, index, self.device)
-                values = compute(packed)
-                if not out:
-                    shape = batch.token_ids_BT.shape
-                    out = [torch.zeros(shape, device=self.device) for _ in values]
-                for block, value in zip(out, values, strict=True):
-                    unpacked = packed.unpack(value.float())
-                    block[list(micro.rows), : unpacked.shape[1]] = unpacked
-        return out
-
-    def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
-        """The batch plus what the models say of it, computing only what the run reads.
-
-        The sampler's own log-probs serve as old ones where it runs this very model in float32,
-        and hold their place where the update takes its own.
-        """
-        rows = range(len(batch.lengths_B))
-        sampled = old = batch.rollout_logprobs_BT.to(self.device)
-        reference = values = squares = None
-        is_same = self.sampler_is_exact and not objective.compares_sampler
-        skip_pass = is_same or objective.uses_sampler_logprobs
-        skip_pass = skip_pass or self._is_on_policy(batch, objective)
-        if objective.needs_sum_pi_squared:
-
-            def with_squares(packed: PackedRows) -> Sequence[Tensor]:
-                stats = self._stats(self.policy, packed, "sum_pi_squared")
-                assert stats.sum_pi_squared_N is not None
-                return stats.logprobs_N, stats.sum_pi_squared_N
-
-            trainer_old, squares = self._sweep(batch, rows, with_squares)
-            old = old if skip_pass else trainer_old
-        elif not skip_pass:
-            (old,) = self._sweep(batch, rows, self._logprobs)
-        if objective.needs_reference:
-            reference = self._reference_logprobs(batch, rows)
-        if self.critic is not None:
-            (values,) = self._sweep(batch, rows, lambda p: (self._values(p),))
-        known: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(Batch)}
-        moved: dict[str, Any] = {
-            k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in known.items()
-        }
-        moved["rollout_logprobs_BT"] = sampled
-        return AnnotatedBatch(
-            **moved,
-            old_logprobs_BT=old,
-            ref_logprobs_BT=reference,
-            values_BT=values,
-            sum_pi_squared_BT=squares,
-        )
-
-    def _logprobs(self, packed: PackedRows) -> Sequence[Tensor]:
-        return (self._stats(self.policy, packed).logprobs_N,)
-
-    def _values(self, packed: PackedRows) -> Tensor:
-        assert self.critic is not None
-        with self._cast():
-            return self.critic(packed)
-
-    def _reference_logprobs(self, batch: Batch, rows: Sequence[int]) -> Tensor:
-        if self.peft_model is not None:
-            off = self.peft_model.disable_adapter()
-            reference = self.policy
-        else:
-            assert self.reference is not None
-            off, reference = nullcontext(), self.reference
-        with off:
-            (out,) = self._sweep(batch, rows, lambda p: (self._stats(reference, p).logprobs_N,))
-        return out
-
-    def _is_on_policy(self, batch: Batch, objective: PolicyObjective) -> bool:
-        """Whether every rollout is learned from once, by the very policy that sampled it.
-
-        Without dropout its old log-probs are those of the update itself: the ratio is 1.
-        """
-        train = self.config.train
-        is_whole = not (self.config.lora.rank and self.config.lora.dropout)
-        is_once = train.ppo_epochs == 1 and len(batch.prompt_ids) <= train.mini_batch_prompts
-        reads = objective.reads_old_logprobs or objective.uses_sampler_logprobs
-        return is_whole and is_once and not reads
 
     # -- learning -------------------------------------------------------------------------------
 
@@ -232,7 +96,7 @@ class TorchEngine:
                 for rows in mini_batches(batch, advantages, size):
                     seed = zlib.crc32(repr((self.config.run.seed, step, epoch, rows[0])).encode())
                     self._update_policy(batch, advantages, objective, rows, factor, meter, seed)
-        return meter.record() | {"lr": self.config.train.lr * factor}
+        return meter.record(self.ranks) | {"lr": self.config.train.lr * factor}
 
     def _update_policy(
         self,
@@ -252,7 +116,7 @@ class TorchEngine:
         learning = learning_rows(advantages, rows) if objective.needs_advantage else rows
         plan = self._plan(learning, index)
         is_on_policy = self._is_on_policy(batch, objective)
-        is_first = "sampler/prob_gap" not in meter.sums
+        is_first = not meter.mini_batches["policy"]
         extra: Extra = "entropy_grad" if objective.has_entropy_bonus else "entropy"
         for micro in plan:
             packed = pack_rows(batch, micro.rows, index, self.device)
@@ -278,7 +142,7 @@ class TorchEngine:
         if plan:
             meter.note("batch/samples", len(plan[0].rows))
             meter.note("batch/tokens", plan[0].num_tokens)
-        else:
+        if not learning:
             self.policy_updater.set_zero_grad()
             meter.add_loss("policy", torch.zeros(()))
         self._step(self.policy_updater, "policy", factor, meter)
@@ -293,6 +157,8 @@ class TorchEngine:
         meter: Meter,
     ) -> None:
         """Entropy of rollouts that were not computed: the mean of -log p estimates it."""
+        if not self.ranks.is_first:
+            return
         meter.add_rows(len(learning), len(rows))
         if rest := sorted(set(rows) - set(learning)):
             assert advantages.loss_mask_BT is not None
@@ -336,7 +202,7 @@ class TorchEngine:
         self, advantages: Advantages, objective: PolicyObjective, rows: Sequence[int]
     ) -> Tensor:
         assert advantages.loss_mask_BT is not None
-        return self.all_reduce(objective.count(advantages.loss_mask_BT[list(rows)]))
+        return objective.count(advantages.loss_mask_BT[list(rows)])
 
     def _select(
         self,
@@ -385,16 +251,3 @@ class TorchEngine:
     def save_model(self, folder: Path, tokenizer: Any, *, merge_lora: bool) -> None:
         """The policy in Hugging Face format, in the dtype it came in."""
         save_pretrained(self.policy, self.peft_model, folder, tokenizer, merge_lora=merge_lora)
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Dropout off inside, every module's mode as it was afterwards."""
-    modes = [(module, module.training) for module in modules if module is not None]
-    for module, _ in modes:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in modes:
-            module.train(was_training)

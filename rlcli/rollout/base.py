@@ -41,7 +41,12 @@ class Sampler(Protocol):
         params: SamplingParams,
         *,
         seed: int,
+        places: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[Rollout]:
-        """params.n rollouts per prompt, prompts in order, a group's rollouts adjacent."""
+        """params.n rollouts per prompt, prompts in order, a group's rollouts adjacent.
+
+        What is drawn for a prompt depends on the seed and its place (default: its index), not on
+        the prompts beside it: ranks that share the prompts of a step sample what one would.
+        """
         ...

@@ -6,6 +6,7 @@ prompts give the same rollouts.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -65,9 +66,11 @@ class NativeSampler:
         params: SamplingParams,
         *,
         seed: int,
+        places: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[Rollout]:
         """params.n rollouts per prompt, prompts in order."""
+        places = range(len(prompts)) if places is None else places
         per_call = max(1, self.max_rows // params.n)
         out: list[Rollout] = []
         was_training = self.lm.model.training
@@ -76,7 +79,7 @@ class NativeSampler:
             for start in range(0, len(prompts), per_call):
                 some = prompts[start : start + per_call]
                 call = _Call(self, some, params, offset=start * params.n, on_finish=on_finish)
-                out.extend(call.run(seed=seed))
+                out.extend(call.run(seed=seed, places=places[start : start + per_call]))
         finally:
             self.lm.model.train(was_training)
         return out
@@ -106,12 +109,11 @@ class _Call:
         self.rollouts: list[Rollout | None] = [None] * self.num_rows
 
     @torch.inference_mode()
-    def run(self, *, seed: int) -> list[Rollout]:
+    def run(self, *, seed: int, places: Sequence[int]) -> list[Rollout]:
         """All rollouts of the call, in order."""
-        generator = torch.Generator().manual_seed(seed + self.offset)
         # one number per row of the call, live or not: dropping a row moves no other row's draws
-        shape = (self.params.max_tokens, self.num_rows)
-        self.uniform_TR = torch.rand(shape, generator=generator).to(self.device)
+        drawn = [self._draw(seed, place) for place in places]
+        self.uniform_TR = torch.cat(drawn).T.contiguous().to(self.device)
         dtype = self.sampler.autocast_dtype
         cast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
         with cast:
@@ -129,6 +131,11 @@ class _Call:
                     break
                 logits, rows = steps.send((tokens, ended))
         return [rollout for rollout in self.rollouts if rollout is not None]
+
+    def _draw(self, seed: int, place: int) -> Tensor:
+        """Numbers in [0, 1) of one prompt's rows [n, T]."""
+        generator = torch.Generator().manual_seed(zlib.crc32(repr((seed, place)).encode()))
+        return torch.rand(self.params.n, self.params.max_tokens, generator=generator)
 
     def _choose(self, logits: Tensor, rows: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """(token, log-prob) number t of these rows."""

@@ -1,0 +1,197 @@
+"""What the models say of a batch: passes over packed micro-batches, this rank's share of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from rlcli.causal_lm import CausalLM
+from rlcli.config.schema import Config
+from rlcli.engines.base import PolicyObjective
+from rlcli.engines.critic import Critic
+from rlcli.engines.logprobs import Extra, TokenStats, response_stats
+from rlcli.engines.packing import (
+    MicroBatch,
+    PackedRows,
+    RowIndex,
+    index_rows,
+    pack_rows,
+    plan_micro_batches,
+)
+from rlcli.engines.ranks import ALONE, Ranks
+from rlcli.types import AnnotatedBatch, Batch
+
+
+class Passes:
+    """Policy, reference and critic in this process, and the passes over them."""
+
+    def __init__(
+        self,
+        config: Config,
+        policy: CausalLM,
+        *,
+        pad_token_id: int,
+        sampler_is_exact: bool,
+        autocast_dtype: torch.dtype | None = None,
+        peft_model: PeftModel | None = None,
+        reference: CausalLM | None = None,
+        critic: Critic | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.config, self.policy, self.reference, self.critic = config, policy, reference, critic
+        self.peft_model = peft_model
+        self.pad_token_id = pad_token_id
+        self.sampler_is_exact = sampler_is_exact
+        self.autocast_dtype = autocast_dtype
+        self.ranks = ranks
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        return self.policy.device
+
+    def _cast(self) -> AbstractContextManager[Any]:
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast_dtype)
+
+    def _plan(
+        self, rows: Sequence[int], index: RowIndex, *, max_tokens: int | None = None
+    ) -> list[MicroBatch]:
+        """This rank's micro-batches of `rows`."""
+        return self._cut(self.ranks.shares(rows, index)[self.ranks.rank], index, max_tokens)
+
+    def _cut(
+        self, rows: Sequence[int], index: RowIndex, max_tokens: int | None
+    ) -> list[MicroBatch]:
+        train = self.config.train
+        tokens = train.tokens_per_micro_batch if train.dynamic_batch else None
+        by_rows = not train.dynamic_batch and max_tokens is None
+        return plan_micro_batches(
+            rows,
+            index,
+            max_tokens=max_tokens or tokens,
+            max_rows=train.rows_per_micro_batch if by_rows else None,
+        )
+
+    def _stats(self, lm: CausalLM, rows: PackedRows, extra: Extra | None = None) -> TokenStats:
+        with self._cast():
+            return response_stats(
+                lm,
+                rows,
+                temperature=self.config.rollout.temperature,
+                pad_token_id=self.pad_token_id,
+                extra=extra,
+            )
+
+    @torch.no_grad()
+    def _sweep(
+        self,
+        batch: Batch,
+        rows: Sequence[int],
+        compute: Callable[[PackedRows], Sequence[Tensor]],
+        *,
+        num_outputs: int = 1,
+    ) -> list[Tensor]:
+        """[B, T] per output of `compute`, which maps packed rows to values per response token."""
+        limit = self.config.ref.tokens_per_micro_batch
+        index = index_rows(batch)
+        shape = batch.token_ids_BT.shape
+        out = [torch.zeros(shape, device=self.device) for _ in range(num_outputs)]
+        with _evaluating(self.policy.model, self.critic):
+            for micro in self._plan(rows, index, max_tokens=limit):
+                packed = pack_rows(batch, micro.rows, index, self.device)
+                values = compute(packed)
+                for block, value in zip(out, values, strict=True):
+                    unpacked = packed.unpack(value.float())
+                    block[list(micro.rows), : unpacked.shape[1]] = unpacked
+        return [self.ranks.all_reduce(block) for block in out]
+
+    def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
+        """The batch plus what the models say of it, computing only what the run reads.
+
+        The sampler's own log-probs serve as old ones where it runs this very model in float32,
+        and hold their place where the update takes its own.
+        """
+        rows = range(len(batch.lengths_B))
+        sampled = old = batch.rollout_logprobs_BT.to(self.device)
+        reference = values = squares = None
+        is_same = self.sampler_is_exact and not objective.compares_sampler
+        skip_pass = is_same or objective.uses_sampler_logprobs
+        skip_pass = skip_pass or self._is_on_policy(batch, objective)
+        if objective.needs_sum_pi_squared:
+
+            def with_squares(packed: PackedRows) -> Sequence[Tensor]:
+                stats = self._stats(self.policy, packed, "sum_pi_squared")
+                assert stats.sum_pi_squared_N is not None
+                return stats.logprobs_N, stats.sum_pi_squared_N
+
+            trainer_old, squares = self._sweep(batch, rows, with_squares, num_outputs=2)
+            old = old if skip_pass else trainer_old
+        elif not skip_pass:
+            (old,) = self._sweep(batch, rows, self._logprobs)
+        if objective.needs_reference:
+            reference = self._reference_logprobs(batch, rows)
+        if self.critic is not None:
+            (values,) = self._sweep(batch, rows, lambda p: (self._values(p),))
+        known: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(Batch)}
+        moved: dict[str, Any] = {
+            k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in known.items()
+        }
+        moved["rollout_logprobs_BT"] = sampled
+        return AnnotatedBatch(
+            **moved,
+            old_logprobs_BT=old,
+            ref_logprobs_BT=reference,
+            values_BT=values,
+            sum_pi_squared_BT=squares,
+        )
+
+    def _logprobs(self, packed: PackedRows) -> Sequence[Tensor]:
+        return (self._stats(self.policy, packed).logprobs_N,)
+
+    def _values(self, packed: PackedRows) -> Tensor:
+        assert self.critic is not None
+        with self._cast():
+            return self.critic(packed)
+
+    def _reference_logprobs(self, batch: Batch, rows: Sequence[int]) -> Tensor:
+        if self.peft_model is not None:
+            off = self.peft_model.disable_adapter()
+            reference = self.policy
+        else:
+            assert self.reference is not None
+            off, reference = nullcontext(), self.reference
+        with off:
+            (out,) = self._sweep(batch, rows, lambda p: (self._stats(reference, p).logprobs_N,))
+        return out
+
+    def _is_on_policy(self, batch: Batch, objective: PolicyObjective) -> bool:
+        """Whether every rollout is learned from once, by the very policy that sampled it.
+
+        Without dropout its old log-probs are those of the update itself: the ratio is 1.
+        """
+        train = self.config.train
+        is_whole = not (self.config.lora.rank and self.config.lora.dropout)
+        is_once = train.ppo_epochs == 1 and len(batch.prompt_ids) <= train.mini_batch_prompts
+        reads = objective.reads_old_logprobs or objective.uses_sampler_logprobs
+        return is_whole and is_once and not reads
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module | None) -> Iterator[None]:
+    """Dropout off inside, every module's mode as it was afterwards."""
+    modes = [(module, module.training) for module in modules if module is not None]
+    for module, _ in modes:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.train(was_training)

@@ -1,0 +1,93 @@
+"""The processes that train one model together: what each computes, and what they add up."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rlcli.engines.packing import RowIndex
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """This process among `size`; alone it talks to nobody.
+
+    Every rank calls the same methods in the same order.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether what all ranks know alike is counted here."""
+        return self.rank == 0
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        out: list[Any] = [None] * self.size
+        dist.all_gather_object(out, value)
+        return out
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Add up the gradients. A parameter that has none on any rank keeps none."""
+        if self.size == 1:
+            return
+        given = torch.tensor([p.grad is not None for p in parameters], device=parameters[0].device)
+        wanted = self.all_reduce(given.int()).tolist()
+        waiting = []
+        for parameter, is_wanted in zip(parameters, wanted, strict=True):
+            if is_wanted:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                waiting.append(dist.all_reduce(parameter.grad, async_op=True))
+        for work in waiting:
+            if work is not None:
+                work.wait()
+
+    def shares(self, rows: Sequence[int], index: RowIndex) -> list[list[int]]:
+        """The rows of each rank, in order: groups whole, about as many tokens for each.
+
+        Every rank finds the same shares: nothing is sent.
+        """
+        if self.size == 1:
+            return [list(rows)]
+        groups: dict[int, list[int]] = defaultdict(list)
+        for row in rows:
+            groups[index.group[row]].append(row)
+        tokens = {
+            group: index.prompt_lengths[group] + sum(index.lengths[row] for row in members)
+            for group, members in groups.items()
+        }
+        shares = spread(list(groups), [tokens[group] for group in groups], self.size)
+        place = {group: rank for rank, share in enumerate(shares) for group in share}
+        return [
+            [row for row in rows if place[index.group[row]] == rank] for rank in range(self.size)
+        ]
+
+
+def spread(items: Sequence[T], costs: Sequence[int], size: int) -> list[list[T]]:
+    """Items in `size` shares of about the same cost: the dearest first, to whoever has least."""
+    loads, shares = [0] * size, [list[int]() for _ in range(size)]
+    for place in sorted(range(len(items)), key=lambda place: -costs[place]):
+        rank = min(range(size), key=lambda rank: (loads[rank], rank))
+        loads[rank] += costs[place]
+        shares[rank].append(place)
+    return [[items[place] for place in sorted(share)] for share in shares]
+
+
+ALONE = Ranks()
