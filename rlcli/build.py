@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from rlcli.inputs import (
     find_reward_model,
     read_data,
 )
-from rlcli.machine import keep_freed_memory, limit_kernels, usable_cores
+from rlcli.models import build_models
 from rlcli.monitor.console import RunConsole
 from rlcli.monitor.health import Health
 from rlcli.monitor.monitor import Monitor
@@ -34,16 +33,17 @@ from rlcli.monitor.trackers import build_trackers
 from rlcli.saving import Checkpoints
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     import torch
-    from transformers import PreTrainedModel
 
-    from rlcli.causal_lm import CausalLM
-    from rlcli.engines.critic import Critic
+    from rlcli.algos.algorithm import Algorithm
+    from rlcli.crew.lead import Crew
+    from rlcli.engines.base import TrainEngine
+    from rlcli.place import Place
     from rlcli.rewards.base import Scorer
+    from rlcli.rollout.base import Sampler
     from rlcli.trainer import Run
-
-
-SINGLE_THREAD_PARAMETERS = 20_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,42 +160,14 @@ def choose_device(config: Config) -> torch.device:
     return torch.device(wanted)
 
 
-def set_up_cpu(device: torch.device, num_parameters: int) -> None:
-    """Threads: one for tiny models, else the physical cores; OMP_NUM_THREADS wins. And memory.
-
-    Two threads that wait for each other on small matrices are slower than one. Memory that was
-    freed is kept for the next tensor, instead of being cleared by the kernel each time.
-    """
-    import torch
-
-    if device.type != "cpu":
-        return
-    keep_freed_memory()
-    limit_kernels()
-    if "OMP_NUM_THREADS" not in os.environ:
-        is_tiny = num_parameters < SINGLE_THREAD_PARAMETERS
-        torch.set_num_threads(1 if is_tiny else usable_cores())
-
-
-def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """What model.dtype means on this device."""
-    import torch
-
-    wanted = config.model.dtype
-    is_half = wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")
-    return torch.bfloat16 if is_half else torch.float32
-
-
-def stop_and_pad(folder: Path, tokenizer: Any, model_config: Any) -> tuple[tuple[int, ...], int]:
-    """(ids that end a response, the id that fills rows) of a model's folder."""
-    from rlcli.causal_lm import eos_token_ids
-
-    eos = eos_token_ids(str(folder), tokenizer, model_config)
-    pad = tokenizer.pad_token_id
-    return eos, eos[0] if pad is None else pad
-
-
-def build_run(plan: Plan, run_dir: RunDir, resume: Resume, *, quiet: bool = False) -> Run:
+def build_run(
+    plan: Plan,
+    run_dir: RunDir,
+    resume: Resume,
+    *,
+    quiet: bool = False,
+    crew: Crew | None = None,
+) -> Run:
     """The run with its weights loaded; the reward first, which is the likelier to fail.
 
     Raises: RewardError when a judge or a reward model's server does not answer one call; Paused
@@ -221,7 +193,7 @@ def build_run(plan: Plan, run_dir: RunDir, resume: Resume, *, quiet: bool = Fals
         device=plan.device,
     )
     try:
-        return _build_run(plan, run_dir, resume, scorer, notes=notes, quiet=quiet)
+        return _build_run(plan, run_dir, resume, scorer, notes=notes, quiet=quiet, crew=crew)
     except BaseException:
         scorer.close()
         raise
@@ -235,6 +207,7 @@ def _build_run(
     *,
     notes: Sequence[str],
     quiet: bool,
+    crew: Crew | None,
 ) -> Run:
     import torch
 
@@ -243,10 +216,8 @@ def _build_run(
 
     config = plan.config
     torch.manual_seed(config.run.seed)
-    device = plan.device
     algorithm = Algorithm(config, corrects_sampler=config.algorithm.corrects_sampler)
-    eos, pad_token_id = stop_and_pad(plan.model_dir, plan.tokenizer, plan.model_config)
-    engine, sampler, model_notes = _build_models(plan, device, algorithm, eos, pad_token_id)
+    engine, sampler, model_notes = _lead(plan, algorithm, crew)
     console = RunConsole(run_dir.console_log, num_steps=plan.num_steps, quiet=quiet)
     trackers, tracker_notes = build_trackers(config.run, run_dir)
     monitor = Monitor(
@@ -282,83 +253,30 @@ def _build_run(
     )
 
 
-def _build_models(
-    plan: Plan, device: torch.device, algorithm: Any, eos: Sequence[int], pad_token_id: int
-) -> tuple[Any, Any, list[str]]:
-    """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute."""
+def _lead(
+    plan: Plan, algorithm: Algorithm, crew: Crew | None
+) -> tuple[TrainEngine, Sampler, list[str]]:
+    """(engine, sampler, notes) that the loop sees: of this process, or of all ranks."""
+    from rlcli.engines.ranks import Ranks
+
+    ranks = Ranks(0, crew.size) if crew is not None else Ranks()
+    engine, sampler, notes = build_models(plan, plan.device, algorithm, ranks)
+    if crew is None:
+        return engine, sampler, notes
+    from rlcli.crew.lead import CrewEngine, CrewSampler
+
+    return CrewEngine(crew, engine), CrewSampler(crew, sampler), notes
+
+
+def serve_rank(plan: Plan, place: Place, connection: Connection) -> None:
+    """Build this rank's models and do what rank 0 says until it says stop."""
     import torch
 
-    from rlcli.causal_lm import enable_gradient_checkpointing, load_causal_lm
-    from rlcli.engines.lora import add_lora
-    from rlcli.engines.torch_engine import TorchEngine
-    from rlcli.rollout.native import NativeSampler
+    from rlcli.algos.algorithm import Algorithm
+    from rlcli.crew.follow import follow
+    from rlcli.engines.ranks import Ranks
 
-    config = plan.config
-    compute = compute_dtype(config, device)
-    is_half = compute is torch.bfloat16
-    autocast = compute if is_half else None
-    uses_lora = config.lora.rank > 0
-
-    def load(dtype: torch.dtype) -> CausalLM:
-        trust = config.model.trust_remote_code
-        path = str(plan.model_dir)
-        return load_causal_lm(path, dtype=dtype, device=device, trust_remote_code=trust)
-
-    policy = load(compute if uses_lora else torch.float32)
-    set_up_cpu(device, policy.model.num_parameters())
-    sampled = load(compute) if is_half and not uses_lora else policy
-    reference = None
-    if algorithm.needs_reference and not uses_lora:
-        # float32 under autocast like the policy: only then is the KL at the start exactly 0
-        reference = copy.deepcopy(policy)
-        reference.model.requires_grad_(False).eval()
-    peft_model = add_lora(policy.model, config.lora) if uses_lora else None
-    if config.model.gradient_checkpointing:
-        enable_gradient_checkpointing(policy.model)
-    critic = _build_critic(plan, pad_token_id) if plan.critic_dir else None
-    if config.model.compile:
-        _compile(policy.model, reference and reference.model, critic and critic.body)
-    sampler = NativeSampler(
-        sampled,
-        plan.tokenizer,
-        eos_token_ids=eos,
-        pad_token_id=pad_token_id,
-        max_rows=config.rollout.max_rows,
-        shares_weights=sampled is policy,
-        autocast_dtype=autocast if sampled is policy else None,
-    )
-    engine = TorchEngine(
-        config,
-        policy,
-        total_steps=plan.num_steps,
-        pad_token_id=pad_token_id,
-        sampler_is_exact=sampler.is_exact and not is_half and not config.rollout.async_steps,
-        autocast_dtype=autocast,
-        peft_model=peft_model,
-        reference=reference,
-        critic=critic,
-    )
-    return engine, sampler, policy.notes
-
-
-def _compile(*models: PreTrainedModel | None) -> None:
-    from rlcli.compiled import compile_layers
-
-    for model in models:
-        if model is not None:
-            compile_layers(model)
-
-
-def _build_critic(plan: Plan, pad_token_id: int) -> Critic:
-    from rlcli.causal_lm import enable_gradient_checkpointing
-    from rlcli.engines.critic import load_critic
-
-    critic = load_critic(
-        str(plan.critic_dir),
-        device=plan.device,
-        pad_token_id=pad_token_id,
-        trust_remote_code=plan.config.model.trust_remote_code,
-    )
-    if plan.config.model.gradient_checkpointing:
-        enable_gradient_checkpointing(critic.body)
-    return critic
+    torch.manual_seed(plan.config.run.seed)
+    algorithm = Algorithm(plan.config, corrects_sampler=plan.config.algorithm.corrects_sampler)
+    engine, sampler, _ = build_models(plan, plan.device, algorithm, Ranks(place.rank, place.size))
+    follow(connection, engine, sampler, rank=place.rank)

@@ -27,7 +27,7 @@ class ConfigError(UsageError):
 
 
 class LaunchError(ConfigError, NotHere):
-    """Several machines were meant, and each would train by itself."""
+    """Machines, processes or GPUs that were meant to train together, and cannot."""
 
 
 class DeviceNotFoundError(ConfigError, NotHere):
@@ -72,6 +72,16 @@ class CheckpointError(UsageError):
 
 class TrainingError(RlcliError):
     """Training cannot go on: non-finite gradients three times in a row, no disk to save to."""
+
+
+class RankError(RlcliError):
+    """Another rank ended with an error of its own: training cannot go on."""
+
+
+class RankLostError(RlcliError):
+    """Another rank is gone without a word, or rank 0 is: a fresh start may help."""
+
+    exit_code = 70
 
 
 class Paused(RlcliError):

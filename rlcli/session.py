@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcli.build import Plan, build_run
+from rlcli.build import Plan, build_run, serve_rank
 from rlcli.checkpoint import Resume, saved_steps
 from rlcli.config.changes import PER_SESSION, TENSORS, changes
 from rlcli.config.schema import Config
@@ -23,6 +23,8 @@ from rlcli.report import write_report
 from rlcli.run_path import open_run_dir
 
 if TYPE_CHECKING:
+    from rlcli.crew.lead import Crew
+    from rlcli.place import Place
     from rlcli.trainer import Run
 
 
@@ -36,14 +38,53 @@ class Outcome:
     evaluations: list[tuple[int, float]]
 
 
-def run_session(plan: Plan, cwd: Path, banner: Sequence[str], *, quiet: bool = False) -> Outcome:
-    """Train what was planned.
+def run_session(
+    plan: Plan,
+    cwd: Path,
+    banner: Sequence[str],
+    *,
+    quiet: bool = False,
+    place: Place | None = None,
+) -> Outcome | None:
+    """Train what was planned; None on a rank that only does its share.
 
     Exit code 0: finished. run.preempt_exit_code: stopped by SIGTERM with a checkpoint. 130: stopped
     by Ctrl-C with one.
     Raises: RlcliError with its own exit code; status.json says the same.
     """
-    run_dir, resume = open_run_dir(plan.resolved, cwd)
+    if place is None:
+        run_dir, resume = open_run_dir(plan.resolved, cwd)
+        return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=None)
+    from rlcli.crew.lead import Crew
+    from rlcli.crew.meet import connect, own_device, process_group
+
+    plan = replace(plan, device=own_device(plan.device, place))
+    with process_group(place, plan.device):
+        connections = connect(place)
+        if place.rank:
+            serve_rank(plan, place, connections[0])
+            return None
+        crew = Crew(connections)
+        _, resume = open_run_dir(plan.resolved, cwd)
+        if place.relaunches:
+            resume = "newest"
+        try:
+            run_dir = RunDir(place.run_dir)
+            return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=crew)
+        finally:
+            crew.dismiss()
+
+
+def _run(
+    plan: Plan,
+    cwd: Path,
+    banner: Sequence[str],
+    run_dir: RunDir,
+    resume: Resume,
+    *,
+    quiet: bool,
+    crew: Crew | None,
+) -> Outcome:
     path = run_dir.path
     need = disk_need(plan.config, plan.model_dir, plan.critic_dir)
     if need is not None:
@@ -64,7 +105,7 @@ def run_session(plan: Plan, cwd: Path, banner: Sequence[str], *, quiet: bool = F
         before = run_dir.status()
         step = before["step"] if before else 0
         try:
-            run = build_run(plan, run_dir, resume, quiet=quiet)
+            run = build_run(plan, run_dir, resume, quiet=quiet, crew=crew)
         except BaseException as error:
             reason = str(error) or type(error).__name__
             resumable = run_dir.has_checkpoint

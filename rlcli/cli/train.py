@@ -14,6 +14,7 @@ from rlcli.cli.options import RUN, RunRequest, takes_run_options
 from rlcli.config.resolved import Resolved
 from rlcli.lang import translator
 from rlcli.monitor.signals import INTERRUPTED
+from rlcli.place import read_place
 
 DryRun = Annotated[
     bool,
@@ -61,13 +62,18 @@ def _train(resolved: Resolved, *, as_json: bool) -> None:
     from rlcli.run_path import open_run_dir
     from rlcli.survey import launch_notes, survey_of
 
-    run_dir, resume = open_run_dir(resolved, Path.cwd())
-    run_dir.probe(resumes=resume != "no")
+    place = read_place(os.environ)
+    if place is None:
+        run_dir, resume = open_run_dir(resolved, Path.cwd())
+        run_dir.probe(resumes=resume != "no")
     plan = make_plan(resolved.tell(*launch_notes(resolved, os.environ)))
 
     from rlcli.session import run_session
 
-    outcome = run_session(plan, Path.cwd(), banner_lines(survey_of(plan)), quiet=as_json)
+    banner = banner_lines(survey_of(plan))
+    outcome = run_session(plan, Path.cwd(), banner, quiet=as_json, place=place)
+    if outcome is None:
+        return
     if as_json:
         scores = {str(step): score for step, score in outcome.evaluations}
         said = {**outcome.status, "run_dir": str(outcome.run_dir), "eval/pass@1": scores}

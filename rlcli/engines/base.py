@@ -121,8 +121,8 @@ class TrainEngine(Protocol):
         """The state that was saved into `folder`, to the bit."""
         ...
 
-    def save_model(self, folder: Path, tokenizer: Any, *, merge_lora: bool) -> None:
-        """The policy in Hugging Face format."""
+    def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:
+        """The policy in Hugging Face format. folder None: another rank writes it."""
         ...
 
     @property

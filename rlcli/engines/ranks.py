@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -43,6 +43,20 @@ class Ranks:
         dist.all_gather_object(out, value)
         return out
 
+    def broadcast(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        """Rank 0's tensors on every rank; the others give None."""
+        if self.size == 1:
+            assert tensors is not None
+            return tensors
+        known = [(name, t.shape, t.dtype) for name, t in (tensors or {}).items()]
+        (shapes,) = _from_first([known])
+        found: dict[str, Tensor] = {}
+        for name, shape, dtype in shapes:
+            tensor = torch.empty(shape, dtype=dtype) if tensors is None else tensors[name]
+            found[name] = tensor.contiguous()
+            dist.broadcast(found[name], src=0)
+        return found
+
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Add up the gradients. A parameter that has none on any rank keeps none."""
         if self.size == 1:
@@ -78,6 +92,11 @@ class Ranks:
         return [
             [row for row in rows if place[index.group[row]] == rank] for rank in range(self.size)
         ]
+
+
+def _from_first(values: list[Any]) -> list[Any]:
+    dist.broadcast_object_list(values, src=0)
+    return values
 
 
 def spread(items: Sequence[T], costs: Sequence[int], size: int) -> list[list[T]]:

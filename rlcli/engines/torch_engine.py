@@ -246,8 +246,12 @@ class TorchEngine(Passes):
         """What was saved into `folder`, to the bit."""
         for name, updater in (("policy", self.policy_updater), ("critic", self.critic_updater)):
             if updater is not None:
-                updater.load_state(name, load_file(folder / f"{name}.safetensors"))
+                file = folder / f"{name}.safetensors"
+                tensors = self.ranks.broadcast(load_file(file) if self.ranks.is_first else None)
+                updater.load_state(name, tensors)
 
-    def save_model(self, folder: Path, tokenizer: Any, *, merge_lora: bool) -> None:
-        """The policy in Hugging Face format, in the dtype it came in."""
+    def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:
+        """The policy in Hugging Face format, in the dtype it came in; by rank 0."""
+        if folder is None:
+            return
         save_pretrained(self.policy, self.peft_model, folder, tokenizer, merge_lora=merge_lora)

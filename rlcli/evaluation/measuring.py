@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from rlcli.build import compute_dtype, set_up_cpu, stop_and_pad
 from rlcli.causal_lm import load_causal_lm
 from rlcli.evaluation.estimates import METHOD, confidence_interval, pass_at_k
 from rlcli.evaluation.planning import EvalPlan
+from rlcli.models import compute_dtype, set_up_cpu, stop_and_pad
 from rlcli.monitor.monitor import rollout_row
 from rlcli.rewards import PASSED, build_scorer, pass_scores, probe_reward
 from rlcli.rewards.base import Scorer

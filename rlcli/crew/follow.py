@@ -1,0 +1,89 @@
+"""What a rank other than 0 does: its share of what rank 0 says, until it says stop."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from rlcli.crew.lead import to_device
+from rlcli.engines.base import PolicyObjective, TrainEngine
+from rlcli.errors import RankLostError
+from rlcli.rollout.base import Sampler, SamplingParams
+from rlcli.types import Advantages, AnnotatedBatch, Batch, Prompt, Rollout
+
+
+def follow(connection: Connection, engine: TrainEngine, sampler: Sampler, *, rank: int) -> None:
+    """Serve rank 0 until it says stop.
+
+    Raises: RankLostError when rank 0 is gone; an error of this rank, after telling rank 0 of it.
+    """
+    follower = _Follower(connection, engine, sampler, rank)
+    while True:
+        try:
+            name, args = pickle.loads(connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise RankLostError("rank 0 is gone") from error
+        if name == "stop":
+            return
+        try:
+            getattr(follower, name)(*args)
+            connection.send_bytes(pickle.dumps(("done",)))
+        except Exception as error:
+            with suppress(OSError):
+                connection.send_bytes(pickle.dumps(("error", _said(error))))
+            raise
+
+
+def _said(error: Exception) -> str:
+    """What rank 0 tells of it: the error and where it came from."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+
+
+class _Follower:
+    """One method per command."""
+
+    def __init__(
+        self, connection: Connection, engine: TrainEngine, sampler: Sampler, rank: int
+    ) -> None:
+        self._connection, self._rank = connection, rank
+        self._engine, self._sampler = engine, sampler
+        self._annotated: AnnotatedBatch | None = None
+
+    def load_weights(self, version: int) -> None:
+        self._sampler.load_weights(self._engine.weights(), version=version)
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams, seed: int, places: Sequence[int]
+    ) -> None:
+        def report(index: int, rollout: Rollout) -> None:
+            self._connection.send_bytes(pickle.dumps(("rollout", index, rollout)))
+
+        self._sampler.generate(prompts, params, seed=seed, places=places, on_finish=report)
+
+    def annotate(self, batch: Batch, objective: PolicyObjective) -> None:
+        self._annotated = self._engine.annotate(batch, objective)
+
+    def update(self, advantages: Advantages, objective: PolicyObjective, step: int) -> None:
+        assert self._annotated is not None
+        # dropout of adapters: drawn anew for each step and rank, so that a resumed run draws alike
+        torch.manual_seed(zlib.crc32(repr((step, self._rank)).encode()))
+        aims = to_device(advantages, self._engine.device)
+        self._engine.update(self._annotated, aims, objective, step=step)
+        self._annotated = None
+
+    def state(self) -> None:
+        self._engine.state()
+
+    def load_state(self, folder: Path) -> None:
+        self._engine.load_state(folder)
+
+    def save_model(self) -> None:
+        self._engine.save_model(None, None, merge_lora=False)

@@ -1,0 +1,265 @@
+"""Rank 0 runs the loop; the other ranks do their share of what it says, and report.
+
+A sampler and an engine that look like those of one process: they tell the crew, do rank 0's share
+here, and wait. What is added up between ranks goes through torch.distributed; commands, rollouts
+and errors go through one connection per rank.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcli.engines.base import EngineState, PolicyObjective, TrainEngine
+from rlcli.engines.ranks import spread
+from rlcli.errors import RankError, RankLostError
+from rlcli.rollout.base import OnFinish, Sampler, SamplingParams
+from rlcli.types import Advantages, AnnotatedBatch, Batch, Prompt, Rollout, StepRecord
+
+LAST_WORDS_S = 10.0
+"""How long a rank has to say why it left."""
+
+
+class Crew:
+    """The other ranks, as rank 0 sees them. connections: of ranks 1, 2, ..."""
+
+    def __init__(self, connections: Sequence[Connection]) -> None:
+        self._connections = dict(enumerate(connections, start=1))
+
+    @property
+    def size(self) -> int:
+        """All ranks, this one included."""
+        return len(self._connections) + 1
+
+    def tell(self, rank: int, name: str, *args: Any) -> None:
+        """Have one rank do something. Raises: RankLostError, RankError."""
+        try:
+            self._connections[rank].send_bytes(pickle.dumps((name, args)))
+        except OSError:
+            self._explain(rank)
+
+    def tell_all(self, name: str, *args: Any) -> None:
+        """Have every rank do something."""
+        for rank in self._connections:
+            self.tell(rank, name, *args)
+
+    def hear(self, rank: int, on_news: Callable[..., None] | None = None) -> None:
+        """Wait until a rank is done; what it reports before goes to `on_news`.
+
+        Raises: RankError with its traceback, RankLostError.
+        """
+        while True:
+            try:
+                what, *said = pickle.loads(self._connections[rank].recv_bytes())
+            except (EOFError, OSError) as error:
+                raise RankLostError(f"rank {rank} is gone") from error
+            if what == "done":
+                return
+            if what == "error":
+                raise RankError(f"rank {rank} failed: {said[0]}")
+            assert on_news is not None
+            on_news(*said)
+
+    @contextmanager
+    def doing(self, name: str, *args: Any) -> Iterator[None]:
+        """Tell all ranks, do the same here, wait for all.
+
+        Raises: RankError or RankLostError in place of what a collective ends with here when
+        another rank has left it.
+        """
+        self.tell_all(name, *args)
+        try:
+            yield
+        except RuntimeError as error:
+            self._find_cause(error)
+            raise
+        for rank in self._connections:
+            self.hear(rank)
+
+    def _find_cause(self, error: RuntimeError) -> None:
+        """The rank that left first said why, or is gone."""
+        until = time.monotonic() + LAST_WORDS_S
+        lost: RankLostError | None = None
+        while time.monotonic() < until:
+            for rank, connection in self._connections.items():
+                try:
+                    if connection.poll(0.1):
+                        self.hear(rank, lambda *_: None)
+                except RankLostError as found:
+                    lost = lost or found
+                except RankError as found:
+                    raise found from error
+            if lost is not None:
+                raise lost from error
+
+    def _explain(self, rank: int) -> None:
+        """A connection that takes nothing any more may still hold its last words."""
+        self.hear(rank, lambda *_: None)
+        raise RankLostError(f"rank {rank} is gone")
+
+    def dismiss(self) -> None:
+        """Every rank that is still there ends."""
+        for connection in self._connections.values():
+            with suppress(OSError):
+                connection.send_bytes(pickle.dumps(("stop", ())))
+                connection.close()
+
+
+class CrewSampler:
+    """Every rank samples from a share of the prompts; groups stay whole."""
+
+    def __init__(self, crew: Crew, sampler: Sampler) -> None:
+        self._crew, self._sampler = crew, sampler
+        self.is_exact = sampler.is_exact
+
+    def load_weights(self, weights: Iterator[tuple[str, Tensor]], *, version: int) -> None:
+        """Every rank's sampler takes them from its own engine."""
+        with self._crew.doing("load_weights", version):
+            self._sampler.load_weights(weights, version=version)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        seed: int,
+        places: Sequence[int] | None = None,
+        on_finish: OnFinish | None = None,
+    ) -> list[Rollout]:
+        """As one rank would sample; `on_finish` may be called by other threads, one at a time."""
+        places = range(len(prompts)) if places is None else places
+        costs = [len(prompt.token_ids) for prompt in prompts]
+        shares = spread(range(len(prompts)), costs, self._crew.size)
+        gathered = _Gathered(prompts, params.n, on_finish)
+        listeners = [
+            Thread(target=gathered.listen, args=(self._crew, rank, share))
+            for rank, share in enumerate(shares)
+            if rank
+        ]
+        for rank, share in enumerate(shares[1:], start=1):
+            work = [prompts[i] for i in share], params, seed, [places[i] for i in share]
+            self._crew.tell(rank, "generate", *work)
+        for listener in listeners:
+            listener.start()
+        try:
+            self._sampler.generate(
+                [prompts[i] for i in shares[0]],
+                params,
+                seed=seed,
+                places=[places[i] for i in shares[0]],
+                on_finish=gathered.taker(shares[0]),
+            )
+        finally:
+            for listener in listeners:
+                listener.join()
+        return gathered.all()
+
+
+class _Gathered:
+    """Rollouts of all ranks, in the order of their prompts."""
+
+    def __init__(self, prompts: Sequence[Prompt], n: int, on_finish: OnFinish | None) -> None:
+        self._prompts, self._n, self._on_finish = prompts, n, on_finish
+        self._rollouts: dict[int, Rollout] = {}
+        self._errors: list[Exception] = []
+        self._lock = Lock()
+
+    def taker(self, share: Sequence[int]) -> OnFinish:
+        """Takes rollouts of a rank whose prompts are `share`."""
+
+        def take(index: int, rollout: Rollout) -> None:
+            prompt = share[index // self._n]
+            at = prompt * self._n + index % self._n
+            with self._lock:
+                self._rollouts[at] = replace(rollout, prompt=self._prompts[prompt])
+                if self._on_finish is not None:
+                    self._on_finish(at, self._rollouts[at])
+
+        return take
+
+    def listen(self, crew: Crew, rank: int, share: Sequence[int]) -> None:
+        """Take what a rank reports until it is done."""
+        try:
+            crew.hear(rank, self.taker(share))
+        except Exception as error:  # told by `all`, in the thread that asked
+            self._errors.append(error)
+
+    def all(self) -> list[Rollout]:
+        """All of them. Raises: what a rank ended with."""
+        for error in self._errors:
+            raise error
+        return [self._rollouts[i] for i in range(len(self._prompts) * self._n)]
+
+
+class CrewEngine:
+    """Every rank computes its share of each pass and of each mini-batch."""
+
+    def __init__(self, crew: Crew, engine: TrainEngine) -> None:
+        self._crew, self._engine = crew, engine
+
+    @property
+    def device(self) -> torch.device:
+        """Where rank 0's tensors are."""
+        return self._engine.device
+
+    def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
+        """See TrainEngine. Every rank keeps the annotated batch for the update."""
+        with self._crew.doing("annotate", batch, objective):
+            return self._engine.annotate(batch, objective)
+
+    def update(
+        self,
+        batch: AnnotatedBatch,
+        advantages: Advantages,
+        objective: PolicyObjective,
+        *,
+        step: int,
+    ) -> StepRecord:
+        """See TrainEngine. The batch is the one that was annotated last."""
+        with self._crew.doing("update", on_cpu(advantages), objective, step):
+            return self._engine.update(batch, advantages, objective, step=step)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See TrainEngine."""
+        return self._engine.weights()
+
+    def all_reduce(self, values: Tensor, /) -> Tensor:
+        """Every rank has the whole batch."""
+        return values
+
+    def state(self) -> EngineState:
+        """See TrainEngine; whole, on rank 0."""
+        with self._crew.doing("state"):
+            return self._engine.state()
+
+    def load_state(self, folder: Path) -> None:
+        """See TrainEngine."""
+        with self._crew.doing("load_state", folder):
+            self._engine.load_state(folder)
+
+    def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:
+        """See TrainEngine; written by rank 0."""
+        with self._crew.doing("save_model"):
+            self._engine.save_model(folder, tokenizer, merge_lora=merge_lora)
+
+
+def on_cpu(value: Advantages) -> Advantages:
+    """Its tensors in memory of the host: each rank has a device of its own."""
+    names = [name for name in value.__slots__ if isinstance(getattr(value, name), Tensor)]
+    return replace(value, **{name: getattr(value, name).cpu() for name in names})
+
+
+def to_device(value: Advantages, device: torch.device) -> Advantages:
+    """Its tensors on a device."""
+    names = [name for name in value.__slots__ if isinstance(getattr(value, name), Tensor)]
+    return replace(value, **{name: getattr(value, name).to(device) for name in names})

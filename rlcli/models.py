@@ -1,0 +1,144 @@
+"""The engine and the sampler of a planned run, their weights loaded."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlcli.config.schema import Config
+from rlcli.machine import keep_freed_memory, limit_kernels, usable_cores
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from rlcli.algos.algorithm import Algorithm
+    from rlcli.build import Plan
+    from rlcli.causal_lm import CausalLM
+    from rlcli.engines.critic import Critic
+    from rlcli.engines.ranks import Ranks
+    from rlcli.engines.torch_engine import TorchEngine
+    from rlcli.rollout.native import NativeSampler
+
+SINGLE_THREAD_PARAMETERS = 20_000_000
+
+
+def set_up_cpu(device: torch.device, num_parameters: int) -> None:
+    """Threads: one for tiny models, else the physical cores; OMP_NUM_THREADS wins. And memory.
+
+    Two threads that wait for each other on small matrices are slower than one. Memory that was
+    freed is kept for the next tensor, instead of being cleared by the kernel each time.
+    """
+    import torch
+
+    if device.type != "cpu":
+        return
+    keep_freed_memory()
+    limit_kernels()
+    if "OMP_NUM_THREADS" not in os.environ:
+        is_tiny = num_parameters < SINGLE_THREAD_PARAMETERS
+        torch.set_num_threads(1 if is_tiny else usable_cores())
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """What model.dtype means on this device."""
+    import torch
+
+    wanted = config.model.dtype
+    is_half = wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")
+    return torch.bfloat16 if is_half else torch.float32
+
+
+def stop_and_pad(folder: Path, tokenizer: Any, model_config: Any) -> tuple[tuple[int, ...], int]:
+    """(ids that end a response, the id that fills rows) of a model's folder."""
+    from rlcli.causal_lm import eos_token_ids
+
+    eos = eos_token_ids(str(folder), tokenizer, model_config)
+    pad = tokenizer.pad_token_id
+    return eos, eos[0] if pad is None else pad
+
+
+def build_models(
+    plan: Plan, device: torch.device, algorithm: Algorithm, ranks: Ranks
+) -> tuple[TorchEngine, NativeSampler, list[str]]:
+    """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute."""
+    import torch
+
+    from rlcli.causal_lm import enable_gradient_checkpointing, load_causal_lm
+    from rlcli.engines.lora import add_lora
+    from rlcli.engines.torch_engine import TorchEngine
+    from rlcli.rollout.native import NativeSampler
+
+    config = plan.config
+    eos, pad_token_id = stop_and_pad(plan.model_dir, plan.tokenizer, plan.model_config)
+    compute = compute_dtype(config, device)
+    is_half = compute is torch.bfloat16
+    autocast = compute if is_half else None
+    uses_lora = config.lora.rank > 0
+
+    def load(dtype: torch.dtype) -> CausalLM:
+        trust = config.model.trust_remote_code
+        path = str(plan.model_dir)
+        return load_causal_lm(path, dtype=dtype, device=device, trust_remote_code=trust)
+
+    policy = load(compute if uses_lora else torch.float32)
+    set_up_cpu(device, policy.model.num_parameters())
+    sampled = load(compute) if is_half and not uses_lora else policy
+    reference = None
+    if algorithm.needs_reference and not uses_lora:
+        # float32 under autocast like the policy: only then is the KL at the start exactly 0
+        reference = copy.deepcopy(policy)
+        reference.model.requires_grad_(False).eval()
+    peft_model = add_lora(policy.model, config.lora) if uses_lora else None
+    if config.model.gradient_checkpointing:
+        enable_gradient_checkpointing(policy.model)
+    critic = _build_critic(plan, pad_token_id) if plan.critic_dir else None
+    if config.model.compile:
+        _compile(policy.model, reference and reference.model, critic and critic.body)
+    sampler = NativeSampler(
+        sampled,
+        plan.tokenizer,
+        eos_token_ids=eos,
+        pad_token_id=pad_token_id,
+        max_rows=config.rollout.max_rows,
+        shares_weights=sampled is policy,
+        autocast_dtype=autocast if sampled is policy else None,
+    )
+    engine = TorchEngine(
+        config,
+        policy,
+        total_steps=plan.num_steps,
+        pad_token_id=pad_token_id,
+        sampler_is_exact=sampler.is_exact and not is_half and not config.rollout.async_steps,
+        autocast_dtype=autocast,
+        peft_model=peft_model,
+        reference=reference,
+        critic=critic,
+        ranks=ranks,
+    )
+    return engine, sampler, policy.notes
+
+
+def _compile(*models: PreTrainedModel | None) -> None:
+    from rlcli.compiled import compile_layers
+
+    for model in models:
+        if model is not None:
+            compile_layers(model)
+
+
+def _build_critic(plan: Plan, pad_token_id: int) -> Critic:
+    from rlcli.causal_lm import enable_gradient_checkpointing
+    from rlcli.engines.critic import load_critic
+
+    critic = load_critic(
+        str(plan.critic_dir),
+        device=plan.device,
+        pad_token_id=pad_token_id,
+        trust_remote_code=plan.config.model.trust_remote_code,
+    )
+    if plan.config.model.gradient_checkpointing:
+        enable_gradient_checkpointing(critic.body)
+    return critic

@@ -1,0 +1,39 @@
+"""Which of a run's processes this one is, as the supervisor that started it has told it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+RUN_DIR, RELAUNCHED = "RLCLI_RUN_DIR", "RLCLI_RELAUNCHED"
+"""Variables beside torch's own: RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One of `size` processes, `local_size` of them on this machine.
+
+    run_dir: absolute. relaunches: how often the run was started again after a rank had died.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+    run_dir: Path
+    relaunches: int
+
+
+def read_place(env: Mapping[str, str]) -> Place | None:
+    """The place of this process; None for one that no supervisor started."""
+    if RUN_DIR not in env:
+        return None
+    return Place(
+        rank=int(env["RANK"]),
+        local_rank=int(env["LOCAL_RANK"]),
+        size=int(env["WORLD_SIZE"]),
+        local_size=int(env["LOCAL_WORLD_SIZE"]),
+        run_dir=Path(env[RUN_DIR]),
+        relaunches=int(env.get(RELAUNCHED, "0")),
+    )
