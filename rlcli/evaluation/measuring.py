@@ -111,7 +111,8 @@ def _sample_and_score(
     per_call = max(1, sampler.max_rows // plan.n)
     for start in range(0, len(plan.prompts), per_call):
         some = plan.prompts[start : start + per_call]
-        drawn = sampler.generate(some, params, seed=seed + start * plan.n, on_finish=submit)
+        places = range(start, start + len(some))
+        drawn = sampler.generate(some, params, seed=seed, places=places, on_finish=submit)
         # log-probs of every token would fill the memory, and nobody asks for them here
         rollouts += [replace(rollout, logprobs=()) for rollout in drawn]
     sampled = time.perf_counter()

@@ -16,7 +16,7 @@ from judge_server import Act, JudgeServer
 from rlcli.cli.main import main
 
 SMALL = ["--preset", "quickstart", "train.prompts_per_step=8", "train.mini_batch_prompts=8",
-         "rollout.val_n=2", "run.save_every=1", "train.max_steps=2", "train.lr=1e-2",
+         "rollout.val_n=2", "run.save_every=1", "train.max_steps=2", "train.lr=3e-3",
          "run.seed=5"]  # fmt: skip
 UNSTABLE = ("wall_s", "tokens_per_s")
 NOTE = "note: the tokenizer has no chat template: prompts go in as raw text"
