@@ -68,10 +68,10 @@ def build_models(
 
     from rlcli.causal_lm import enable_gradient_checkpointing, load_causal_lm
     from rlcli.engines.lora import add_lora
-    from rlcli.engines.torch_engine import TorchEngine
     from rlcli.rollout.native import NativeSampler
 
     config = plan.config
+    engine_class = choose_engine(config)
     eos, pad_token_id = stop_and_pad(plan.model_dir, plan.tokenizer, plan.model_config)
     compute = compute_dtype(config, device)
     is_half = compute is torch.bfloat16
@@ -94,6 +94,8 @@ def build_models(
     peft_model = add_lora(policy.model, config.lora) if uses_lora else None
     if config.model.gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
+    if sampled is policy and engine_class.shards_weights(config.train):
+        sampled = copy.deepcopy(policy)  # what sharded weights are put together in
     critic = _build_critic(plan, pad_token_id) if plan.critic_dir else None
     if config.model.compile:
         _compile(policy.model, reference and reference.model, critic and critic.body)
@@ -104,14 +106,14 @@ def build_models(
         pad_token_id=pad_token_id,
         max_rows=config.rollout.max_rows,
         shares_weights=sampled is policy,
-        autocast_dtype=autocast if sampled is policy else None,
+        autocast_dtype=autocast if uses_lora else None,
     )
-    engine = TorchEngine(
+    engine = engine_class(
         config,
         policy,
         total_steps=plan.num_steps,
         pad_token_id=pad_token_id,
-        sampler_is_exact=sampler.is_exact and not is_half and not config.rollout.async_steps,
+        sampler_is_exact=not is_half and not config.rollout.async_steps,
         autocast_dtype=autocast,
         peft_model=peft_model,
         reference=reference,
@@ -119,6 +121,17 @@ def build_models(
         ranks=ranks,
     )
     return engine, sampler, policy.notes
+
+
+def choose_engine(config: Config) -> type[TorchEngine]:
+    """The class of the training engine. ZeRO stage 0 shards nothing: that is the torch engine."""
+    if config.train.engine == "deepspeed" and config.train.zero_stage > 0:
+        from rlcli.engines.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine
+    from rlcli.engines.torch_engine import TorchEngine
+
+    return TorchEngine
 
 
 def _compile(*models: PreTrainedModel | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,8 @@ def run_session(
     """
     if place is None:
         run_dir, resume = open_run_dir(plan.resolved, cwd)
-        return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=None)
+        with _group_of_one(plan):
+            return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=None)
     from rlcli.crew.lead import Crew
     from rlcli.crew.meet import connect, own_device, process_group
 
@@ -73,6 +75,15 @@ def run_session(
             return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=crew)
         finally:
             crew.dismiss()
+
+
+def _group_of_one(plan: Plan) -> AbstractContextManager[None]:
+    """What DeepSpeed wants of a process that trains alone."""
+    if plan.config.train.engine != "deepspeed":
+        return nullcontext()
+    from rlcli.crew.meet import group_of_one
+
+    return group_of_one(plan.device)
 
 
 def _run(

@@ -36,6 +36,17 @@ def process_group(place: Place, device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def group_of_one(device: torch.device) -> Iterator[None]:
+    """torch.distributed for a process that trains alone."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def own_device(device: torch.device, place: Place) -> torch.device:
     """The device of this rank among those of its machine."""
     if device.type != "cuda":

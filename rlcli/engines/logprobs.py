@@ -43,16 +43,24 @@ def response_stats(
     temperature: float,
     pad_token_id: int,
     extra: Extra | None = None,
+    agree: Callable[[int], int] | None = None,
 ) -> TokenStats:
-    """Statistics of every response token of `rows` under the distribution logits / temperature."""
+    """Statistics of every response token of `rows` under the distribution logits / temperature.
+
+    agree: makes the largest number of chunks on any rank out of this rank's.
+    """
     hidden = _packed(lm, rows) if lm.packed else _padded(lm, rows, pad_token_id)
     targets = F.pad(rows.targets_N, (0, len(hidden) - len(rows.targets_N)))
     vocabulary = lm.model.config.get_text_config().vocab_size
     size = max(1, CHUNK_ELEMENTS // vocabulary)
+    num_chunks = max(1, -(-len(hidden) // size))
+    if agree is not None:
+        num_chunks = agree(num_chunks)
+    chunks = zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True)
     parts: list[tuple[Tensor, Tensor]] = []
-    for h, some in zip(hidden.split(size), targets.split(size), strict=True):
+    for h, some in chunks:
         arguments = (lm.logits, h, some, temperature, extra)
-        if torch.is_grad_enabled() and len(hidden) > size:
+        if torch.is_grad_enabled() and num_chunks > 1:
             parts.append(checkpoint(_token_stats, *arguments, use_reentrant=False))
         else:
             parts.append(_token_stats(*arguments))

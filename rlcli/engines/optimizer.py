@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from rlcli.config.schema import TrainConfig
 from rlcli.engines.ranks import ALONE, Ranks
@@ -27,6 +28,17 @@ def learning_rate_factor(config: TrainConfig, *, step: int, total_steps: int) ->
     return 1.0
 
 
+def make_adamw(parameters: Sequence[Tensor], config: TrainConfig, *, lr: float) -> AdamW:
+    """AdamW over `parameters`, fused where torch has that."""
+    return AdamW(
+        parameters,
+        lr=lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=parameters[0].device.type in ("cpu", "cuda"),
+    )
+
+
 class Updater:
     """Trainable parameters with their AdamW state and gradient clipping."""
 
@@ -42,18 +54,15 @@ class Updater:
         self.parameters = {name: p for name, p in parameters if p.requires_grad}
         self.lr, self.grad_clip, self.ranks = lr, grad_clip, ranks
         self.skipped_in_a_row = 0
-        device = next(iter(self.parameters.values())).device
-        self.adamw = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=lr,
-            betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        self.adamw = make_adamw(list(self.parameters.values()), config, lr=lr)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
         self.adamw.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch's share of the loss."""
+        loss.backward()
 
     def set_zero_grad(self) -> None:
         """A gradient of 0, which moves weights by momentum and decay alone."""

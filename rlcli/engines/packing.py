@@ -60,10 +60,15 @@ def learning_rows(advantages: Advantages, rows: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Rows of a batch, and the packed tokens they cost (each prompt counted once)."""
+    """Rows of a batch, and the packed tokens they cost (each prompt counted once).
+
+    is_filler: computed for nothing, because another rank has one more: sharded weights are
+    gathered by all ranks together.
+    """
 
     rows: tuple[int, ...]
     num_tokens: int
+    is_filler: bool = False
 
 
 def plan_micro_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
@@ -30,6 +31,9 @@ from rlcli.types import AnnotatedBatch, Batch
 
 class Passes:
     """Policy, reference and critic in this process, and the passes over them."""
+
+    in_lockstep = False
+    """Whether all ranks must make the same number of passes."""
 
     def __init__(
         self,
@@ -64,8 +68,15 @@ class Passes:
     def _plan(
         self, rows: Sequence[int], index: RowIndex, *, max_tokens: int | None = None
     ) -> list[MicroBatch]:
-        """This rank's micro-batches of `rows`."""
-        return self._cut(self.ranks.shares(rows, index)[self.ranks.rank], index, max_tokens)
+        """This rank's micro-batches of `rows`; in lockstep as many as any rank has, and one."""
+        shares = self.ranks.shares(rows, index)
+        own = self._cut(shares[self.ranks.rank], index, max_tokens)
+        if not self.in_lockstep:
+            return own
+        most = max(1, *(len(self._cut(share, index, max_tokens)) for share in shares))
+        shortest = min(range(len(index.lengths)), key=lambda row: index.lengths[row] or math.inf)
+        filler = MicroBatch(rows=(shortest,), num_tokens=0, is_filler=True)
+        return own + [filler] * (most - len(own))
 
     def _cut(
         self, rows: Sequence[int], index: RowIndex, max_tokens: int | None
@@ -108,6 +119,8 @@ class Passes:
             for micro in self._plan(rows, index, max_tokens=limit):
                 packed = pack_rows(batch, micro.rows, index, self.device)
                 values = compute(packed)
+                if micro.is_filler:
+                    continue
                 for block, value in zip(out, values, strict=True):
                     unpacked = packed.unpack(value.float())
                     block[list(micro.rows), : unpacked.shape[1]] = unpacked

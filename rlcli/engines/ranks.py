@@ -43,6 +43,10 @@ class Ranks:
         dist.all_gather_object(out, value)
         return out
 
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        return max(self.gather(number))
+
     def broadcast(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
         """Rank 0's tensors on every rank; the others give None."""
         if self.size == 1:

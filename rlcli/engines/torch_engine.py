@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlcli.causal_lm import CausalLM
-from rlcli.config.schema import Config
+from rlcli.config.schema import Config, TrainConfig
 from rlcli.engines.base import PolicyObjective
 from rlcli.engines.export import TensorFiles, save_pretrained
 from rlcli.engines.logprobs import Extra
@@ -45,23 +45,23 @@ class TorchEngine(Passes):
     ) -> None:
         super().__init__(config, policy, **passes)
         self.total_steps = total_steps
-        train, ranks = config.train, self.ranks
-        self.policy_updater = Updater(
-            policy.model.named_parameters(),
-            train,
-            lr=train.lr,
-            grad_clip=train.grad_clip,
-            ranks=ranks,
-        )
+        train = config.train
+        self.policy_updater = self._updater(policy.model, lr=train.lr, grad_clip=train.grad_clip)
         self.critic_updater = None
         if self.critic is not None:
-            self.critic_updater = Updater(
-                self.critic.named_parameters(),
-                train,
-                lr=config.critic.lr,
-                grad_clip=config.critic.grad_clip,
-                ranks=self.ranks,
+            self.critic_updater = self._updater(
+                self.critic, lr=config.critic.lr, grad_clip=config.critic.grad_clip
             )
+
+    def _updater(self, model: nn.Module, *, lr: float, grad_clip: float) -> Updater:
+        """The optimizer of policy or critic."""
+        named, train = model.named_parameters(), self.config.train
+        return Updater(named, train, lr=lr, grad_clip=grad_clip, ranks=self.ranks)
+
+    @classmethod
+    def shards_weights(cls, train: TrainConfig) -> bool:
+        """Whether no rank has all weights: a sampler then needs a copy."""
+        return False
 
     def all_reduce(self, values: Tensor, /) -> Tensor:
         """Every rank has the whole batch: the sum over ranks is the value itself."""
@@ -122,6 +122,9 @@ class TorchEngine(Passes):
             packed = pack_rows(batch, micro.rows, index, self.device)
             stats = self._stats(self.policy, packed, extra)
             assert stats.entropy_N is not None
+            if micro.is_filler:
+                self.policy_updater.backward(0.0 * stats.logprobs_N.sum())
+                continue
             width = packed.mask_bT.shape[1]
             some = take_rows(batch, micro.rows, width, self.device)
             aims = take_rows(advantages, micro.rows, width, self.device)
@@ -133,13 +136,13 @@ class TorchEngine(Passes):
             token_loss = objective.policy_loss(logprobs_bT, entropy_bT, some, aims, chosen)
             assert aims.loss_mask_BT is not None
             loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, counts)
-            loss.backward()
+            self.policy_updater.backward(loss)
             meter.add_loss("policy", loss)
             meter.add_tokens(token_loss.stats_BT, aims.loss_mask_BT)
             if is_first:
                 gap_bT = (logprobs_bT.detach().exp() - some.rollout_logprobs_BT.exp()).abs()
                 meter.add_tokens({"sampler/prob_gap": gap_bT}, aims.loss_mask_BT)
-        if plan:
+        if plan and not plan[0].is_filler:
             meter.note("batch/samples", len(plan[0].rows))
             meter.note("batch/tokens", plan[0].num_tokens)
         if not learning:
@@ -182,18 +185,22 @@ class TorchEngine(Passes):
         index = index_rows(batch)
         for micro in self._plan(rows, index):
             packed = pack_rows(batch, micro.rows, index, self.device)
+            values_N = self._values(packed)
+            if micro.is_filler:
+                self.critic_updater.backward(0.0 * values_N.sum())
+                continue
             width = packed.mask_bT.shape[1]
             some = take_rows(batch, micro.rows, width, self.device)
             aims = take_rows(advantages, micro.rows, width, self.device)
             token_loss = objective.value_loss(
-                packed.unpack(self._values(packed)),
+                packed.unpack(values_N),
                 some,
                 aims,
                 cliprange=self.config.critic.cliprange_value,
             )
             assert aims.loss_mask_BT is not None
             loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, counts)
-            loss.backward()
+            self.critic_updater.backward(loss)
             meter.add_loss("critic", loss)
             meter.add_tokens(token_loss.stats_BT, aims.loss_mask_BT)
         self._step(self.critic_updater, "critic", factor, meter)

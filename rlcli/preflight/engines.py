@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.errors import ConfigError
@@ -71,7 +73,7 @@ def _nothing_ahead(config: Config) -> tuple[str, str] | None:
 
 
 def check_engines(resolved: Resolved) -> Resolved:
-    """`resolved`, when this version can train it: one process, torch, its own sampler.
+    """`resolved`, when this version and this machine can train it.
 
     `check` leaves this out, so that other engines can be planned for.
 
@@ -79,10 +81,11 @@ def check_engines(resolved: Resolved) -> Resolved:
         ConfigError: an engine that is not in this version.
     """
     config = resolved.config
-    if config.train.engine == "deepspeed":
+    if config.train.engine == "deepspeed" and find_spec("deepspeed") is None:
         raise ConfigError(
-            f"{resolved.where('train.engine')} is not in this version, which trains with torch in "
-            "one process.\nUse --engine torch; rlcli plan still tells what DeepSpeed would take."
+            f"{resolved.where('train.engine')} needs the package deepspeed, which is not installed."
+            "\nInstall it with: pip install 'rlcli[deepspeed]' (from a checkout: "
+            "pip install -e '.[deepspeed]'), or use --engine torch."
         )
     if config.rollout.engine == "vllm_server":
         raise ConfigError(

@@ -1,0 +1,255 @@
+"""The DeepSpeed engine: gradients, optimizer states and weights shared out among the ranks.
+
+The passes, losses and micro-batches are the torch engine's; DeepSpeed keeps the shards. Every
+pass of a trained model goes through its DeepSpeed engine, and all ranks make as many: sharded
+weights are gathered by all together. A checkpoint is gathered: it has the torch engine's files.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlcli.causal_lm import CausalLM
+from rlcli.config.schema import TrainConfig
+from rlcli.engines.critic import Critic
+from rlcli.engines.export import save_pretrained
+from rlcli.engines.logprobs import Extra, TokenStats, response_stats
+from rlcli.engines.optimizer import NamedParameters, Updater, make_adamw
+from rlcli.engines.packing import PackedRows
+from rlcli.engines.ranks import Ranks
+from rlcli.engines.torch_engine import TorchEngine
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+GATHERED_AT_ONCE = 12
+"""Parameters that are whole on every rank at one time."""
+
+
+@cache
+def load_deepspeed() -> ModuleType:
+    """The package, quiet, and without a part of its own that it would compile on a CPU."""
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        sys.modules["deepspeed.comm.torch"].__dict__["build_shm_op"] = lambda: None
+    return deepspeed
+
+
+def settings_of(train: TrainConfig, *, grad_clip: float) -> dict[str, Any]:
+    """DeepSpeed's configuration. A step ends when it is told to, after any number of passes."""
+    zero: dict[str, Any] = {"stage": train.zero_stage, "memory_efficient_linear": False}
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if train.offload_params:
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": grad_clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+
+
+class PolicyModule(nn.Module):
+    """What DeepSpeed sees of the policy: every pass is its forward."""
+
+    def __init__(self, lm: CausalLM, **settings: Any) -> None:
+        super().__init__()
+        self.model = lm.model
+        self._lm, self._settings = [lm], settings  # in a list: the model is a part once
+
+    def forward(self, rows: PackedRows, extra: Extra | None) -> tuple[Tensor, ...]:
+        """Log-probs, and what else was asked for, of every response token."""
+        stats = response_stats(self._lm[0], rows, extra=extra, **self._settings)
+        second = stats.sum_pi_squared_N if extra == "sum_pi_squared" else stats.entropy_N
+        return (stats.logprobs_N,) if second is None else (stats.logprobs_N, second)
+
+
+class ShardedUpdater(Updater):
+    """A module under DeepSpeed, with its AdamW."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        named: NamedParameters,
+        train: TrainConfig,
+        *,
+        lr: float,
+        grad_clip: float,
+        ranks: Ranks,
+    ) -> None:
+        self.parameters = {name: p for name, p in named if p.requires_grad}
+        self.lr, self.grad_clip, self.ranks = lr, grad_clip, ranks
+        self.skipped_in_a_row = 0
+        self.stage = train.zero_stage
+        self.adamw = make_adamw(list(self.parameters.values()), train, lr=lr)
+        self.engine: Any = load_deepspeed().initialize(
+            model=module,
+            optimizer=self.adamw,
+            model_parameters=list(self.parameters.values()),
+            config=settings_of(train, grad_clip=grad_clip),
+        )[0]
+
+    def zero_grad(self) -> None:
+        """Nothing: DeepSpeed forgets gradients at the end of a step, a skipped one too."""
+
+    def set_zero_grad(self) -> None:
+        """Nothing: a filler's gradient is 0."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient; DeepSpeed takes the mean over ranks where the sum is meant."""
+        self.engine.backward(loss * self.ranks.size)
+
+    def step(self, factor: float) -> tuple[float, bool]:
+        """See Updater; all ranks take the step, or none."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = self.lr * factor
+        self.engine.step()
+        norm, taken = float(self.engine.get_global_grad_norm()), self.engine.was_step_applied()
+        self.skipped_in_a_row = 0 if taken else self.skipped_in_a_row + 1
+        return norm, taken
+
+    def state(self, prefix: str) -> dict[str, Tensor]:
+        """Whole weights and moments by name, on rank 0; all ranks take part."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        tensors: dict[str, Tensor] = {}
+        steps = [values["step"] for values in self._moments().values() if "step" in values]
+        for name, parameter in self.parameters.items():
+            found: dict[str, Any] = {"weight": safe_get_full_fp32_param(parameter)}
+            if steps:
+                for key in MOMENTS:
+                    found[key] = safe_get_full_optimizer_state(parameter, key)
+            if self.ranks.is_first:
+                shape = getattr(parameter, "ds_shape", parameter.shape)
+                for key, value in found.items():
+                    tensors[f"{prefix}.{key}.{name}"] = _copied(value, shape)
+                if steps:
+                    tensors[f"{prefix}.step.{name}"] = steps[0].detach().cpu().clone()
+        return tensors
+
+    @torch.no_grad()
+    def load_state(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave. Raises: KeyError on a missing tensor."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        names = list(self.parameters)
+        has_moments = f"{prefix}.step.{names[0]}" in tensors
+        if has_moments:
+            self._make_moments()
+        for name, parameter in self.parameters.items():
+            weight = tensors[f"{prefix}.weight.{name}"].to(self.engine.device)
+            with gathered([parameter], writes=True):
+                parameter.copy_(weight)
+            safe_set_full_fp32_param(parameter, weight)
+            for key in MOMENTS if has_moments else ():
+                value = tensors[f"{prefix}.{key}.{name}"].to(self.engine.device)
+                safe_set_full_optimizer_state(parameter, value, key)
+        for values in self._moments().values():
+            if "step" in values:
+                values["step"].fill_(float(tensors[f"{prefix}.step.{names[0]}"]))
+
+    def _moments(self) -> dict[Any, dict[str, Tensor]]:
+        return self.engine.basic_optimizer.state
+
+    def _make_moments(self) -> None:
+        """What a first step would make: without it there is nothing to fill."""
+        zero = self.engine.optimizer
+        whole = self.stage == 3
+        flats = zero.fp32_partitioned_groups_flat if whole else zero.single_partition_of_fp32_groups
+        for flat in flats:
+            if not self._moments().get(flat):
+                made = {key: torch.zeros_like(flat) for key in MOMENTS}
+                self._moments()[flat] = {"step": torch.zeros((), device=flat.device), **made}
+        if not whole:
+            zero._lazy_init_hp_params_optimizer_state()
+
+
+def gathered(parameters: list[Any], *, writes: bool = False) -> Any:
+    """Inside, sharded parameters are whole on every rank; what rank 0 wrote stays."""
+    sharded = [p for p in parameters if hasattr(p, "ds_id")]
+    zero = load_deepspeed().zero
+    return zero.GatheredParameters(sharded, modifier_rank=0 if writes else None)
+
+
+def _copied(value: Tensor, shape: Any) -> Tensor:
+    return value.detach().reshape(shape).to("cpu", copy=True)
+
+
+class DeepSpeedEngine(TorchEngine):
+    """The torch engine with its trained models under DeepSpeed, ZeRO stage 1 to 3."""
+
+    in_lockstep = True
+
+    @classmethod
+    def shards_weights(cls, train: TrainConfig) -> bool:
+        """Stage 3 does."""
+        return train.zero_stage == 3
+
+    def _updater(self, model: nn.Module, *, lr: float, grad_clip: float) -> Updater:
+        train = self.config.train
+        named = list(model.named_parameters())
+        module = model
+        if not isinstance(model, Critic):
+            module = PolicyModule(
+                self.policy,
+                temperature=self.config.rollout.temperature,
+                pad_token_id=self.pad_token_id,
+                agree=self.ranks.largest if train.zero_stage == 3 else None,
+            )
+        return ShardedUpdater(module, named, train, lr=lr, grad_clip=grad_clip, ranks=self.ranks)
+
+    def _stats(self, lm: CausalLM, rows: PackedRows, extra: Extra | None = None) -> TokenStats:
+        if lm is not self.policy:
+            return super()._stats(lm, rows, extra)
+        assert isinstance(self.policy_updater, ShardedUpdater)
+        with self._cast():
+            logprobs, *more = self.policy_updater.engine(rows, extra)
+        second = more[0] if more else None
+        is_squares = extra == "sum_pi_squared"
+        return TokenStats(
+            logprobs_N=logprobs,
+            entropy_N=None if is_squares else second,
+            sum_pi_squared_N=second if is_squares else None,
+        )
+
+    def _values(self, packed: PackedRows) -> Tensor:
+        assert isinstance(self.critic_updater, ShardedUpdater)
+        with self._cast():
+            return self.critic_updater.engine(packed)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole parameters of the policy by name, some at a time; all ranks take part."""
+        named = list(self.policy.model.named_parameters())
+        for start in range(0, len(named), GATHERED_AT_ONCE):
+            some = named[start : start + GATHERED_AT_ONCE]
+            with gathered([parameter for _, parameter in some]):
+                yield from ((name, parameter.detach()) for name, parameter in some)
+
+    def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:
+        """See TorchEngine; the weights of stage 3 are whole on every rank meanwhile."""
+        with gathered(list(self.policy.model.parameters())):
+            if folder is not None:
+                save_pretrained(
+                    self.policy, self.peft_model, folder, tokenizer, merge_lora=merge_lora
+                )
+        dist.barrier()
