@@ -13,7 +13,9 @@ from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
 from rlcli.engines.critic import load_critic
 from rlcli.engines.lora import add_lora
+from rlcli.engines.ranks import ALONE, Ranks
 from rlcli.engines.torch_engine import TorchEngine
+from rlcli.models import choose_engine
 from rlcli.types import Batch
 
 CPU = torch.device("cpu")
@@ -54,10 +56,13 @@ def make_batch(*, seed: int = 0, groups: int = 4, n: int = 4) -> Batch:
         rewards_B=torch.randint(0, 2, (rows,), generator=draw).float() * valid,
         valid_B=valid,
         truncated_B=lengths == width,
+        baseline_B=torch.randint(0, 2, (groups,), generator=draw).float().repeat_interleave(n),
     )
 
 
-def make_engine(model: Path, settings: Config, *, exact: bool = False) -> TorchEngine:
+def make_engine(
+    model: Path, settings: Config, *, exact: bool = False, ranks: Ranks = ALONE
+) -> TorchEngine:
     """The engine as `build` makes it, on the CPU."""
     torch.manual_seed(0)
     policy = load_causal_lm(str(model), dtype=torch.float32, device=CPU)
@@ -68,7 +73,7 @@ def make_engine(model: Path, settings: Config, *, exact: bool = False) -> TorchE
     critic = None
     if settings.algorithm.advantage == "gae":
         critic = load_critic(str(model), device=CPU, pad_token_id=0, trust_remote_code=False)
-    return TorchEngine(
+    return choose_engine(settings)(
         settings,
         policy,
         total_steps=10,
@@ -77,12 +82,15 @@ def make_engine(model: Path, settings: Config, *, exact: bool = False) -> TorchE
         peft_model=peft_model,
         reference=reference,
         critic=critic,
+        ranks=ranks,
     )
 
 
-def one_update(engine: TorchEngine, settings: Config, *, step: int = 0) -> dict[str, float]:
+def one_update(
+    engine: TorchEngine, settings: Config, *, step: int = 0, seed: int = 0
+) -> dict[str, float]:
     """Annotate, estimate and update once."""
     algorithm = Algorithm(settings, corrects_sampler=False)
-    batch = engine.annotate(make_batch(), algorithm)
+    batch = engine.annotate(make_batch(seed=seed), algorithm)
     advantages = algorithm.advantages(batch, all_reduce=engine.all_reduce)
     return dict(advantages.stats) | engine.update(batch, advantages, algorithm, step=step)

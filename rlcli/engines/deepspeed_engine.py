@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlcli.causal_lm import CausalLM
@@ -150,8 +151,6 @@ class ShardedUpdater(Updater):
     @torch.no_grad()
     def load_state(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave. Raises: KeyError on a missing tensor."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         names = list(self.parameters)
         has_moments = f"{prefix}.step.{names[0]}" in tensors
         if has_moments:
@@ -160,13 +159,31 @@ class ShardedUpdater(Updater):
             weight = tensors[f"{prefix}.weight.{name}"].to(self.engine.device)
             with gathered([parameter], writes=True):
                 parameter.copy_(weight)
-            safe_set_full_fp32_param(parameter, weight)
+            self._set(parameter, weight)
             for key in MOMENTS if has_moments else ():
                 value = tensors[f"{prefix}.{key}.{name}"].to(self.engine.device)
-                safe_set_full_optimizer_state(parameter, value, key)
+                self._set(parameter, value, key)
         for values in self._moments().values():
             if "step" in values:
                 values["step"].fill_(float(tensors[f"{prefix}.step.{names[0]}"]))
+
+    def _set(self, parameter: Any, value: Tensor, moment: str | None = None) -> None:
+        """Give the optimizer its part of a whole float32 weight or moment."""
+        from deepspeed import utils as shards
+
+        if self.stage < 3 and moment is None:
+            shards.safe_set_full_fp32_param(parameter, value)
+        elif self.stage < 3:
+            shards.safe_set_full_optimizer_state(parameter, value, moment)
+        else:
+            # not the whole: that fails where the last part is padding
+            size = parameter.partition_numel()
+            padded = F.pad(value.flatten(), (0, size * self.ranks.size - value.numel()))
+            part = padded.narrow(0, size * self.ranks.rank, size)
+            if moment is None:
+                shards.safe_set_local_fp32_param(parameter, part)
+            else:
+                shards.safe_set_local_optimizer_state(parameter, part, moment)
 
     def _moments(self) -> dict[Any, dict[str, Tensor]]:
         return self.engine.basic_optimizer.state

@@ -1,0 +1,149 @@
+"""Several processes give the weights, moments and metrics that one gives."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from rank_updates import ALGORITHMS, settings, train
+from safetensors.torch import load_file
+
+from rlcli.engines.packing import RowIndex
+from rlcli.engines.ranks import ALONE, Ranks, spread
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAIN = [*ALGORITHMS, "lora", "small", "grpo-rows", "ppo-rows"]
+SHARDED = [
+    *(f"{name}-zero{stage}" for name in ("ppo", "grpo-rows") for stage in (1, 2, 3)),
+    *(f"{name}-zero2" for name in ("rloo", "reinforce", "remax", "small", "offloaded")),
+    *(f"{name}-zero3" for name in ("lora", "small", "checkpointed", "offloaded")),
+    "lora-zero1",
+]
+Found = dict[str, dict[str, torch.Tensor]]
+UNEQUAL = ("batch/samples", "batch/tokens")
+"""Of rank 0's first micro-batch."""
+
+
+def run_ranks(size: int, model: Path, out: Path, cases: list[str]) -> None:
+    """Run the cases on `size` processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests" / "rank_updates.py"), str(model), str(out)]
+    processes = [
+        subprocess.Popen(
+            [*command, *cases],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for rank, process in enumerate(processes):
+        assert process.returncode == 0, f"rank {rank}: " + "\n".join(o[-3000:] for o in outputs)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path) -> Found:
+    """By case without its engine: what one process gives."""
+    return {}
+
+
+def compare(case: str, out: Path, model: Path, alone: Found) -> None:
+    plain = case.partition("@")[0].partition("-zero")[0]
+    if plain not in alone:
+        alone[plain] = train(model, settings(plain), ALONE)
+    check(load_file(out / f"{case.replace(':', '-')}.safetensors"), alone[plain], case)
+
+
+def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], case: str) -> None:
+    """A run that went on has the metrics of its own steps only."""
+    assert {name for name in expected if not name.startswith("metric.")} <= found.keys()
+    assert found.keys() <= expected.keys()
+    for name, value in found.items():
+        if not name.endswith(UNEQUAL):
+            torch.testing.assert_close(
+                value.float(), expected[name].float(), atol=1e-5, rtol=1e-4, msg=f"{case} {name}"
+            )
+
+
+@pytest.mark.parametrize(("size", "cases"), [(2, PLAIN), (4, ["ppo", "grpo-rows", "small"])])
+def test_the_torch_engine_gives_the_same_on_any_number_of_ranks(
+    size: int, cases: list[str], tiny_model: Path, tmp_path: Path, alone: Found
+) -> None:
+    run_ranks(size, tiny_model, tmp_path, cases)
+    for case in cases:
+        compare(case, tmp_path, tiny_model, alone)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+@pytest.mark.parametrize(
+    ("size", "cases"),
+    [
+        (1, ["ppo-zero2", "lora-zero3"]),
+        (2, SHARDED),
+        pytest.param(4, ["small-zero3", "ppo-zero2"], marks=pytest.mark.nightly),
+    ],
+)
+def test_deepspeed_gives_the_same_in_every_stage(
+    size: int, cases: list[str], tiny_model: Path, tmp_path: Path, alone: Found
+) -> None:
+    run_ranks(size, tiny_model, tmp_path, cases)
+    for case in cases:
+        compare(case, tmp_path, tiny_model, alone)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+def test_a_state_goes_on_under_other_ranks_and_stages(
+    tiny_model: Path, tmp_path: Path, alone: Found
+) -> None:
+    for name in ("ppo", "lora"):
+        train(tiny_model, settings(name), ALONE, save=tmp_path / name)
+    states = ["ppo-zero2@save", "ppo-zero3@save", "lora-zero3@save"]
+    to_the_bit = [f"{name}@load:{name}" for name in ("ppo-zero2", "ppo-zero3", "lora-zero3")]
+    whole = [name.partition("@")[0] for name in states]
+    others = [
+        "ppo@load:ppo",
+        "ppo-zero1@load:ppo",
+        "ppo-zero3@load:ppo-zero2",
+        "lora-zero2@load:lora",
+    ]
+    run_ranks(2, tiny_model, tmp_path, [*states, *whole, *to_the_bit, *others])
+    for case in others:
+        compare(case, tmp_path, tiny_model, alone)
+    for case in to_the_bit:
+        expected = load_file(tmp_path / f"{case.partition('@')[0]}.safetensors")
+        for name, value in load_file(tmp_path / f"{case.replace(':', '-')}.safetensors").items():
+            assert torch.equal(value, expected[name]), f"{case} {name}"
+    for name in whole:
+        plain = name.partition("-zero")[0]
+        found = train(tiny_model, settings(plain), ALONE, load=tmp_path / name)
+        if plain not in alone:
+            alone[plain] = train(tiny_model, settings(plain), ALONE)
+        check(found, alone[plain], f"{plain} after {name}")
+
+
+def test_items_are_spread_by_cost_and_keep_their_order() -> None:
+    assert spread("abcde", [5, 1, 4, 1, 3], 2) == [["a", "b", "d"], ["c", "e"]]
+    assert spread("ab", [1, 1], 3) == [["a"], ["b"], []]
+
+
+def test_a_group_never_crosses_ranks() -> None:
+    index = RowIndex(lengths=[9, 1, 1, 1, 5, 5], group=[0, 0, 1, 1, 2, 2], prompt_lengths=[2, 2, 2])
+    shares = Ranks(0, 2).shares([0, 1, 2, 3, 4, 5], index)
+    assert shares == [[0, 1], [2, 3, 4, 5]] or shares == [[0, 1, 2, 3], [4, 5]]
+    assert Ranks(0, 4).shares([1, 2], index) == [[1], [2], [], []]
