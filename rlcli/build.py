@@ -232,6 +232,8 @@ def _build_run(
     )
     for note in [*notes, *model_notes, *tracker_notes]:
         monitor.note(note)
+    if crew is not None:
+        crew.watch.tell = monitor.note
     return Run(
         config=config,
         num_steps=plan.num_steps,
@@ -279,4 +281,5 @@ def serve_rank(plan: Plan, place: Place, connection: Connection) -> None:
     torch.manual_seed(plan.config.run.seed)
     algorithm = Algorithm(plan.config, corrects_sampler=plan.config.algorithm.corrects_sampler)
     engine, sampler, _ = build_models(plan, plan.device, algorithm, Ranks(place.rank, place.size))
-    follow(connection, engine, sampler, rank=place.rank)
+    log = place.run_dir / f"rank_{place.rank}.log"
+    follow(connection, engine, sampler, rank=place.rank, log=log)

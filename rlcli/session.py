@@ -66,7 +66,7 @@ def run_session(
         if place.rank:
             serve_rank(plan, place, connections[0])
             return None
-        crew = Crew(connections)
+        crew = Crew(connections, place.run_dir / "rank_0.log")
         _, resume = open_run_dir(plan.resolved, cwd)
         if place.relaunches:
             resume = "newest"

@@ -13,14 +13,17 @@ from pathlib import Path
 import torch
 
 from rlcli.crew.lead import to_device
+from rlcli.crew.watch import stack_dump
 from rlcli.engines.base import PolicyObjective, TrainEngine
 from rlcli.errors import RankLostError
 from rlcli.rollout.base import Sampler, SamplingParams
 from rlcli.types import Advantages, AnnotatedBatch, Batch, Prompt, Rollout
 
 
-def follow(connection: Connection, engine: TrainEngine, sampler: Sampler, *, rank: int) -> None:
-    """Serve rank 0 until it says stop.
+def follow(
+    connection: Connection, engine: TrainEngine, sampler: Sampler, *, rank: int, log: Path
+) -> None:
+    """Serve rank 0 until it says stop. log: where the stack goes when something takes too long.
 
     Raises: RankLostError when rank 0 is gone; an error of this rank, after telling rank 0 of it.
     """
@@ -33,7 +36,8 @@ def follow(connection: Connection, engine: TrainEngine, sampler: Sampler, *, ran
         if name == "stop":
             return
         try:
-            getattr(follower, name)(*args)
+            with stack_dump(log):
+                getattr(follower, name)(*args)
             connection.send_bytes(pickle.dumps(("done",)))
         except Exception as error:
             with suppress(OSError):

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlcli.crew.watch import Watch, stack_dump
 from rlcli.engines.base import EngineState, PolicyObjective, TrainEngine
 from rlcli.engines.ranks import spread
 from rlcli.errors import RankError, RankLostError
@@ -31,10 +32,15 @@ LAST_WORDS_S = 10.0
 
 
 class Crew:
-    """The other ranks, as rank 0 sees them. connections: of ranks 1, 2, ..."""
+    """The other ranks, as rank 0 sees them. connections: of ranks 1, 2, ...
 
-    def __init__(self, connections: Sequence[Connection]) -> None:
+    log: where rank 0's stack goes when it waits too long.
+    """
+
+    def __init__(self, connections: Sequence[Connection], log: Path) -> None:
         self._connections = dict(enumerate(connections, start=1))
+        self._log = log
+        self.watch = Watch(self._connections)
 
     @property
     def size(self) -> int:
@@ -64,6 +70,7 @@ class Crew:
             except (EOFError, OSError) as error:
                 raise RankLostError(f"rank {rank} is gone") from error
             if what == "done":
+                self.watch.done(rank)
                 return
             if what == "error":
                 raise RankError(f"rank {rank} failed: {said[0]}")
@@ -78,13 +85,18 @@ class Crew:
         another rank has left it.
         """
         self.tell_all(name, *args)
+        self.watch.begin(name)
         try:
-            yield
+            with stack_dump(self._log):
+                yield
+                self.watch.done(0)
+                for rank in self._connections:
+                    self.hear(rank)
         except RuntimeError as error:
             self._find_cause(error)
             raise
-        for rank in self._connections:
-            self.hear(rank)
+        finally:
+            self.watch.end()
 
     def _find_cause(self, error: RuntimeError) -> None:
         """The rank that left first said why, or is gone."""
@@ -109,6 +121,7 @@ class Crew:
 
     def dismiss(self) -> None:
         """Every rank that is still there ends."""
+        self.watch.close()
         for connection in self._connections.values():
             with suppress(OSError):
                 connection.send_bytes(pickle.dumps(("stop", ())))

@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from rlcli.crew.watch import PATIENCE_S
 from rlcli.errors import RankLostError
 from rlcli.place import Place
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How far ranks may be apart within an update or a pass."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -27,7 +27,7 @@ def process_group(place: Place, device: torch.device) -> Iterator[None]:
     """torch.distributed among the ranks of the run, by the address in the environment."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
-        backend, rank=place.rank, world_size=place.size, timeout=COLLECTIVE_TIMEOUT
+        backend, rank=place.rank, world_size=place.size, timeout=timedelta(seconds=PATIENCE_S)
     )
     try:
         yield
@@ -40,11 +40,12 @@ def process_group(place: Place, device: torch.device) -> Iterator[None]:
 def group_of_one(device: torch.device) -> Iterator[None]:
     """torch.distributed for a process that trains alone."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    with TemporaryDirectory() as folder:
+        dist.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 def own_device(device: torch.device, place: Place) -> torch.device:
