@@ -13,6 +13,7 @@ from rlcli.config.schema import Config
 from rlcli.data.readers import read_rows
 from rlcli.errors import ConfigError, DataError, ModelError, NotHere, RewardError
 from rlcli.launch import check_processes, read_launch
+from rlcli.machine import usable_cores
 
 TRIED_GOLDS = 200
 TRIED_ROWS = 20
@@ -28,7 +29,7 @@ def refuse_early(resolved: Resolved, env: Mapping[str, str], *, is_dry: bool) ->
     checked = preflight.check_engines(preflight.check(resolved))
     launch = read_launch(checked.config, env)
     with suppress(NotHere) if is_dry else nullcontext():
-        check_processes(checked, launch, num_visible_gpus=0)
+        check_processes(checked, launch, num_visible_gpus=0, num_cores=usable_cores())
     check_positions(checked)
 
 

@@ -1,15 +1,17 @@
-"""What NODE_RANK, MASTER_ADDR and MASTER_PORT say about the machines of a run.
+"""What NODE_RANK, MASTER_ADDR and MASTER_PORT, or a scheduler, say about the machines of a run.
 
 How many machines and GPUs there are is a setting: train.nnodes (NNODES), train.n_gpus (N_GPUS).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from rlcli.errors import ConfigError, LaunchError
+from rlcli.schedulers import Allocation, find_allocation, whole
 
 if TYPE_CHECKING:
     from rlcli.config.resolved import Resolved
@@ -17,16 +19,56 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 29500
 """torch's own default."""
+PASSED_ON = "RLCLI_LAUNCH"
+"""Where a supervisor tells its ranks: the variables it read are torch's for them, and others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """This machine among the machines. `given`: NODE_RANK, MASTER_ADDR, where they are set."""
+    """This machine among the machines. `given`: NODE_RANK, MASTER_ADDR, where they are set.
 
+    scheduler: the one that said so. is_pod: as in `Allocation`.
+    """
+
+    nnodes: int = 1
     node_rank: int
     master_addr: str | None
     master_port: int
     given: tuple[str, ...] = ()
+    scheduler: str = ""
+    is_pod: bool = False
+    counted_by: str = ""
+
+    def passed_on(self) -> dict[str, str]:
+        """The variable that says the same to a rank."""
+        return {PASSED_ON: json.dumps(asdict(self))}
+
+
+def num_local(config: Config) -> int:
+    """Processes on this machine."""
+    return config.train.n_gpus or 1
+
+
+def count_nodes(resolved: Resolved, env: Mapping[str, str]) -> Resolved:
+    """The settings with the number of machines that a scheduler says, where nobody said another.
+
+    Raises: ConfigError for variables that cannot be.
+    """
+    is_open = resolved.sources["train.nnodes"] == "default"
+    if PASSED_ON in env:
+        launch = _received(env)
+        nnodes, scheduler, variable = launch.nnodes, launch.scheduler, launch.counted_by
+    elif (found := find_allocation(env)) is not None:
+        nnodes, scheduler, variable = found.nnodes, found.scheduler, found.counted_by
+    else:
+        return resolved
+    if not scheduler or nnodes == resolved.config.train.nnodes:
+        return resolved
+    if is_open:
+        return resolved.adjust({"train.nnodes": nnodes}, origin=f"env {variable}")
+    return resolved.tell(
+        f"{scheduler} gave this job {nnodes} nodes, but {resolved.where('train.nnodes')} is used."
+    )
 
 
 def read_launch(config: Config, env: Mapping[str, str]) -> Launch:
@@ -34,9 +76,16 @@ def read_launch(config: Config, env: Mapping[str, str]) -> Launch:
 
     Raises: ConfigError for a value that cannot be, or an address that is missing.
     """
+    if PASSED_ON in env:
+        return _received(env)
+    _refuse_torchrun(env)
     nnodes = config.train.nnodes
     given = tuple(name for name in ("NODE_RANK", "MASTER_ADDR") if _text(env, name))
+    found = find_allocation(env)
+    if found and found.nnodes == nnodes and "NODE_RANK" not in given:
+        return _allocated(found, env)
     launch = Launch(
+        nnodes=nnodes,
         node_rank=_node_rank(_text(env, "NODE_RANK"), nnodes),
         master_addr=_master_addr(_text(env, "MASTER_ADDR")),
         master_port=read_port(env),
@@ -50,6 +99,36 @@ def read_launch(config: Config, env: Mapping[str, str]) -> Launch:
     return launch
 
 
+def _received(env: Mapping[str, str]) -> Launch:
+    said = json.loads(env[PASSED_ON])
+    return Launch(**{**said, "given": tuple(said["given"])})
+
+
+def _allocated(found: Allocation, env: Mapping[str, str]) -> Launch:
+    """What the scheduler says; MASTER_ADDR and MASTER_PORT of the environment come first."""
+    port = found.master_port or _text(env, "MASTER_PORT")
+    return Launch(
+        nnodes=found.nnodes,
+        node_rank=found.node_rank,
+        master_addr=_master_addr(_text(env, "MASTER_ADDR") or found.master_addr),
+        master_port=read_port({"MASTER_PORT": port}),
+        scheduler=found.scheduler,
+        is_pod=found.is_pod,
+        counted_by=found.counted_by,
+    )
+
+
+def _refuse_torchrun(env: Mapping[str, str]) -> None:
+    world, rank = _text(env, "WORLD_SIZE"), _text(env, "LOCAL_RANK")
+    if rank and (whole(world) or 1) > 1:
+        raise LaunchError(
+            f"LOCAL_RANK={rank} and WORLD_SIZE={world} in the environment: a launcher such as "
+            f"torchrun started this {world} times.\n"
+            "rlcli starts the processes of a machine itself: start it once per machine, with "
+            "N_GPUS=8 or --n_gpus 8."
+        )
+
+
 def read_port(env: Mapping[str, str]) -> int:
     """MASTER_PORT, or 29500.
 
@@ -58,7 +137,7 @@ def read_port(env: Mapping[str, str]) -> int:
     text = _text(env, "MASTER_PORT")
     if not text:
         return DEFAULT_PORT
-    port = _number(text)
+    port = whole(text)
     if port is None or not 1 <= port <= 65535:
         raise ConfigError(
             f"MASTER_PORT={text} (environment) is no port. Set a number from 1 to 65535, "
@@ -67,55 +146,66 @@ def read_port(env: Mapping[str, str]) -> int:
     return port
 
 
-def check_processes(resolved: Resolved, launch: Launch, *, num_visible_gpus: int) -> list[str]:
-    """Notes on what was asked of several machines or GPUs: one process trains, on one device.
+def check_processes(
+    resolved: Resolved, launch: Launch, *, num_visible_gpus: int, num_cores: int
+) -> list[str]:
+    """Notes on how many processes train, and on what of the machines stays unused.
 
-    Raises: LaunchError where several machines would each train a model of their own.
+    Raises: LaunchError where they cannot find each other, or this machine has too few GPUs.
     """
     train = resolved.config.train
+    here = num_local(resolved.config)
     notes: list[str] = []
-    if train.nnodes > 1:
-        if launch.given:
-            raise LaunchError(
-                f"{resolved.where('train.nnodes')} with {' and '.join(launch.given)} in the "
-                "environment: this version trains in one process,\n"
-                "so each node would train a model of its own. Set NNODES=1 and start one node."
-            )
-        notes.append(
-            f"not used: {resolved.where('train.nnodes')}: this version trains in one process "
-            "on one machine."
+    if train.nnodes > 1 and launch.master_addr is None:
+        raise LaunchError(
+            f"{resolved.where('train.nnodes')}, but MASTER_ADDR is not set, so the nodes cannot "
+            "find each other. Start every node, with NODE_RANK=1 on the next:\n"
+            f"NNODES={train.nnodes} NODE_RANK=0 MASTER_ADDR=192.168.1.1 ./train.sh\n"
+            "or set NNODES=1 to train on this machine alone."
         )
-    elif launch.given:
+    if train.nnodes == 1 and launch.given:
         named = ", ".join(f"env {name}" for name in launch.given)
         notes.append(f"not used: {named} (train.nnodes is 1; set NNODES).")
-    if train.n_gpus is not None and train.n_gpus > 1:
-        notes.append(f"not used: {resolved.where('train.n_gpus')}: {_gpu_use(num_visible_gpus)}")
+    if launch.scheduler:
+        notes.append(
+            f"{launch.scheduler}: this is node {launch.node_rank} of {launch.nnodes}, "
+            f"node 0 is {launch.master_addr}."
+        )
+    has_gpus = num_visible_gpus > 0 and train.device in ("auto", "cuda")
+    if has_gpus and here > num_visible_gpus:
+        raise LaunchError(
+            f"{resolved.where('train.n_gpus')}, but this machine shows {num_visible_gpus}.\n"
+            f"Set N_GPUS={num_visible_gpus}, or see CUDA_VISIBLE_DEVICES and rlcli doctor."
+        )
+    return notes + _counts(resolved, num_gpus=num_visible_gpus * has_gpus, num_cores=num_cores)
+
+
+def _counts(resolved: Resolved, *, num_gpus: int, num_cores: int) -> list[str]:
+    """num_gpus: those that may be used."""
+    here, nnodes = num_local(resolved.config), resolved.config.train.nnodes
+    notes: list[str] = []
+    if here * nnodes > 1:
+        device = "on a GPU each" if num_gpus else "on the CPU"
+        spread = f"{nnodes} nodes x {here}" if nnodes > 1 else str(here)
+        notes.append(f"{spread} processes train together, {device}.")
+    if resolved.config.train.n_gpus is None and num_gpus > 1:
+        notes.append(
+            f"1 of {num_gpus} GPUs is used: train.n_gpus is not set. --n_gpus {num_gpus} trains on "
+            "all of them."
+        )
+    if not num_gpus and 1 < here > num_cores:
+        notes.append(f"more processes ({here}) than cores ({num_cores}): fewer are faster.")
     return notes
-
-
-def _gpu_use(num_visible_gpus: int) -> str:
-    if num_visible_gpus == 0:
-        return "this machine has no GPU."
-    if num_visible_gpus == 1:
-        return "this machine has one GPU."
-    idle = num_visible_gpus - 1
-    others = "the other GPU stays" if idle == 1 else f"the other {idle} GPUs stay"
-    return f"this version trains in one process on one GPU; {others} idle."
 
 
 def _text(env: Mapping[str, str], name: str) -> str:
     return env.get(name, "").strip()
 
 
-def _number(text: str) -> int | None:
-    """The number that plain digits say; None for anything else."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
-
-
 def _node_rank(text: str, nnodes: int) -> int:
     if not text:
         return 0
-    rank = _number(text)
+    rank = whole(text)
     if rank is not None and rank < nnodes:
         return rank
     if rank is not None and nnodes == 1:

@@ -63,7 +63,10 @@ def stop_and_pad(folder: Path, tokenizer: Any, model_config: Any) -> tuple[tuple
 def build_models(
     plan: Plan, device: torch.device, algorithm: Algorithm, ranks: Ranks
 ) -> tuple[TorchEngine, NativeSampler, list[str]]:
-    """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute."""
+    """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute.
+
+    DeepSpeed trains bfloat16 weights, of which it keeps float32 ones in shares.
+    """
     import torch
 
     from rlcli.causal_lm import enable_gradient_checkpointing, load_causal_lm
@@ -75,20 +78,21 @@ def build_models(
     eos, pad_token_id = stop_and_pad(plan.model_dir, plan.tokenizer, plan.model_config)
     compute = compute_dtype(config, device)
     is_half = compute is torch.bfloat16
-    autocast = compute if is_half else None
     uses_lora = config.lora.rank > 0
+    trains_half = is_half and not uses_lora and engine_class.in_lockstep
+    autocast = compute if is_half and not trains_half else None
 
     def load(dtype: torch.dtype) -> CausalLM:
         trust = config.model.trust_remote_code
         path = str(plan.model_dir)
         return load_causal_lm(path, dtype=dtype, device=device, trust_remote_code=trust)
 
-    policy = load(compute if uses_lora else torch.float32)
+    policy = load(compute if uses_lora or trains_half else torch.float32)
     set_up_cpu(device, policy.model.num_parameters())
-    sampled = load(compute) if is_half and not uses_lora else policy
+    sampled = policy if not is_half or uses_lora or trains_half else load(compute)
     reference = None
     if algorithm.needs_reference and not uses_lora:
-        # float32 under autocast like the policy: only then is the KL at the start exactly 0
+        # as exact as the policy: only then is the KL at the start exactly 0
         reference = copy.deepcopy(policy)
         reference.model.requires_grad_(False).eval()
     peft_model = add_lora(policy.model, config.lora) if uses_lora else None

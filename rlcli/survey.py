@@ -13,6 +13,7 @@ from rlcli.config.schema import Config
 from rlcli.errors import LaunchError, NotHere
 from rlcli.inputs import check_rewards, find_model, find_reward_model, read_data
 from rlcli.launch import check_processes, read_launch
+from rlcli.machine import usable_cores
 from rlcli.run_path import check_name
 
 T = TypeVar("T")
@@ -50,12 +51,13 @@ def survey_of(plan: Plan) -> Survey:
 def launch_notes(resolved: Resolved, env: Mapping[str, str]) -> list[str]:
     """What the launch variables, train.nnodes and train.n_gpus come to on this machine.
 
-    Raises: ConfigError for variables that cannot be; LaunchError where several nodes were meant.
+    Raises: ConfigError for variables that cannot be; LaunchError where nodes or GPUs are missing.
     """
     import torch
 
     launch = read_launch(resolved.config, env)
-    return check_processes(resolved, launch, num_visible_gpus=torch.cuda.device_count())
+    gpus, cores = torch.cuda.device_count(), usable_cores()
+    return check_processes(resolved, launch, num_visible_gpus=gpus, num_cores=cores)
 
 
 def survey(resolved: Resolved, env: Mapping[str, str]) -> Survey:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
 from rlcli.lang import width
 
 WIDTH: Final = 80
+PLAIN_EVERY_S: Final = 10.0
+"""Seconds between progress lines where there is no terminal to rewrite one on."""
 
 
 def wrap(text: str, head: str = "", *, line_end: str = "", columns: int = WIDTH) -> list[str]:
@@ -56,3 +60,21 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def progress_line(say: Callable[[str], str] = str) -> Callable[[str], None]:
+    """Shows on stderr what is waited for: one line rewritten, or now and then a line of its own.
+
+    say: translates it.
+    """
+    is_terminal = sys.stderr.isatty()
+    last_s = [float("-inf")]
+
+    def tell(text: str) -> None:
+        if is_terminal:
+            print(f"\r\x1b[K{say(text)[: WIDTH - 1]}", end="", file=sys.stderr, flush=True)
+        elif text and time.monotonic() - last_s[0] >= PLAIN_EVERY_S:
+            last_s[0] = time.monotonic()
+            print(say(text), file=sys.stderr, flush=True)
+
+    return tell

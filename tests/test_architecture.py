@@ -19,6 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
     "types": 0,
     "errors": 0,
+    "place": 0,
+    "schedulers": 0,
     "lang": 0,
     "text": 1,
     "config": 1,
@@ -58,6 +60,7 @@ LEVELS = {
     "plan": 6,
     "recommend": 7,
     "comparison": 7,
+    "supervisor": 7,
     "survey": 7,
     "session": 7,
     "exporter": 7,
@@ -69,7 +72,7 @@ HEAVY = {"torch", "transformers", "peft", "pyarrow", "safetensors", "math_verify
     "openai", "anthropic", "google", "wandb", "tensorboard", "modelscope_hub",
 }  # fmt: skip
 LIGHT_AREAS = ("config", "cli", "preflight", "data", "monitor", "launch", "doctor", "plan")
-LIGHT_AREAS += ("machine", "inputs", "text", "hub", "reward_trial")
+LIGHT_AREAS += ("machine", "inputs", "text", "hub", "reward_trial", "place", "supervisor")
 
 
 def area(module: str) -> str:

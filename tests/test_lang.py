@@ -65,7 +65,9 @@ SPEAKING = (
     "rewards/sandbox/finding.py",
     "rewards/scorer.py",
     "rewards/worker.py",
+    "schedulers.py",
     "session.py",
+    "supervisor/",
     "survey.py",
 )
 """Files whose every sentence reaches the user, in an error, a note or the banner."""
@@ -78,6 +80,7 @@ UNSAID = {
     "pip install -e '.[judge]'",
     "pip install -e '.[trackers]'",
     "--preset quickstart",
+    "rlcli train",
     "rlcli runs resume {}",
     "wandb sync {}",
     "gemini-1.5-flash, gemini-1.5-pro; newer: gemini-flash-latest",

@@ -1,13 +1,15 @@
-"""What the launch variables may say, and what of it one process cannot do."""
+"""What the launch variables and a scheduler may say, and how many processes follow from it."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config, TrainConfig, defaults
-from rlcli.errors import ConfigError
-from rlcli.launch import check_processes, read_launch
+from rlcli.errors import ConfigError, LaunchError
+from rlcli.launch import check_processes, count_nodes, read_launch
 
 
 def run(nnodes: int = 1, n_gpus: int | None = None) -> Resolved:
@@ -23,7 +25,7 @@ def read(nnodes: int, **env: str):
 
 def notes(resolved: Resolved, num_visible_gpus: int = 0, **env: str) -> list[str]:
     launch = read_launch(resolved.config, env)
-    return check_processes(resolved, launch, num_visible_gpus=num_visible_gpus)
+    return check_processes(resolved, launch, num_visible_gpus=num_visible_gpus, num_cores=4)
 
 
 def test_nothing_set_is_node_0_at_torchs_port() -> None:
@@ -84,31 +86,92 @@ def test_launch_variables_of_one_node_are_not_used() -> None:
     assert said == ["not used: env NODE_RANK, env MASTER_ADDR (train.nnodes is 1; set NNODES)."]
 
 
-@pytest.mark.parametrize("name", ["NODE_RANK", "MASTER_ADDR"])
-def test_several_started_nodes_are_refused(name: str) -> None:
-    env = {"MASTER_ADDR": "a"} | ({"NODE_RANK": "0"} if name == "NODE_RANK" else {})
-    with pytest.raises(ConfigError, match="each node would train a model of its own") as caught:
-        notes(run(nnodes=2), **env)
-    assert "train.nnodes=2 (from env NNODES)" in str(caught.value)
-    assert "NNODES=1" in str(caught.value)
-    assert str(caught.value).count("\n") < 3
+def test_nodes_without_an_address_are_refused_with_what_to_type() -> None:
+    with pytest.raises(LaunchError, match="cannot find each other") as caught:
+        notes(run(nnodes=2))
+    said = str(caught.value)
+    assert said.startswith("train.nnodes=2 (from env NNODES), but MASTER_ADDR is not set")
+    assert "NNODES=2 NODE_RANK=0 MASTER_ADDR=192.168.1.1 ./train.sh" in said
+    assert said.count("\n") < 3
 
 
-def test_several_nodes_of_which_one_was_started_are_not_used() -> None:
-    (said,) = notes(run(nnodes=2))
-    assert said.startswith("not used: train.nnodes=2 (from env NNODES)")
+def test_nodes_and_their_processes_are_counted() -> None:
+    env = {"NODE_RANK": "1", "MASTER_ADDR": "a"}
+    assert notes(run(2, 8), 8, **env) == [
+        "2 nodes x 8 processes train together, on a GPU each."
+    ]  # fmt: skip
+    assert notes(run(2), **env) == ["2 nodes x 1 processes train together, on the CPU."]
+    assert notes(run(1, 2)) == ["2 processes train together, on the CPU."]
+    assert notes(run()) == []
 
 
-def test_gpus_that_stay_idle_are_named() -> None:
-    (none,) = notes(run(n_gpus=8))
-    assert none == "not used: train.n_gpus=8 (from env N_GPUS): this machine has no GPU."
-    (one,) = notes(run(n_gpus=8), num_visible_gpus=1)
-    assert one.endswith("this machine has one GPU.")
-    (two,) = notes(run(n_gpus=2), num_visible_gpus=2)
-    assert two.endswith("on one GPU; the other GPU stays idle.")
-    (eight,) = notes(run(n_gpus=8), num_visible_gpus=8)
-    assert eight.endswith("the other 7 GPUs stay idle.")
+def test_more_processes_than_cores_are_slow_without_gpus_alone() -> None:
+    assert notes(run(n_gpus=8))[1] == "more processes (8) than cores (4): fewer are faster."
+    assert len(notes(run(n_gpus=4))) == len(notes(run(n_gpus=8), num_visible_gpus=8)) == 1
 
 
-def test_one_gpu_is_what_one_process_uses() -> None:
-    assert notes(run(n_gpus=1), num_visible_gpus=4) == []
+def test_more_processes_than_gpus_are_refused_with_the_cure() -> None:
+    with pytest.raises(LaunchError, match="this machine shows 2") as caught:
+        notes(run(n_gpus=8), num_visible_gpus=2)
+    assert "train.n_gpus=8 (from env N_GPUS)" in str(caught.value)
+    assert "Set N_GPUS=2" in str(caught.value)
+    on_cpu = run(n_gpus=8).adjust({"train.device": "cpu"})
+    assert "on the CPU" in notes(on_cpu, num_visible_gpus=2)[0]
+
+
+def test_gpus_that_stay_idle_unasked_are_named() -> None:
+    (said,) = notes(run(), num_visible_gpus=8)
+    assert said == (
+        "1 of 8 GPUs is used: train.n_gpus is not set. --n_gpus 8 trains on all of them."
+    )
+    assert notes(run(n_gpus=1), num_visible_gpus=4) == notes(run(), num_visible_gpus=1) == []
+
+
+def test_processes_that_torchrun_started_are_refused() -> None:
+    with pytest.raises(LaunchError, match="start it once per machine"):
+        read(1, LOCAL_RANK="0", RANK="0", WORLD_SIZE="2")
+    assert read(1, LOCAL_RANK="0", WORLD_SIZE="1") == read(1)
+
+
+SLURM = {"SLURM_JOB_NUM_NODES": "3", "SLURM_NODEID": "2", "SLURM_JOB_NODELIST": "gpu[07-09]"}
+
+
+def test_a_scheduler_s_nodes_count_where_nobody_said_another_number() -> None:
+    open_run = replace(run(), sources=run().sources | {"train.nnodes": "default"})
+    counted = count_nodes(open_run, SLURM)
+    assert counted.config.train.nnodes == 3
+    assert counted.sources["train.nnodes"] == "env SLURM_JOB_NUM_NODES"
+    launch = read_launch(counted.config, SLURM)
+    assert (launch.node_rank, launch.master_addr, launch.master_port) == (2, "gpu07", 29500)
+    said = check_processes(counted, launch, num_visible_gpus=0, num_cores=4)
+    assert said[0] == "SLURM: this is node 2 of 3, node 0 is gpu07."
+
+    given = count_nodes(run(), SLURM)
+    assert given.config.train.nnodes == 1
+    assert given.notes == [
+        "SLURM gave this job 3 nodes, but train.nnodes=1 (from env NNODES) is used."
+    ]
+    assert count_nodes(open_run, {}) is open_run
+
+
+def test_what_the_user_says_beats_the_scheduler() -> None:
+    env = {**SLURM, "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29600"}
+    launch = read(3, **env)
+    assert (launch.node_rank, launch.master_addr, launch.master_port) == (1, "10.0.0.1", 29600)
+    assert launch.scheduler == ""
+    partly = read(3, **SLURM, MASTER_ADDR="10.0.0.1")
+    assert (partly.node_rank, partly.master_addr, partly.scheduler) == (2, "10.0.0.1", "SLURM")
+
+
+def test_a_rank_reads_what_its_supervisor_read() -> None:
+    pods = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "WORLD_SIZE": "2", "RANK": "1"}
+    pods |= {"MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}
+    open_run = replace(run(), sources=run().sources | {"train.nnodes": "default"})
+    counted = count_nodes(open_run, pods)
+    launch = read_launch(counted.config, pods)
+    assert (launch.node_rank, launch.master_addr, launch.is_pod) == (1, "job-master-0", True)
+    torch_s = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "40123"}
+    in_rank = pods | torch_s | launch.passed_on()
+    again = count_nodes(open_run, in_rank)
+    assert again == counted
+    assert read_launch(again.config, in_rank) == launch

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +14,9 @@ import typer
 from rlcli.cli.arguments import Json
 from rlcli.doctor.finding import Finding
 from rlcli.monitor.signals import INTERRUPTED
-from rlcli.text import WIDTH, wrap
+from rlcli.text import progress_line, wrap
 
 NAME_WIDTH = 17
-PLAIN_EVERY_S = 10.0
-"""Seconds between progress lines where there is no terminal to rewrite one on."""
 
 
 def doctor(
@@ -84,18 +80,3 @@ def report_lines(groups: Mapping[str, Sequence[Finding]]) -> list[str]:
                 end = " \\" if " -m pip " in step else ""
                 lines += wrap(step, "     -> ", line_end=end)
     return lines
-
-
-def progress_line() -> Callable[[str], None]:
-    """Shows on stderr what is waited for: one line rewritten, or now and then a line of its own."""
-    is_terminal = sys.stderr.isatty()
-    last_s = [float("-inf")]
-
-    def tell(text: str) -> None:
-        if is_terminal:
-            print(f"\r\x1b[K{text[: WIDTH - 1]}", end="", file=sys.stderr, flush=True)
-        elif text and time.monotonic() - last_s[0] >= PLAIN_EVERY_S:
-            last_s[0] = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
-
-    return tell

@@ -13,6 +13,7 @@ from rlcli.cli.arguments import JsonAmongRun
 from rlcli.cli.options import RUN, RunRequest, takes_run_options
 from rlcli.config.resolved import Resolved
 from rlcli.lang import translator
+from rlcli.launch import count_nodes, num_local
 from rlcli.monitor.signals import INTERRUPTED
 from rlcli.place import read_place
 
@@ -35,6 +36,7 @@ def start_run(resolved: Resolved, *, dry_run: bool, as_json: bool) -> None:
     """Train, or only check and print; ends the process with the session's exit code."""
     from rlcli.inputs import refuse_early
 
+    resolved = count_nodes(resolved, os.environ)
     refuse_early(resolved, os.environ, is_dry=dry_run)
     try:
         if dry_run:
@@ -57,6 +59,12 @@ def _survey(resolved: Resolved, *, as_json: bool) -> None:
 
 
 def _train(resolved: Resolved, *, as_json: bool) -> None:
+    train = resolved.config.train
+    if num_local(resolved.config) * train.nnodes > 1 and read_place(os.environ) is None:
+        from rlcli.supervisor import supervise
+
+        raise SystemExit(supervise(resolved, os.environ, Path.cwd()))
+
     from rlcli.build import make_plan
     from rlcli.cli.banner import banner_lines
     from rlcli.run_path import open_run_dir

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlcli.causal_lm import CausalLM, load_causal_lm
@@ -34,7 +35,8 @@ class Critic(nn.Module):
             ids, mask, predicts = padded_sequences(rows, self.pad_token_id)
             predicting = self._lm.padded_hidden(ids, mask)[predicts]
         with torch.autocast(predicting.device.type, enabled=False):
-            return self.value_head(predicting.float())[:, 0]
+            weight, bias = self.value_head.weight.float(), self.value_head.bias.float()
+            return F.linear(predicting.float(), weight, bias)[:, 0]
 
 
 def load_critic(

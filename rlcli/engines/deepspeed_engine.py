@@ -51,8 +51,11 @@ def load_deepspeed() -> ModuleType:
     return deepspeed
 
 
-def settings_of(train: TrainConfig, *, grad_clip: float) -> dict[str, Any]:
-    """DeepSpeed's configuration. A step ends when it is told to, after any number of passes."""
+def settings_of(train: TrainConfig, *, grad_clip: float, half: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration. A step ends when it is told to, after any number of passes.
+
+    half: weights and gradients in bfloat16, with float32 ones beside the moments.
+    """
     zero: dict[str, Any] = {"stage": train.zero_stage, "memory_efficient_linear": False}
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -67,6 +70,7 @@ def settings_of(train: TrainConfig, *, grad_clip: float) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
+        "bf16": {"enabled": half},
     }
 
 
@@ -97,18 +101,23 @@ class ShardedUpdater(Updater):
         lr: float,
         grad_clip: float,
         ranks: Ranks,
+        half: bool,
     ) -> None:
         self.parameters = {name: p for name, p in named if p.requires_grad}
         self.lr, self.grad_clip, self.ranks = lr, grad_clip, ranks
         self.skipped_in_a_row = 0
         self.stage = train.zero_stage
         self.adamw = make_adamw(list(self.parameters.values()), train, lr=lr)
+        # it would round the frequencies of rotary positions too
+        buffers = {buffer: buffer.clone() for buffer in module.buffers()}
         self.engine: Any = load_deepspeed().initialize(
             model=module,
             optimizer=self.adamw,
             model_parameters=list(self.parameters.values()),
-            config=settings_of(train, grad_clip=grad_clip),
+            config=settings_of(train, grad_clip=grad_clip, half=half),
         )[0]
+        for buffer, value in buffers.items():
+            buffer.data = value.to(self.engine.device)
 
     def zero_grad(self) -> None:
         """Nothing: DeepSpeed forgets gradients at the end of a step, a skipped one too."""
@@ -158,7 +167,7 @@ class ShardedUpdater(Updater):
         for name, parameter in self.parameters.items():
             weight = tensors[f"{prefix}.weight.{name}"].to(self.engine.device)
             with gathered([parameter], writes=True):
-                parameter.copy_(weight)
+                parameter.copy_(weight)  # rounded to bfloat16 where that is what is trained
             self._set(parameter, weight)
             for key in MOMENTS if has_moments else ():
                 value = tensors[f"{prefix}.{key}.{name}"].to(self.engine.device)
@@ -233,7 +242,13 @@ class DeepSpeedEngine(TorchEngine):
                 pad_token_id=self.pad_token_id,
                 agree=self.ranks.largest if train.zero_stage == 3 else None,
             )
-        return ShardedUpdater(module, named, train, lr=lr, grad_clip=grad_clip, ranks=self.ranks)
+        more = {"lr": lr, "grad_clip": grad_clip, "ranks": self.ranks, "half": self.is_half}
+        return ShardedUpdater(module, named, train, **more)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether trained weights are bfloat16: those of the policy came so."""
+        return self.policy.model.dtype is torch.bfloat16 and self.peft_model is None
 
     def _stats(self, lm: CausalLM, rows: PackedRows, extra: Extra | None = None) -> TokenStats:
         if lm is not self.policy:

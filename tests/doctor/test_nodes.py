@@ -194,6 +194,10 @@ def test_a_taken_port_is_told() -> None:
     assert f"port {port} is taken" in found.says
 
 
+TOLD = {
+    "rank": 1, "nnodes": 2, "host": "a", "versions": {}, "command": "c", "facts": {},
+    "interface": "",
+}  # fmt: skip
 GARBAGE = [
     b"GET / HTTP/1.1\r\n\r\n",
     b"\x16\x03\x01\x02\x00",
@@ -201,9 +205,10 @@ GARBAGE = [
     MAGIC + b"[1]\n",
     MAGIC + b"[" * 3000 + b"\n",
     MAGIC + b"x" * (2 * HELLO_LIMIT),
-    line({"rank": True, "nnodes": 2, "host": "a", "versions": {}, "interface": ""}),
-    line({"rank": 1, "nnodes": 2, "host": 7, "versions": {}, "interface": ""}),
-    line({"rank": 1, "nnodes": 2, "host": "a", "versions": ["torch"], "interface": ""}),
+    line(TOLD | {"rank": True}),
+    line(TOLD | {"host": 7}),
+    line(TOLD | {"versions": ["torch"]}),
+    line(TOLD | {"facts": {"train.lr": 1}}),
 ]
 
 
@@ -287,7 +292,7 @@ def test_another_server_at_the_port_is_recognised(
     monkeypatch.setattr(others, "SILENCE_LIMIT_S", 0.1)
     with server_that_says(words) as port:
         (found,) = join_node_0(meeting(1, 2, port), *hellos(1, nnodes=2), ignore)
-    assert found.says.startswith("something else than rlcli doctor listens at")
+    assert found.says.startswith("something else than rlcli doctor --nodes listens at")
 
 
 @given(st.binary(max_size=200), st.booleans())

@@ -6,29 +6,38 @@ import ipaddress
 import platform
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlcli import __version__
 from rlcli.doctor.finding import Finding
-from rlcli.doctor.nodes.wire import StrangerError, plain, whole_number
+from rlcli.doctor.nodes.wire import HELLO_LIMIT, StrangerError, plain, whole_number
 from rlcli.doctor.packages import installed
 from rlcli.errors import ConfigError
 from rlcli.launch import read_launch
 
 TIMEOUT_S = 120.0
-USAGE = "NNODES=2 NODE_RANK=0 MASTER_ADDR=192.168.1.1 rlcli doctor --nodes"
+COMMAND = "rlcli doctor --nodes"
+USAGE = f"NNODES=2 NODE_RANK=0 MASTER_ADDR=192.168.1.1 {COMMAND}"
+MAX_FACTS = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meeting:
-    """Where and when. `rank`: this node's."""
+    """Where and when. `rank`: this node's. command: what every node runs.
+
+    listens_anywhere: node 0 need not have the address, which is translated on the way to it.
+    hello_limit: bytes of what a node says of itself.
+    """
 
     rank: int
     nnodes: int
     host: str
     port: int
     timeout_s: float = TIMEOUT_S
+    command: str = COMMAND
+    listens_anywhere: bool = False
+    hello_limit: int = HELLO_LIMIT
 
     @property
     def place(self) -> str:
@@ -38,12 +47,17 @@ class Meeting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """A node about itself. `address`: where its connection came from."""
+    """A node about itself. `address`: where its connection came from.
+
+    facts: by name, what must be the same on every node besides the versions.
+    """
 
     rank: int
     nnodes: int
     host: str
     versions: dict[str, str]
+    command: str = COMMAND
+    facts: dict[str, str] = field(default_factory=dict[str, str])
     address: str = ""
     interface: str = ""
 
@@ -54,6 +68,8 @@ class Hello:
             "nnodes": self.nnodes,
             "host": self.host,
             "versions": self.versions,
+            "command": self.command,
+            "facts": self.facts,
             "interface": self.interface,
         }
 
@@ -92,15 +108,24 @@ def read_meeting(env: Mapping[str, str], *, timeout_s: float = TIMEOUT_S) -> Mee
     )
 
 
-def own_hello(meeting: Meeting) -> Hello:
+def own_hello(
+    meeting: Meeting,
+    packages: Sequence[str] = ("torch", "transformers"),
+    facts: Mapping[str, str] | None = None,
+) -> Hello:
     """This node about itself."""
     versions = {"rlcli": __version__, "python": platform.python_version()}
-    packages = installed(("torch", "transformers"))
-    for name in ("torch", "transformers"):
-        package = packages.get(name)
+    here = installed(packages)
+    for name in packages:
+        package = here.get(name)
         versions[name] = package.full_version if package else "not installed"
     return Hello(
-        rank=meeting.rank, nnodes=meeting.nnodes, host=socket.gethostname(), versions=versions
+        rank=meeting.rank,
+        nnodes=meeting.nnodes,
+        host=socket.gethostname(),
+        versions=versions,
+        command=meeting.command,
+        facts=dict(facts or {}),
     )
 
 
@@ -109,14 +134,18 @@ def read_hello(message: Mapping[str, Any], address: str) -> Hello:
 
     Raises: StrangerError when it is none.
     """
-    versions = message.get("versions")
+    versions, facts = message.get("versions"), message.get("facts")
     if not isinstance(versions, dict) or len(versions) > 20:
+        raise StrangerError
+    if not isinstance(facts, dict) or len(facts) > MAX_FACTS:
         raise StrangerError
     return Hello(
         rank=whole_number(message.get("rank")),
         nnodes=whole_number(message.get("nnodes")),
         host=plain(message.get("host")),
         versions={plain(name): plain(version) for name, version in versions.items()},
+        command=plain(message.get("command")),
+        facts={plain(name): plain(fact) for name, fact in facts.items()},
         address=address,
         interface=plain(message.get("interface")),
     )
@@ -124,14 +153,19 @@ def read_hello(message: Mapping[str, Any], address: str) -> Hello:
 
 def located(hello: Hello, address: str) -> Hello:
     """`hello` with its own address and the network interface that has it."""
+    return replace(hello, address=address, interface=interface_of(address))
+
+
+def interface_of(address: str) -> str:
+    """The network interface of this machine that has `address`; empty where none is known."""
     try:
         import psutil
     except ImportError:
-        return replace(hello, address=address)
+        return ""
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address.split("%")[0] == address for found in addresses):
-            return replace(hello, address=address, interface=name)
-    return replace(hello, address=address)
+            return name
+    return ""
 
 
 def verdict(
@@ -149,7 +183,8 @@ def verdict(
     findings += [
         _left(left[rank]) if rank in left else _absent(meeting, rank, address) for rank in missing
     ]
-    return findings + version_findings(list(first.values()))
+    came = list(first.values())
+    return findings + version_findings(came) + fact_findings(came)
 
 
 def _about(meeting: Meeting, hello: Hello, first: Hello) -> Finding:
@@ -160,6 +195,9 @@ def _about(meeting: Meeting, hello: Hello, first: Hello) -> Finding:
     if hello.nnodes != meeting.nnodes or hello.rank >= meeting.nnodes:
         says = f"{hello.shown()} has NNODES={hello.nnodes}, node 0 has NNODES={meeting.nnodes}"
         return Finding(name, "bad", says, "set the same NNODES on every node")
+    if hello.command != meeting.command:
+        says = f"{hello.shown()} runs {hello.command}, node 0 runs {meeting.command}"
+        return Finding(name, "bad", says, "start the same on every node")
     versions = ", ".join(f"{name} {version}" for name, version in hello.versions.items())
     return Finding(name, "ok", f"{hello.shown()}: {versions}")
 
@@ -182,16 +220,31 @@ def _absent(meeting: Meeting, rank: int, address: str) -> Finding:
 
 def version_findings(hellos: Sequence[Hello]) -> list[Finding]:
     """Packages whose versions differ between nodes; of Python only 3.11, 3.12, ... counts."""
-    findings = []
-    for package in sorted({name for hello in hellos for name in hello.versions}):
+    told = []
+    for hello in hellos:
+        python = ".".join(hello.versions.get("python", "not told").split(".")[:2])
+        told.append((hello.rank, hello.versions | {"python": python}))
+    return [
+        Finding(package, "bad", says, f"install the same {package} on every node")
+        for package, says in _differences(told)
+    ]
+
+
+def fact_findings(hellos: Sequence[Hello]) -> list[Finding]:
+    """What else differs between nodes."""
+    cure = "give every node the same settings and files"
+    told = [(hello.rank, hello.facts) for hello in hellos]
+    return [Finding(name, "bad", says, cure) for name, says in _differences(told)]
+
+
+def _differences(told: Sequence[tuple[int, Mapping[str, str]]]) -> list[tuple[str, str]]:
+    """(name, `A on node 0; B on nodes 1, 2`) of what not all nodes tell the same of."""
+    found = []
+    for name in sorted({name for _, facts in told for name in facts}):
         ranks: dict[str, list[str]] = {}
-        for hello in hellos:
-            version = hello.versions.get(package, "not told")
-            if package == "python":
-                version = ".".join(version.split(".")[:2])
-            ranks.setdefault(version, []).append(str(hello.rank))
+        for rank, facts in told:
+            ranks.setdefault(facts.get(name, "not told"), []).append(str(rank))
         if len(ranks) > 1:
             parts = [f"{v} on node{'s' * (len(r) > 1)} {', '.join(r)}" for v, r in ranks.items()]
-            cure = f"install the same {package} on every node"
-            findings.append(Finding(package, "bad", "; ".join(parts), cure))
-    return findings
+            found.append((name, "; ".join(parts)))
+    return found

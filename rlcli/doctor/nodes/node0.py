@@ -8,16 +8,16 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rlcli.doctor.finding import Finding
 from rlcli.doctor.network import holder, within
 from rlcli.doctor.nodes.meeting import Hello, Meeting, located, read_hello, verdict
-from rlcli.doctor.nodes.wire import HELLO_LIMIT, Lines, StrangerError, line
+from rlcli.doctor.nodes.wire import Channel, StrangerError
 
 SILENCE_LIMIT_S = 5.0
 """Seconds a connection may stay without a hello."""
 SPARE_CONNECTIONS = 32
-SEND_LIMIT_S = 2.0
 TURN_S = 0.2
 BEAT_S = 1.0
 
@@ -26,10 +26,9 @@ BEAT_S = 1.0
 class _Visitor:
     """One connection. `hello`: None until it came."""
 
-    connection: socket.socket
+    channel: Channel
     address: str
     since_s: float
-    lines: Lines
     hello: Hello | None = None
 
 
@@ -81,17 +80,21 @@ class _Room:
         """Send the verdict to every node that came."""
         self._send({"verdict": [asdict(finding) for finding in findings]})
 
-    def close(self) -> None:
+    def close(self, *, keeps_nodes: bool) -> dict[int, Channel]:
+        """Send everybody away, or only the strangers: the line to every node that may stay."""
+        kept: dict[int, Channel] = {}
         for visitor in list(self._visitors):
-            self._drop(visitor)
+            if keeps_nodes and visitor.hello is not None:
+                kept[visitor.hello.rank] = visitor.channel
+            else:
+                self._drop(visitor)
         self._selector.close()
+        return kept
 
     def _send(self, message: dict[str, object]) -> None:
         for visitor in [v for v in self._visitors if v.hello is not None]:
             try:
-                visitor.connection.settimeout(SEND_LIMIT_S)
-                visitor.connection.sendall(line(message))
-                visitor.connection.setblocking(False)
+                visitor.channel.send(message)
             except OSError:
                 self._part(visitor)
 
@@ -103,26 +106,19 @@ class _Room:
         if len(self._visitors) >= self.meeting.nnodes + SPARE_CONNECTIONS:
             connection.close()
             return
-        connection.setblocking(False)
-        visitor = _Visitor(connection, str(address[0]), time.monotonic(), Lines(HELLO_LIMIT))
+        channel = Channel(connection, self.meeting.hello_limit)
+        visitor = _Visitor(channel, str(address[0]), time.monotonic())
         self._visitors.append(visitor)
         self._selector.register(connection, selectors.EVENT_READ, visitor)
 
     def _hear(self, visitor: _Visitor) -> None:
         try:
-            data = visitor.connection.recv(HELLO_LIMIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._part(visitor)
-            return
-        try:
-            for message in visitor.lines.feed(data):
+            for message in visitor.channel.read():
                 visitor.hello = read_hello(message, visitor.address)
         except StrangerError:
             self._reject(visitor)
+        except OSError:
+            self._part(visitor)
 
     def _reject(self, visitor: _Visitor) -> None:
         self.num_strangers += 1
@@ -135,29 +131,42 @@ class _Room:
 
     def _drop(self, visitor: _Visitor) -> None:
         self._visitors.remove(visitor)
-        self._selector.unregister(visitor.connection)
-        visitor.connection.close()
+        self._selector.unregister(visitor.channel)
+        visitor.channel.close()
 
 
 def receive_nodes(meeting: Meeting, own: Hello, tell: Callable[[str], None]) -> list[Finding]:
     """The verdict, after every other node has come and been told, or the time is over."""
+    findings, channels = gather(meeting, own, tell)
+    for channel in channels.values():
+        channel.close()
+    return findings
+
+
+def gather(
+    meeting: Meeting, own: Hello, tell: Callable[[str], None]
+) -> tuple[list[Finding], dict[int, Channel]]:
+    """(verdict, the open line to every other node); no lines where something is bad."""
     deadline_s = time.monotonic() + meeting.timeout_s
     server = listen(meeting)
     if isinstance(server, Finding):
-        return [server]
+        return [server], {}
+    channels: dict[int, Channel] = {}
     with server:
         address = str(server.getsockname()[0])
         room = _Room(meeting, located(own, address), server)
+        is_good = False
         try:
             _wait(room, deadline_s, tell)
             findings = verdict(meeting, room.hellos, room.departed, address=address)
             if room.num_strangers:
-                says = f"{room.num_strangers} connections that are no rlcli doctor were closed"
+                says = f"{room.num_strangers} connections that are no {meeting.command} were closed"
                 findings.append(Finding("strangers", "warn", says))
             room.announce(findings)
+            is_good = all(finding.level != "bad" for finding in findings)
         finally:
-            room.close()
-    return findings
+            channels = room.close(keeps_nodes=is_good)
+    return findings, channels
 
 
 def _wait(room: _Room, deadline_s: float, tell: Callable[[str], None]) -> None:
@@ -175,6 +184,8 @@ def _wait(room: _Room, deadline_s: float, tell: Callable[[str], None]) -> None:
 
 def listen(meeting: Meeting) -> socket.socket | Finding:
     """A socket at the address MASTER_ADDR has here, or why there can be none."""
+    if meeting.listens_anywhere:
+        return _bound(meeting, [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("", meeting.port))])
     try:
         found = within(
             meeting.timeout_s,
@@ -184,8 +195,13 @@ def listen(meeting: Meeting) -> socket.socket | Finding:
         says = f"the name in MASTER_ADDR={meeting.host} does not resolve here"
         cure = "set MASTER_ADDR to the IP address of node 0, or add the name to /etc/hosts"
         return Finding("node 0", "bad", says, cure)
+    return _bound(meeting, found)
+
+
+def _bound(meeting: Meeting, places: Sequence[tuple[Any, ...]]) -> socket.socket | Finding:
+    """A socket that listens at the first of `places`, rows of getaddrinfo, that lets it."""
     problem = OSError()
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in places:
         server = socket.socket(family, kind, protocol)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from rlcli.doctor.finding import Finding, Level
 from rlcli.doctor.network import within
 from rlcli.doctor.nodes.meeting import Hello, Meeting, located
-from rlcli.doctor.nodes.wire import VERDICT_LIMIT, Lines, StrangerError, line, plain, whole_number
+from rlcli.doctor.nodes.wire import VERDICT_LIMIT, Channel, StrangerError, plain, whole_number
 
 CONNECT_LIMIT_S = 5.0
 RETRY_S = 0.5
@@ -28,6 +28,16 @@ class _NotYetError(Exception):
 
 def join_node_0(meeting: Meeting, own: Hello, tell: Callable[[str], None]) -> list[Finding]:
     """The verdict of node 0, or why there is none."""
+    findings, channel = enter(meeting, own, tell)
+    if channel is not None:
+        channel.close()
+    return findings
+
+
+def enter(
+    meeting: Meeting, own: Hello, tell: Callable[[str], None]
+) -> tuple[list[Finding], Channel | None]:
+    """(the verdict of node 0, the open line to it); no line where something is bad."""
     started_s = time.monotonic()
     deadline_s = started_s + meeting.timeout_s
     while True:
@@ -36,62 +46,63 @@ def join_node_0(meeting: Meeting, own: Hello, tell: Callable[[str], None]) -> li
         except _NotYetError as error:
             says, cure = error.args
         except StrangerError:
-            says = f"something else than rlcli doctor listens at {meeting.place}"
-            return [Finding("node 0", "bad", says, "set another MASTER_PORT on every node")]
+            says = f"something else than {meeting.command} listens at {meeting.place}"
+            cure = "set another MASTER_PORT on every node"
+            return [Finding("node 0", "bad", says, cure)], None
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             waited = f"gave up after {meeting.timeout_s:g} s"
-            return [Finding("node 0", "bad", f"{says}; {waited}", cure)]
+            return [Finding("node 0", "bad", f"{says}; {waited}", cure)], None
         tell(f"waiting for node 0 ({meeting.timeout_s - left_s:.0f} s): {says}")
         time.sleep(min(RETRY_S, left_s))
 
 
 def _visit(
     meeting: Meeting, own: Hello, *, deadline_s: float, tell: Callable[[str], None]
-) -> list[Finding]:
+) -> tuple[list[Finding], Channel | None]:
     """Raises: _NotYetError, StrangerError."""
-    with _connect(meeting, deadline_s) as connection:
-        hello = located(own, str(connection.getsockname()[0]))
-        connection.settimeout(READ_S)
-        lines = Lines(VERDICT_LIMIT)
-        waiting: list[int] | None = None
-        heard_s = time.monotonic()
-        try:
-            connection.sendall(line(hello.message()))
-            while time.monotonic() < deadline_s + GRACE_S:
-                data = _receive(connection)
-                for message in lines.feed(data):
-                    heard_s = time.monotonic()
-                    if "verdict" in message:
-                        return _read_verdict(message["verdict"])
-                    waiting = _read_waiting(message)
-                    _tell_waiting(meeting, waiting, deadline_s, tell)
-                if waiting is None and time.monotonic() - heard_s > SILENCE_LIMIT_S:
-                    raise StrangerError
-        except OSError as error:
-            raise _not_yet(meeting, error) from error
-        if not waiting:
-            raise StrangerError
-        return [
-            Finding(
-                f"node {rank}",
-                "bad",
-                f"did not come to node 0 within {meeting.timeout_s:g} s",
-                f"start it with NODE_RANK={rank}; its own output says why it cannot connect",
-            )
-            for rank in waiting
-        ]
-
-
-def _receive(connection: socket.socket) -> bytes:
-    """What came; nothing is b"". Raises: ConnectionResetError at the end of the connection."""
+    channel = Channel(_connect(meeting, deadline_s), VERDICT_LIMIT)
+    is_kept = False
     try:
-        data = connection.recv(1 << 16)
-    except TimeoutError:
-        return b""
-    if not data:
-        raise ConnectionResetError
-    return data
+        channel.send(located(own, channel.own_address).message())
+        findings = _await_verdict(channel, meeting, deadline_s=deadline_s, tell=tell)
+        is_kept = all(finding.level != "bad" for finding in findings)
+    except OSError as error:
+        raise _not_yet(meeting, error) from error
+    finally:
+        if not is_kept:
+            channel.close()
+    return findings, channel if is_kept else None
+
+
+def _await_verdict(
+    channel: Channel, meeting: Meeting, *, deadline_s: float, tell: Callable[[str], None]
+) -> list[Finding]:
+    """Raises: OSError, StrangerError."""
+    waiting: list[int] | None = None
+    heard_s = time.monotonic()
+    while time.monotonic() < deadline_s + GRACE_S:
+        messages = channel.read(READ_S)
+        for number, message in enumerate(messages, start=1):
+            heard_s = time.monotonic()
+            if "verdict" in message:
+                channel.unread = messages[number:]
+                return _read_verdict(message["verdict"])
+            waiting = _read_waiting(message)
+            _tell_waiting(meeting, waiting, deadline_s, tell)
+        if waiting is None and time.monotonic() - heard_s > SILENCE_LIMIT_S:
+            raise StrangerError
+    if not waiting:
+        raise StrangerError
+    return [
+        Finding(
+            f"node {rank}",
+            "bad",
+            f"did not come to node 0 within {meeting.timeout_s:g} s",
+            f"start it with NODE_RANK={rank}; its own output says why it cannot connect",
+        )
+        for rank in waiting
+    ]
 
 
 def _connect(meeting: Meeting, deadline_s: float) -> socket.socket:
@@ -125,10 +136,10 @@ def _not_yet(meeting: Meeting, error: OSError) -> _NotYetError:
     place, port = meeting.place, meeting.port
     if isinstance(error, ConnectionRefusedError):
         says = f"connection refused, nothing listens at {place}"
-        cure = f"start node 0 (NODE_RANK=0 rlcli doctor --nodes); is port {port} open there?"
+        cure = f"start node 0 (NODE_RANK=0 {meeting.command}); is port {port} open there?"
     elif isinstance(error, ConnectionResetError | BrokenPipeError):
         says = f"{place} closed the connection"
-        cure = "start rlcli doctor --nodes on node 0 again; what does it say?"
+        cure = f"start {meeting.command} on node 0 again; what does it say?"
     elif isinstance(error, TimeoutError):
         says = f"no answer from {place}"
         cure = f"open port {port} in node 0's firewall; is MASTER_ADDR its address in this network?"

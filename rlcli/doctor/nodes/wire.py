@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
-MAGIC = b"rlcli-doctor 1 "
+MAGIC = b"rlcli 1 "
 HELLO_LIMIT = 4096
 """Bytes of a line to node 0, where anybody may connect."""
 VERDICT_LIMIT = 1 << 20
@@ -13,8 +14,11 @@ TEXT_LIMIT = 300
 """Characters of one text from another machine."""
 
 
+SEND_LIMIT_S = 2.0
+
+
 class StrangerError(Exception):
-    """What came is not from rlcli doctor."""
+    """What came is not from rlcli."""
 
 
 def line(message: dict[str, Any]) -> bytes:
@@ -51,6 +55,53 @@ class Lines:
         if not isinstance(message, dict):
             raise StrangerError
         return message
+
+
+class Channel:
+    """A connection on which both sides speak in such lines, the received ones up to a limit.
+
+    unread: messages that came behind the one last looked for.
+    """
+
+    def __init__(self, connection: socket.socket, limit: int) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self.unread: list[dict[str, Any]] = []
+        self._lines = Lines(limit)
+
+    @property
+    def own_address(self) -> str:
+        """Of this side."""
+        return str(self.connection.getsockname()[0]).split("%")[0]
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Raises: OSError when the other side is gone, or takes nothing for SEND_LIMIT_S."""
+        self.connection.settimeout(SEND_LIMIT_S)
+        self.connection.sendall(line(message))
+        self.connection.setblocking(False)
+
+    def read(self, wait_s: float = 0.0) -> list[dict[str, Any]]:
+        """The messages that have come; none after wait_s.
+
+        Raises: StrangerError; ConnectionResetError at the end of the connection, OSError.
+        """
+        found, self.unread = self.unread, []
+        if found:
+            return found
+        self.connection.settimeout(wait_s)
+        try:
+            data = self.connection.recv(1 << 16)
+        except (BlockingIOError, TimeoutError):
+            return []
+        if not data:
+            raise ConnectionResetError
+        return self._lines.feed(data)
+
+    def close(self) -> None:
+        self.connection.close()
 
 
 def plain(text: object) -> str:

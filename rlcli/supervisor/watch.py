@@ -1,0 +1,119 @@
+"""One start of all ranks, from its first moment until it is clear how it ended."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+
+from rlcli.errors import UsageError
+from rlcli.monitor.run_dir import RunDir
+from rlcli.monitor.signals import INTERRUPTED
+from rlcli.supervisor.job import Death, Job, root_cause
+from rlcli.supervisor.nodes import OtherNodes
+from rlcli.supervisor.processes import Ranks
+from rlcli.supervisor.signals import Signals
+
+WRONG_USE = UsageError.exit_code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How one start of all ranks ended. cause: empty where rank 0 has said it itself.
+
+    has_left: rank 0 has ended by itself, so that the others get time to do so too.
+    """
+
+    code: int
+    cause: str = ""
+    starts_again: bool = False
+    has_left: bool = False
+
+
+class Watch:
+    """The ends of ranks so far, and what follows from them."""
+
+    def __init__(
+        self, job: Job, run_dir: RunDir, ranks: Ranks, others: OtherNodes, signals: Signals
+    ) -> None:
+        self._job = job
+        self._run_dir = run_dir
+        self._ranks = ranks
+        self._others = others
+        self._signals = signals
+        self._deaths: list[Death] = []
+        self._first_bad_s: float | None = None
+        self._status_ns = self._status_written_ns()
+
+    def turn(self) -> End | None:
+        """The end, once it is known."""
+        told, signals = self._others.poll()
+        for number in signals:
+            self._signals.add(number)
+        for number in self._signals.take():
+            self._ranks.ask_rank_0(number)
+        self._deaths += [*self._ranks.deaths(), *told]
+        if self._first_bad_s is None and root_cause(self._deaths) is not None:
+            self._first_bad_s = time.monotonic()
+        if self._signals.hurried_s > self._job.limits.hurry_s:
+            return End(code=INTERRUPTED, cause="rank 0 did not end at the second Ctrl-C")
+        return self._end_of_rank_0() or self._end_of_others()
+
+    def _end_of_rank_0(self) -> End | None:
+        """Where it ended by itself, or by a signal that it was to have."""
+        zero = next((death for death in self._deaths if death.rank == 0), None)
+        if zero is None:
+            return None
+        was_asked = -zero.code in self._signals.handed_on
+        if zero.is_relaunched and not was_asked:
+            return None
+        others = [death for death in self._deaths if death.rank > 0]
+        root = root_cause(others) if zero.code else None
+        # a wrong setting is the same on every rank
+        is_said = root is None or root.is_consequence or root.code == zero.code == WRONG_USE
+        cause = "" if root is None or is_said else self._told(root)
+        return End(code=zero.exit_code, cause=cause, has_left=True)
+
+    def _end_of_others(self) -> End | None:
+        """Where a rank or a node is gone that rank 0 still needs."""
+        for node, why in self._others.lost.items():
+            return self._lost(f"node {node} is lost: {why}")
+        root = root_cause(self._deaths)
+        if root is None or self._first_bad_s is None:
+            return None
+        waited_s = time.monotonic() - self._first_bad_s
+        limits = self._job.limits
+        has_zero = any(death.rank == 0 for death in self._deaths)
+        if not has_zero and self._is_over():
+            limit_s = limits.leave_s
+        else:
+            limit_s = 0.0 if root.code < 0 else limits.linger_s
+        if waited_s < limit_s:
+            return None
+        if root.is_relaunched:
+            return self._lost(self._told(root))
+        return End(code=root.exit_code, cause=self._told(root))
+
+    def _lost(self, cause: str) -> End:
+        """The run is started again, unless it was asked to stop."""
+        asked = self._signals.handed_on
+        if not asked:
+            return End(code=1, cause=cause, starts_again=True)
+        code = INTERRUPTED if signal.SIGINT in asked else 1
+        return End(code=code, cause=f"{cause}; not started again, as it was asked to stop")
+
+    def _told(self, death: Death) -> str:
+        who = death.told(self._job.launch.nnodes)
+        return f"{who}; its last words: {death.words}" if death.words else who
+
+    def _is_over(self) -> bool:
+        """Whether rank 0 has written down how the run ended."""
+        status = self._run_dir.status() or {}
+        is_new = self._status_written_ns() != self._status_ns
+        return is_new and status.get("state") not in (None, "running")
+
+    def _status_written_ns(self) -> int:
+        try:
+            return (self._run_dir.path / "status.json").stat().st_mtime_ns
+        except OSError:
+            return 0

@@ -1,0 +1,142 @@
+"""Supervisors of tiny scripts in place of ranks, and whole nodes as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlcli.launch import Launch
+from rlcli.supervisor.job import Job, Limits
+from rlcli.supervisor.leader import lead
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAD = """
+import json, os, signal, sys, time
+from pathlib import Path
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+folder = Path(os.environ["RLCLI_RUN_DIR"])
+relaunches = int(os.environ.get("RLCLI_RELAUNCHED", "0"))
+
+def await_file(name):
+    while not (folder / name).exists():
+        time.sleep(0.01)
+
+def write(name, text=""):
+    (folder / f".{name}").write_text(text)
+    os.rename(folder / f".{name}", folder / name)
+
+folder.mkdir(parents=True, exist_ok=True)
+write(f"pid_{rank}_{relaunches}", str(os.getpid()))
+"""
+"""What every script begins with. Files appear whole."""
+
+DRIVER = """
+import json, os, sys
+from pathlib import Path
+import rlcli.doctor.nodes.meeting as meeting
+from rlcli.config.sources import resolve
+from rlcli.errors import RlcliError
+from rlcli.supervisor import supervise
+from rlcli.supervisor.job import Limits
+told = json.loads(sys.argv[1])
+meeting.__version__ = told["version"]
+try:
+    resolved = resolve(flags={}, overrides=told["overrides"], files=[], env=os.environ)
+    limits = Limits(**told["limits"])
+    code = supervise(resolved, os.environ, Path.cwd(), command=told["command"], limits=limits)
+except RlcliError as error:
+    print(f"error: {error}", file=sys.stderr)
+    code = error.exit_code
+sys.exit(code)
+"""
+
+
+def command_of(script: str, folder: Path) -> tuple[str, ...]:
+    """What runs `script` after HEAD, without the packages of this environment."""
+    path = folder / "rank.py"
+    path.write_text(HEAD + script)
+    return (sys.executable, "-ESs", str(path))
+
+
+@dataclass
+class Lead:
+    """One node whose supervisor is this process. told: what it said."""
+
+    folder: Path
+    told: list[str] = field(default_factory=list)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    def __call__(self, script: str, *, num: int = 2, **limits: Any) -> int:
+        job = Job(
+            command=command_of(script, self.folder),
+            launch=Launch(node_rank=0, master_addr=None, master_port=29500),
+            num_local=num,
+            limits=Limits(**limits),
+        )
+        return lead(job, self.run_dir, tell=self.told.append, wait=lambda text: None)
+
+    def pid(self, rank: int, relaunches: int = 0) -> int:
+        """Of a rank, once it has begun."""
+        path = self.run_dir / f"pid_{rank}_{relaunches}"
+        wait_until(path.exists)
+        return int(path.read_text())
+
+
+def wait_until(is_so: Callable[[], bool], limit_s: float = 20.0) -> float:
+    """Seconds until it is so."""
+    begin_s = time.monotonic()
+    while not is_so():
+        waited_s = time.monotonic() - begin_s
+        assert waited_s < limit_s, f"not so after {waited_s:.0f} s"
+        time.sleep(0.01)
+    return time.monotonic() - begin_s
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_node(
+    folder: Path,
+    command: Sequence[str],
+    *overrides: str,
+    env: dict[str, str] | None = None,
+    version: str = "1",
+    **limits: Any,
+) -> subprocess.Popen[str]:
+    """A supervisor as a process of its own, whose output can be read."""
+    told = {
+        "overrides": [f"run.output_dir={folder / 'run'}", *overrides],
+        "command": list(command),
+        "limits": limits,
+        "version": version,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, json.dumps(told)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
