@@ -34,7 +34,6 @@ LEVELS = {
     "hub": 2,
     "disk_need": 2,
     "launch": 2,
-    "place": 1,
     "machine": 2,
     "compiled": 2,
     "checkpoint": 2,

@@ -25,7 +25,7 @@ LISTED = {
     "train.zero_stage": "needs DeepSpeed",
     "train.offload_params": "needs DeepSpeed",
     "train.offload_optimizer": "needs DeepSpeed",
-    "ref.offload_params": "needs DeepSpeed",
+    "ref.offload_params": "needs a GPU",
     "reward.unsafe_code_execution": "needs a reward that runs code",
 }
 """Settings that may be listed as not used instead: what this machine or version lacks."""
@@ -73,6 +73,7 @@ BASES: dict[str, list[str]] = {
     "rejecting": ["algorithm.rejection=seq_k1", "model.dtype=bfloat16"],
     "bfloat16": ["model.dtype=bfloat16"],
     "lora": ["lora.rank=2"],
+    "kl": ["algorithm.kl_loss=true"],
     "cut": ["data.max_prompt_tokens=8", "data.truncation=left"],
     "sampled_val": ["rollout.val_temperature=1.0"],
     "one_epoch": ["train.max_steps=null", "train.epochs=1"],

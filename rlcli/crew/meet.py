@@ -40,6 +40,7 @@ def process_group(place: Place, device: torch.device) -> Iterator[None]:
 def group_of_one(device: torch.device) -> Iterator[None]:
     """torch.distributed for a process that trains alone."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     with TemporaryDirectory() as folder:
         dist.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
         try:

@@ -59,7 +59,7 @@ def settings_of(train: TrainConfig, *, grad_clip: float, half: bool) -> dict[str
     zero: dict[str, Any] = {"stage": train.zero_stage, "memory_efficient_linear": False}
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
-    if train.offload_params:
+    if train.offload_params and train.zero_stage == 3:
         zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,

@@ -180,10 +180,22 @@ class Passes:
             reference = self.policy
         else:
             assert self.reference is not None
-            off, reference = nullcontext(), self.reference
+            off, reference = self._fetched(self.reference), self.reference
         with off:
             (out,) = self._sweep(batch, rows, lambda p: (self._stats(reference, p).logprobs_N,))
         return out
+
+    @contextmanager
+    def _fetched(self, reference: CausalLM) -> Iterator[None]:
+        """Inside, the reference is where it computes; with ref.offload_params only there."""
+        moves = self.config.ref.offload_params and self.device.type == "cuda"
+        if moves:
+            reference.model.to(self.device)
+        try:
+            yield
+        finally:
+            if moves:
+                reference.model.to("cpu")
 
     def _is_on_policy(self, batch: Batch, objective: PolicyObjective) -> bool:
         """Whether every rollout is learned from once, by the very policy that sampled it.

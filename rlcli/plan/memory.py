@@ -126,15 +126,14 @@ class _Step:
 
     @property
     def _moves_reference(self) -> bool:
-        """Whether the reference waits on the host: torch in one process keeps it where it is."""
-        wanted = self.config.ref.offload_params and self.numerics.deepspeed
-        return wanted and not self.machine.is_cpu
+        """Whether the reference waits on the host."""
+        return self.config.ref.offload_params and not self.machine.is_cpu
 
     def _reference(self) -> float:
+        """Whole on every rank, as exact as the policy."""
         numerics = self.numerics
         width = HALF if numerics.deepspeed and numerics.half else FLOAT
-        shards = numerics.ranks if self.config.train.zero_stage == 3 else 1
-        return width * self.models.policy.parameters / shards
+        return width * self.models.policy.parameters
 
     @property
     def _is_native(self) -> bool:

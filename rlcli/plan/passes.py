@@ -56,7 +56,7 @@ def layer_bytes(shape: ModelShape, rows: Rows, numerics: Numerics) -> float:
 
 def _attention(shape: ModelShape, rows: Rows, numerics: Numerics) -> float:
     """Queries, outputs, keys and values as blocks, and the mask as numbers."""
-    width = numerics.width
+    width = numerics.width if numerics.device == "cuda" else FLOAT  # rlcli/packed.py
     keys = shape.query_width if numerics.device == "cuda" else shape.kv_width
     seen = rows.rows * (rows.prompt_length + rows.response_length) + rows.prompt_tokens
     return (

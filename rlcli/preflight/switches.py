@@ -79,7 +79,8 @@ def _sweeps(config: Config) -> bool:
 
 
 OWN_SAMPLER = "this version samples with its own torch sampler"
-ONE_PROCESS = "the torch engine keeps every model whole, where it computes"
+ON_CPU = "the run is on the CPU: there is nowhere else to keep it"
+WHOLE = "the torch engine keeps every model whole, where it computes"
 
 SWITCHES = (
     Switch(
@@ -165,7 +166,17 @@ SWITCHES = (
     Switch(
         _keys("train", "zero_stage offload_params offload_optimizer"),
         lambda config: config.train.engine == "deepspeed",
-        ONE_PROCESS,
+        WHOLE,
+    ),
+    Switch(
+        _keys("train", "offload_params"),
+        lambda config: config.train.engine != "deepspeed" or config.train.zero_stage == 3,
+        "only ZeRO stage 3 shares out the weights",
+    ),
+    Switch(
+        _keys("train", "offload_optimizer"),
+        lambda config: config.train.engine != "deepspeed" or config.train.zero_stage > 0,
+        "ZeRO stage 0 shares out nothing",
     ),
     Switch(
         _keys("ref", "tokens_per_micro_batch"),
@@ -184,8 +195,8 @@ SWITCHES = (
     ),
     Switch(
         _keys("ref", "offload_params"),
-        lambda config: config.train.engine == "deepspeed",
-        ONE_PROCESS,
+        lambda config: config.train.device != "cpu",
+        ON_CPU,
     ),
     Switch(_keys("rollout", "engine"), lambda config: config.rollout.engine != "vllm", OWN_SAMPLER),
     Switch(

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from rlcli.errors import ConfigError
-from rlcli.preflight import check_engines
+from rlcli.preflight import check_engines, engines
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["train.engine=deepspeed"], ["train.engine=deepspeed", "--engine torch", "rlcli plan"]),
         (
             ["rollout.engine=vllm_server", "rollout.url=http://h:8000"],
             ["rollout.engine=vllm_server", "out"],
@@ -28,6 +27,16 @@ def test_what_this_version_lacks_can_be_planned_but_not_built(
         check_engines(resolved)
     assert all(word in str(refused.value) for word in words)
     assert len(str(refused.value).splitlines()) <= 3
+
+
+def test_deepspeed_is_asked_for_where_it_is_not_installed(
+    checked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = checked("train.engine=deepspeed")
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="train.engine=deepspeed.*not installed") as refused:
+        check_engines(resolved)
+    assert "pip install 'rlcli[deepspeed]'" in str(refused.value)
 
 
 def test_the_guides_vllm_is_listed_and_the_run_goes_on(checked: Any) -> None:
@@ -74,7 +83,7 @@ def test_deepspeed_settings_are_not_listed_under_deepspeed(checked: Any) -> None
     assert checked("train.engine=deepspeed", *settings, algo="ppo").notes == []
     (note,) = checked(*settings, algo="ppo").notes
     assert note == (
-        "not used: ref.offload_params, train.offload_params, train.zero_stage "
+        "not used: train.offload_params, train.zero_stage "
         "(the torch engine keeps every model whole, where it computes)."
     )
 

@@ -1,0 +1,409 @@
+"""What several processes gain and send: seconds per step, and bytes given to collectives.
+
+python bench/ranks.py [--engines torch 1 2 3] [--sizes 1 2] [--steps 4] [--micro-rows 16] [--out F]
+
+GRPO in float32 on the work of fixed_work.py: a 4.8M Qwen2, 16 prompts x 8 answers of 8 to 64
+tokens, one update per step. Every process has a core to itself and one thread. Seconds are wall
+seconds of rank 0, medians of --steps after two left out. "1" to "3" are DeepSpeed's ZeRO stages.
+Bytes are counted in the processes themselves, where torch.distributed and the connections to
+rank 0 are called; "on the wire" is what the loopback device sent meanwhile, so nothing else may
+use it: `unshare -n sh -c "ip link set lo up; exec python bench/ranks.py"` gives it to the script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from fixed_work import Work, force_ends, save_model  # noqa: E402
+
+LEFT_OUT = 2
+MIB = 2**20
+GIVEN = {
+    "all_reduce": lambda args, kwargs: _size(args, kwargs, 0, "tensor"),
+    "reduce": lambda args, kwargs: _size(args, kwargs, 0, "tensor"),
+    "broadcast": lambda args, kwargs: _size(args, kwargs, 0, "tensor"),
+    "all_gather": lambda args, kwargs: _size(args, kwargs, 1, "tensor"),
+    "all_gather_into_tensor": lambda args, kwargs: _size(args, kwargs, 1, "input_tensor"),
+    "reduce_scatter": lambda args, kwargs: _size(args, kwargs, 1, "input_list"),
+    "reduce_scatter_tensor": lambda args, kwargs: _size(args, kwargs, 1, "input"),
+    "all_to_all_single": lambda args, kwargs: _size(args, kwargs, 1, "input"),
+}
+"""Bytes that a rank puts into a collective."""
+SENT: dict[str, Callable[[int], float]] = {
+    "all_reduce": lambda w: 2 * (w - 1) / w,
+    "reduce": lambda w: (w - 1) / w,
+    "broadcast": lambda w: (w - 1) / w,
+    "all_gather": lambda w: w - 1,
+    "all_gather_into_tensor": lambda w: w - 1,
+    "reduce_scatter": lambda w: (w - 1) / w,
+    "reduce_scatter_tensor": lambda w: (w - 1) / w,
+    "all_to_all_single": lambda w: (w - 1) / w,
+    "send_bytes": lambda w: 1.0,
+}
+"""What a rank sends for a byte given, in rings of w; from and to one rank as the mean of all."""
+WHOLE = {
+    ("torch", "update"): lambda m: 2,
+    ("1", "update"): lambda m: 3,
+    ("1", "checkpoint"): lambda m: 6,
+    ("2", "update"): lambda m: 2 * m + 1,
+    ("2", "checkpoint"): lambda m: 6,
+    ("3", "update"): lambda m: 3 * m,
+    ("3", "weights"): lambda m: 1,
+    ("3", "checkpoint"): lambda m: 3,
+    ("3", "model"): lambda m: 1,
+}
+"""How often all weights' bytes go past a rank, by engine and phase, with m micro-batches: an
+all-reduce is 2, a gather or a reduce-scatter 1. Moments count as weights."""
+
+
+def _size(args: Any, kwargs: Any, place: int, name: str) -> int:
+    value = args[place] if len(args) > place else kwargs[name]
+    tensors = value if isinstance(value, list | tuple) else [value]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@dataclass(slots=True)
+class Count:
+    """One process, step by step: seconds by phase, bytes by phase and `phase operation`."""
+
+    seconds: list[dict[str, float]] = field(default_factory=list)
+    given: list[dict[str, int]] = field(default_factory=list)
+    wire: list[dict[str, int]] = field(default_factory=list)
+    _phase: str = ""
+    _busy: bool = False
+
+    @contextmanager
+    def phase(self, name: str) -> Any:
+        """A part of a step; sampling begins one. Parts inside a part are not looked at."""
+        if self._phase:
+            yield
+            return
+        if name == "sampling":
+            self.seconds.append({})
+            self.given.append({})
+            self.wire.append({})
+        self._phase, begun, sent = name, time.perf_counter(), loopback_bytes()
+        try:
+            yield
+        finally:
+            self._phase = ""
+            if self.seconds:
+                _add(self.seconds[-1], name, time.perf_counter() - begun)
+                _add(self.wire[-1], name, loopback_bytes() - sent)
+
+    def operation(self, name: str, size: int) -> None:
+        """Bytes given to an operation."""
+        if self.given:
+            _add(self.given[-1], f"{self._phase} {name}", size)
+
+    def wrap_phase(self, owner: Any, method: str, name: str) -> None:
+        """Time a method of a class."""
+        inner = vars(owner)[method]
+
+        @wraps(inner)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.phase(name):
+                return inner(*args, **kwargs)
+
+        setattr(owner, method, timed)
+
+    def wrap_operation(self, owner: Any, name: str, size: Callable[[Any, Any], int]) -> None:
+        """Count a function of a module; one that another calls is not counted again."""
+        inner = getattr(owner, name)
+
+        @wraps(inner)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if self._busy:
+                return inner(*args, **kwargs)
+            self._busy = True
+            try:
+                self.operation(name, size(args, kwargs))
+                return inner(*args, **kwargs)
+            finally:
+                self._busy = False
+
+        setattr(owner, name, counted)
+
+    def wrap_backward(self, owner: Any) -> None:
+        """Count the micro-batches of an optimizer."""
+        inner = owner.backward
+
+        @wraps(inner)
+        def backward(*args: Any) -> None:
+            _add(self.given[-1], "micro-batches", 1)
+            inner(*args)
+
+        owner.backward = backward
+
+
+def _add(values: dict[str, Any], name: str, value: Any) -> None:
+    values[name] = values.get(name, 0) + value
+
+
+def loopback_bytes() -> int:
+    """Bytes that this machine has sent to itself."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        name, _, numbers = line.partition(":")
+        if name.strip() == "lo":
+            return int(numbers.split()[8])
+    return 0
+
+
+def watch_process(count: Count) -> None:
+    """Have `count` see what this process does from here on."""
+    from multiprocessing.connection import Connection
+
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    from rlcli.crew.lead import CrewEngine, CrewSampler
+    from rlcli.engines.deepspeed_engine import DeepSpeedEngine, ShardedUpdater
+    from rlcli.engines.optimizer import Updater
+    from rlcli.engines.passes import Passes
+    from rlcli.engines.torch_engine import TorchEngine
+    from rlcli.rollout.native import NativeSampler
+
+    for name, size in GIVEN.items():
+        count.wrap_operation(distributed_c10d, name, size)
+        setattr(dist, name, getattr(distributed_c10d, name))
+    count.wrap_operation(Connection, "send_bytes", lambda args, kwargs: len(args[1]))
+    for owner in (Updater, ShardedUpdater):
+        count.wrap_backward(owner)
+    names = {"generate": "sampling", "load_weights": "weights", "annotate": "passes"}
+    names |= {"update": "update", "state": "checkpoint", "save_model": "model"}
+    for owner in (CrewSampler, CrewEngine, NativeSampler, Passes, TorchEngine, DeepSpeedEngine):
+        for method, phase in names.items():
+            if method in vars(owner):
+                count.wrap_phase(owner, method, phase)
+
+
+def force_lengths(work: Work) -> None:
+    """Have every row of this process end where the work says so, whichever rank it is on."""
+    import torch
+
+    from rlcli.rollout import native
+
+    call_class: Any = native._Call
+    sampler_class: Any = native.NativeSampler
+    plain_choose, plain_generate = call_class._choose, sampler_class.generate
+    step, lengths = -1, torch.zeros(0)
+
+    def choose(call: Any, logits_RV: Any, rows_R: Any, t: int) -> Any:
+        ends_R = lengths[call.offset + rows_R] == t + 1
+        tokens_R, _ = plain_choose(call, force_ends(logits_RV, ends_R), rows_R, t)
+        return tokens_R, logits_RV.float().log_softmax(-1).gather(1, tokens_R[:, None])[:, 0]
+
+    def generate(
+        sampler: Any, prompts: Any, params: Any, *, places: Any = None, **more: Any
+    ) -> Any:
+        nonlocal step, lengths
+        step += 1
+        places = range(len(prompts)) if places is None else places
+        whole = work.lengths(step)
+        lengths = torch.tensor(
+            [whole[place * params.n + i] for place in places for i in range(params.n)]
+        )
+        return plain_generate(sampler, prompts, params, places=places, **more)
+
+    call_class._choose, sampler_class.generate = choose, generate
+
+
+def shard_as_if_large() -> None:
+    """Have stage 3 do what it does from 1e9 parameters on: small matrices are shared out too, and
+    what a forward pass has gathered is gathered again for the backward pass.
+    """
+    from rlcli.engines import deepspeed_engine
+
+    plain = deepspeed_engine.settings_of
+
+    def settings_of(*args: Any, **more: Any) -> dict[str, Any]:
+        settings = plain(*args, **more)
+        if settings["zero_optimization"]["stage"] == 3:
+            names = ("param_persistence_threshold", "max_reuse_distance", "max_live_parameters")
+            settings["zero_optimization"] |= {f"stage3_{name}": 0 for name in names}
+        return settings
+
+    deepspeed_engine.settings_of = settings_of
+
+
+def one_rank(work: Work, engine: str, folder: Path) -> None:
+    """Take this process's part in a run, and leave what was counted beside it."""
+    from own_step import settings
+
+    from rlcli.build import make_plan
+    from rlcli.config.sources import resolve
+    from rlcli.place import read_place
+    from rlcli.session import run_session
+
+    place = read_place(os.environ)
+    words = settings(work, folder / "model", folder)
+    words += [
+        "train.device=cpu",
+        "train.engine=torch" if engine == "torch" else "train.engine=deepspeed",
+    ]
+    words += [] if engine == "torch" else [f"train.zero_stage={engine}"]
+    plan = make_plan(resolve(overrides=words, flags={}, files=[], env={}, cwd=folder))
+    force_lengths(work)
+    shard_as_if_large()
+    count = Count()
+    watch_process(count)
+    run_session(plan, folder, [], quiet=True, place=place)
+    told: dict[str, Any] = {"seconds": count.seconds, "given": count.given, "wire": count.wire}
+    told["weights"] = (folder / "model" / "model.safetensors").stat().st_size
+    (folder / f"count_{place.rank if place else 0}.json").write_text(json.dumps(told))
+
+
+def run_ranks(work: Work, engine: str, size: int) -> list[dict[str, Any]]:
+    """What each of `size` processes counted."""
+    with tempfile.TemporaryDirectory() as name, socket.socket() as probe:
+        folder = Path(name)
+        save_model(folder / "model")
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        command = [sys.executable, __file__, "--rank", engine, "--folder", name]
+        command += [f"--steps={work.steps}", f"--micro-rows={work.micro_rows}"]
+        command += [f"--answers={work.generations}"]
+        cores = sorted(os.sched_getaffinity(0))
+        processes = []
+        for rank in range(size):
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LOCAL_RANK": "0"}
+            if size > 1:
+                env |= place_of(rank, size, port, folder / "run")
+            core = str(cores[rank % len(cores)])
+            with (folder / f"{rank}.log").open("w") as log:
+                pinned = ["taskset", "-c", core, *command]
+                processes.append(subprocess.Popen(pinned, env=env, stdout=log, stderr=log))
+        codes = [process.wait() for process in processes]
+        if any(codes):
+            logs = [(folder / f"{rank}.log").read_text()[-3000:] for rank in range(size)]
+            raise SystemExit("\n".join([" ".join(command), *logs]))
+        return [json.loads((folder / f"count_{rank}.json").read_text()) for rank in range(size)]
+
+
+def place_of(rank: int, size: int, port: int, run_dir: Path) -> dict[str, str]:
+    """What a supervisor tells a rank."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo", "RLCLI_RUN_DIR": str(run_dir),
+    }  # fmt: skip
+
+
+def time_row(told: list[dict[str, Any]], work: Work) -> list[float]:
+    """Seconds of sampling, update and all of a step, and response tokens per second."""
+    rows = []
+    for number, step in enumerate(told[0]["seconds"]):
+        update = step.get("passes", 0.0) + step["update"]
+        whole = step["sampling"] + update + step["weights"]
+        rows.append((step["sampling"], update, whole, sum(work.lengths(number)) / whole))
+    return [statistics.median(column) for column in zip(*rows[LEFT_OUT:], strict=True)]
+
+
+def bytes_by_operation(told: list[dict[str, Any]], phase: str, step: int) -> dict[str, float]:
+    """MiB that the mean rank gives to each operation in a phase of a step."""
+    found: dict[str, float] = {}
+    for each in told:
+        for name, size in each["given"][step].items():
+            where, _, operation = name.partition(" ")
+            if where == phase and operation:
+                _add(found, operation, size / MIB / len(told))
+    return found
+
+
+def bytes_lines(engine: str, told: list[dict[str, Any]]) -> list[str]:
+    """A line per phase of the last step; what ends the run lies behind it."""
+    size, lines = len(told), []
+    num_micro = told[0]["given"][-1]["micro-batches"]
+    for phase in ("sampling", "passes", "update", "weights", "checkpoint", "model"):
+        given = bytes_by_operation(told, phase, -1)
+        sent = sum(SENT[name](size) * mib for name, mib in given.items())
+        wire = told[0]["wire"][-1].get(phase, 0) / MIB / size
+        times = WHOLE[engine, phase](num_micro) if (engine, phase) in WHOLE else 0
+        expected = times * told[0]["weights"] / MIB * (size - 1) / size
+        each = ", ".join(f"{name} {mib:.2f}" for name, mib in given.items() if mib >= 0.005)
+        if each:
+            micro = num_micro if phase == "update" else ""
+            lines.append(
+                f"| {_name(engine)} | {size} | {phase} | {micro} | {each} | {sent:.2f} "
+                f"| {expected:.2f} | {wire:.2f} |"
+            )
+    return lines
+
+
+def _name(engine: str) -> str:
+    return engine if engine == "torch" else f"ZeRO {engine}"
+
+
+def tables(engines: list[str], sizes: list[int], work: Work) -> str:
+    """Both tables."""
+    times = ["| engine | processes | sampling s | update s | step s | tokens/s | ratio |"]
+    times.append("|---" * 7 + "|")
+    sums = [
+        "| engine | processes | phase | micro-batches | MiB a rank gives | sends, in rings "
+        "| by arithmetic | on the wire |",
+        "|---" * 8 + "|",
+    ]
+    for engine in engines:
+        alone = 0.0
+        for size in sizes:
+            told = run_ranks(work, engine, size)
+            sampling, update, step, rate = time_row(told, work)
+            alone = alone or rate
+            times.append(
+                f"| {_name(engine)} | {size} | {sampling:.2f} | {update:.2f} | {step:.2f} | {rate:,.0f} "
+                f"| {rate / alone:.2f} |"
+            )
+            if size > 1:
+                sums += bytes_lines(engine, told)
+            print(times[-1], file=sys.stderr, flush=True)
+    return "\n".join([*times, "", *sums])
+
+
+def main() -> None:
+    """Print the tables; with --rank, be one of the processes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engines", nargs="*", default=["torch", "1", "2", "3"])
+    parser.add_argument("--sizes", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--micro-rows", type=int, default=16)
+    parser.add_argument("--answers", type=int, default=8)
+    parser.add_argument("--out", type=Path, help="write the tables to this file too")
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    work = Work(
+        shortest=8,
+        generations=args.answers,
+        micro_rows=args.micro_rows,
+        steps=args.steps,
+        left_out=LEFT_OUT,
+    )
+    if args.rank:
+        one_rank(work, args.rank, args.folder)
+        return
+    text = tables(args.engines, args.sizes, work)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
