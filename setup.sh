@@ -27,3 +27,20 @@ CHECK
   "${pip[@]}" -e "$target" >&2
   cp "$1/pyproject.toml" "$stamp"
 }
+
+# $1: checkout, then the arguments of a run. Installs DeepSpeed once where they ask for it.
+rlcli_add_deepspeed() {
+  local python="$1/.venv/bin/python" target="$1[deepspeed]"
+  case " ${*:2} " in
+    *" --engine deepspeed "* | *" --engine=deepspeed "* | *" train.engine=deepspeed "*) ;;
+    *) return 0 ;;
+  esac
+  if "$python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("deepspeed"))'; then
+    return 0
+  fi
+  echo "installing DeepSpeed into $1/.venv (once, about a minute)" >&2
+  if ! "$python" -m pip install --quiet --disable-pip-version-check -e "$target" >&2; then
+    echo "error: DeepSpeed could not be installed. Without it: --engine torch." >&2
+    return 2
+  fi
+}

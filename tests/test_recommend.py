@@ -118,11 +118,11 @@ def test_several_gpus_are_spoken_of_and_not_typed() -> None:
     first, second = recommend(Situation(task="dialogue", gpus=8, billions=7.0))
     assert first.placed.placement == "lora"
     assert "deepspeed" not in first.command()
-    (said,) = [text for text in first.cautions if "DeepSpeed" in text]
-    assert "one of the 8 GPUs" in said
+    (said,) = [text for text in first.cautions if "--engine deepspeed" in text]
+    assert "one of the 8 GPUs; --n_gpus 8 takes all" in said
     assert "all weights then fit" in said
     assert "so does ppo" in said
-    assert not any("DeepSpeed" in text for text in second.cautions)
+    assert not any("deepspeed" in text for text in second.cautions)
 
 
 def test_a_model_known_by_its_size_alone_has_that_many_parameters() -> None:

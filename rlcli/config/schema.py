@@ -228,9 +228,9 @@ class TrainConfig(Section):
     """Updates."""
 
     engine: Literal["auto", "torch", "deepspeed"] = "auto"
-    """The training engine; torch runs in this process."""
+    """The training engine; auto is torch. Under torch every process holds the whole model."""
     n_gpus: Positive | None = None
-    """GPUs of each node; none: all that are visible."""
+    """Processes of each node, each with a GPU of its own where there are any; none: one."""
     nnodes: Positive = 1
     """Machines that train together."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2

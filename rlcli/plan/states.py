@@ -53,7 +53,7 @@ class TrainedStates:
 def numerics_of(config: Config, *, device: str, devices: int) -> Numerics:
     """What `model.dtype`, `lora.rank` and the engine come to on this device."""
     train = config.train
-    ranks = (train.n_gpus or devices) * train.nnodes
+    ranks = (train.n_gpus or 1) * train.nnodes
     deepspeed = train.engine == "deepspeed"
     wanted = config.model.dtype
     return Numerics(

@@ -61,7 +61,7 @@ def _memory_cautions(s: Situation, pick: Pick, placed: Placed) -> list[str]:
 
 
 def _several_gpus(s: Situation, pick: Pick) -> str:
-    """What the engine of a later version will make of them."""
+    """What the others are good for."""
     shared = place_sharded(s, pick)
     peak = f"{shared.plan.largest.peak_gib:.1f} GiB on each"
     says = f"all weights then fit, with {peak}" if shared.fits else f"even so they need {peak}"
@@ -69,8 +69,8 @@ def _several_gpus(s: Situation, pick: Pick) -> str:
     if wants_critic and pick.algorithm != "ppo" and place_sharded(s, Pick("ppo", 1, "")).fits:
         says += "; so does ppo, with its critic"
     return (
-        f"this version trains in one process, on one of the {s.gpus} GPUs. DeepSpeed, in a later "
-        f"one, will share the states among them: {says}"
+        f"this takes one of the {s.gpus} GPUs; --n_gpus {s.gpus} takes all, and --engine deepspeed "
+        f"train.zero_stage=3 shares the states among them: {says}"
     )
 
 

@@ -207,10 +207,10 @@ def test_what_a_command_of_the_guides_asks_of_vllm_and_fsdp_is_listed_in_two_lin
     small_memory = commands()[3]
     resolved = check(resolve(flags={}, overrides=small_memory, files=[], env=ENV, cwd=tmp_path))
     assert [note for note in resolved.notes if note.startswith("not used: ")] == [
-        "not used: ref.offload_params, train.offload_params "
-        "(the torch engine keeps every model whole, where it computes).",
         "not used: rollout.memory_fraction, rollout.tensor_parallel "
         "(this version samples with its own torch sampler).",
+        "not used: train.offload_params "
+        "(the torch engine keeps every model whole, where it computes).",
     ]
 
 

@@ -90,8 +90,7 @@ def test_two_hosts_give_what_one_process_gives(hosts: Hosts, alone: Path) -> Non
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("gpus", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("gpus", "stage"), [(2, 0), (2, 1), (2, 2), (2, 3), (1, 3)])
 def test_so_do_two_ranks_on_each_and_every_stage(
     hosts: Hosts, alone: Path, gpus: int, stage: int
 ) -> None:

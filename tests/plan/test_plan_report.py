@@ -225,7 +225,7 @@ def test_several_gpus_are_planned_for_or_said_not_to_be(settings: Settings, engi
     told = [warning for warning in plan.warnings if "train.n_gpus=4, train.nnodes=2" in warning]
     assert plan.memory.numerics.ranks == (8 if engine == "deepspeed" else 1)
     assert len(told) == (0 if engine == "deepspeed" else 1)
-    assert all("train.engine=deepspeed plans for all" in warning for warning in told)
+    assert all("train.engine=deepspeed shares the states out" in warning for warning in told)
 
 
 @pytest.mark.parametrize(
