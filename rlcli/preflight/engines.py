@@ -87,6 +87,11 @@ def check_engines(resolved: Resolved) -> Resolved:
             "\nInstall it with: pip install 'rlcli[deepspeed]' (from a checkout: "
             "pip install -e '.[deepspeed]'), or use --engine torch."
         )
+    if config.train.engine == "deepspeed" and config.model.compile:
+        raise ConfigError(
+            f"{resolved.where('model.compile')} and {resolved.where('train.engine')} do not go "
+            "together in this version. Leave one of them out."
+        )
     if config.rollout.engine == "vllm_server":
         raise ConfigError(
             f"{resolved.where(SAMPLER)} is not in this version, which samples with its own torch "

@@ -99,7 +99,8 @@ def test_a_wrong_setting_is_refused_without_torch(tmp_path: Path) -> None:
         "    assert ended.code == 2\n"
         "assert 'torch' not in sys.modules\n"
     )
-    for words in (["rollout.n=1"], ["data.max_response_tokens=4000"], ["--engine", "deepspeed"]):
+    compiled = ["--engine", "deepspeed", "model.compile=true"]
+    for words in (["rollout.n=1"], ["data.max_response_tokens=4000"], compiled):
         command = [sys.executable, "-c", code, *words]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)

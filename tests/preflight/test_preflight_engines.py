@@ -39,6 +39,12 @@ def test_deepspeed_is_asked_for_where_it_is_not_installed(
     assert "pip install 'rlcli[deepspeed]'" in str(refused.value)
 
 
+def test_deepspeed_does_not_compile(checked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: name)
+    with pytest.raises(ConfigError, match=r"model\.compile=true.*train\.engine=deepspeed"):
+        check_engines(checked("train.engine=deepspeed", "model.compile=true"))
+
+
 def test_the_guides_vllm_is_listed_and_the_run_goes_on(checked: Any) -> None:
     file = """\
 actor_rollout_ref:
