@@ -1,0 +1,81 @@
+"""A real run over two ranks, one of which is killed: it ends like the undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = [
+    "--preset", "quickstart", "--n_gpus", "2", "run.seed=3", "run.save_every=2", "run.eval_every=0",
+    "train.prompts_per_step=16", "train.mini_batch_prompts=8", "train.max_steps=14", "data.val=[]",
+]  # fmt: skip
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rlcli.cli.main", "train", *WORDS, *more]
+    return subprocess.Popen(
+        [*command, "--output_dir", str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder.parent,
+    )
+
+
+def rank_process(supervisor: int, rank: int) -> psutil.Process | None:
+    """The process of a rank, once it has started."""
+    for child in psutil.Process(supervisor).children():
+        if child.environ().get("RANK") == str(rank):
+            return child
+    return None
+
+
+def kill_when(run: subprocess.Popen[str], folder: Path, rank: int, lines: int) -> None:
+    """Kill a rank once `lines` steps are in the metrics."""
+    metrics, until = folder / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < until and run.poll() is None:
+        if metrics.is_file() and metrics.read_text().count("policy_loss") >= lines:
+            break
+        time.sleep(0.01)
+    process = rank_process(run.pid, rank)
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run = start(folder)
+    output, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, output
+    return load_file(folder / "checkpoints" / "step_14" / "policy.safetensors")
+
+
+@pytest.mark.parametrize(
+    "draw", [0, *(pytest.param(i, marks=pytest.mark.nightly) for i in range(1, 20))]
+)
+def test_the_weights_are_those_of_the_run_that_was_not_disturbed(
+    draw: int, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    chance = random.Random(draw)
+    rank, lines = chance.randrange(2), chance.randrange(1, 13)
+    run = start(tmp_path / "run")
+    kill_when(run, tmp_path / "run", rank, lines)
+    output, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, output
+    assert f"rank {rank} was killed (SIGKILL)" in output
+    assert "starting again from step" in output
+    found = load_file(tmp_path / "run" / "checkpoints" / "step_14" / "policy.safetensors")
+    assert all(torch.equal(value, undisturbed[name]) for name, value in found.items())
