@@ -43,9 +43,10 @@ def _size(args: Any, kwargs: Any, place: int, name: str) -> int:
 
 @dataclass(slots=True)
 class Count:
-    """One process, step by step: seconds by phase, bytes by phase and `phase operation`."""
+    """One process, step by step and by phase: wall and CPU seconds, bytes by `phase operation`."""
 
     seconds: list[dict[str, float]] = field(default_factory=list)
+    cpu_s: list[dict[str, float]] = field(default_factory=list)
     given: list[dict[str, int]] = field(default_factory=list)
     wire: list[dict[str, int]] = field(default_factory=list)
     _phase: str = ""
@@ -58,16 +59,17 @@ class Count:
             yield
             return
         if name == "sampling":
-            self.seconds.append({})
-            self.given.append({})
-            self.wire.append({})
-        self._phase, begun, sent = name, time.perf_counter(), loopback_bytes()
+            for values in (self.seconds, self.cpu_s, self.given, self.wire):
+                values.append({})
+        self._phase, sent = name, loopback_bytes()
+        begun, cpu_s = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self._phase = ""
             if self.seconds:
                 _add(self.seconds[-1], name, time.perf_counter() - begun)
+                _add(self.cpu_s[-1], name, time.process_time() - cpu_s)
                 _add(self.wire[-1], name, loopback_bytes() - sent)
 
     def operation(self, name: str, size: int) -> None:

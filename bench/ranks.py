@@ -1,10 +1,12 @@
 """What several processes gain and send: seconds per step, and bytes given to collectives.
 
-python bench/ranks.py [--engines torch 1 2 3] [--sizes 1 2] [--steps 4] [--micro-rows 16] [--out F]
+python bench/ranks.py [--engines torch 1 2 3] [--sizes 1 2] [--steps 8] [--micro-rows 16] [--out F]
 
-GRPO in float32 on the work of fixed_work.py: a 4.8M Qwen2, 16 prompts x 8 answers of 8 to 64
-tokens, one update per step. Every process has a core to itself and one thread. Seconds are wall
-seconds of rank 0, medians of --steps after two left out. "1" to "3" are DeepSpeed's ZeRO stages.
+GRPO on the work of fixed_work.py: a 4.8M Qwen2, 16 prompts x 8 answers of 8 to 64
+tokens, one update per step, the same lengths in every step. Every process has a core to itself
+and one thread. Seconds are CPU seconds of the rank that has most to do in a part of the step,
+medians of --steps after two left out: what a step takes on idle cores. "Wall" is the fastest step.
+"1" to "3" are DeepSpeed's ZeRO stages; 3 gathers and releases as it does with a large model.
 Bytes are counted in the processes themselves, where torch.distributed and the connections to
 rank 0 are called; "on the wire" is what the loopback device sent meanwhile, so nothing else may
 use it: `unshare -n sh -c "ip link set lo up; exec python bench/ranks.py"` gives it to the script.
@@ -30,6 +32,7 @@ from collectives import SENT, Count, watch_process  # noqa: E402
 from fixed_work import Work, force_ends, save_model  # noqa: E402
 
 LEFT_OUT = 2
+STEP = ("sampling", "passes", "update", "weights")
 MIB = 2**20
 WHOLE = {
     ("torch", "update"): lambda m: 2,
@@ -43,7 +46,8 @@ WHOLE = {
     ("3", "model"): lambda m: 1,
 }
 """How often all weights' bytes go past a rank, by engine and phase, with m micro-batches: an
-all-reduce is 2, a gather or a reduce-scatter 1. Moments count as weights."""
+all-reduce is 2, a gather or a reduce-scatter 1. Moments count as weights. In bfloat16 DeepSpeed
+sends 2 bytes a weight; checkpoints, and all of the torch engine's, are float32."""
 
 
 def force_lengths(work: Work) -> None:
@@ -55,7 +59,7 @@ def force_lengths(work: Work) -> None:
     call_class: Any = native._Call
     sampler_class: Any = native.NativeSampler
     plain_choose, plain_generate = call_class._choose, sampler_class.generate
-    step, lengths = -1, torch.zeros(0)
+    whole, lengths = work.lengths(0), torch.zeros(0)
 
     def choose(call: Any, logits_RV: Any, rows_R: Any, t: int) -> Any:
         ends_R = lengths[call.offset + rows_R] == t + 1
@@ -65,10 +69,8 @@ def force_lengths(work: Work) -> None:
     def generate(
         sampler: Any, prompts: Any, params: Any, *, places: Any = None, **more: Any
     ) -> Any:
-        nonlocal step, lengths
-        step += 1
+        nonlocal lengths
         places = range(len(prompts)) if places is None else places
-        whole = work.lengths(step)
         lengths = torch.tensor(
             [whole[place * params.n + i] for place in places for i in range(params.n)]
         )
@@ -117,7 +119,8 @@ def one_rank(work: Work, engine: str, folder: Path) -> None:
     count = Count()
     watch_process(count)
     run_session(plan, folder, [], quiet=True, place=place)
-    told: dict[str, Any] = {"seconds": count.seconds, "given": count.given, "wire": count.wire}
+    told: dict[str, Any] = {"seconds": count.seconds, "cpu_s": count.cpu_s, "given": count.given}
+    told["wire"] = count.wire
     told["weights"] = (folder / "model" / "model.safetensors").stat().st_size
     (folder / f"count_{place.rank if place else 0}.json").write_text(json.dumps(told))
 
@@ -132,7 +135,7 @@ def run_ranks(work: Work, engine: str, size: int) -> list[dict[str, Any]]:
         probe.close()
         command = [sys.executable, __file__, "--rank", engine, "--folder", name]
         command += [f"--steps={work.steps}", f"--micro-rows={work.micro_rows}"]
-        command += [f"--answers={work.generations}"]
+        command += [f"--answers={work.generations}", f"--dtype={work.dtype}"]
         cores = sorted(os.sched_getaffinity(0))
         processes = []
         for rank in range(size):
@@ -160,13 +163,22 @@ def place_of(rank: int, size: int, port: int, run_dir: Path) -> dict[str, str]:
 
 
 def time_row(told: list[dict[str, Any]], work: Work) -> list[float]:
-    """Seconds of sampling, update and all of a step, and response tokens per second."""
-    rows = []
-    for number, step in enumerate(told[0]["seconds"]):
-        update = step.get("passes", 0.0) + step["update"]
-        whole = step["sampling"] + update + step["weights"]
-        rows.append((step["sampling"], update, whole, sum(work.lengths(number)) / whole))
-    return [statistics.median(column) for column in zip(*rows[LEFT_OUT:], strict=True)]
+    """Seconds of sampling, update and a step, response tokens per second, and wall seconds."""
+    steps = range(LEFT_OUT, len(told[0]["seconds"]))
+
+    def busiest(*phases: str) -> float:
+        """CPU seconds of the rank that has most to do: the others wait for it."""
+        sums = [sum(max(_of(each["cpu_s"][i], p) for each in told) for p in phases) for i in steps]
+        return statistics.median(sums)
+
+    sampling, update = busiest("sampling"), busiest("passes", "update")
+    whole = sampling + update + busiest("weights")
+    wall = min(sum(_of(told[0]["seconds"][i], phase) for phase in STEP) for i in steps)
+    return [sampling, update, whole, sum(work.lengths(0)) / whole, wall]
+
+
+def _of(values: dict[str, float], phase: str) -> float:
+    return values.get(phase, 0.0)
 
 
 def bytes_by_operation(told: list[dict[str, Any]], phase: str, step: int) -> dict[str, float]:
@@ -180,7 +192,7 @@ def bytes_by_operation(told: list[dict[str, Any]], phase: str, step: int) -> dic
     return found
 
 
-def bytes_lines(engine: str, told: list[dict[str, Any]]) -> list[str]:
+def bytes_lines(engine: str, told: list[dict[str, Any]], *, half: bool) -> list[str]:
     """A line per phase of the last step; what ends the run lies behind it."""
     size, lines = len(told), []
     num_micro = told[0]["given"][-1]["micro-batches"]
@@ -189,7 +201,8 @@ def bytes_lines(engine: str, told: list[dict[str, Any]]) -> list[str]:
         sent = sum(SENT[name](size) * mib for name, mib in given.items())
         wire = told[0]["wire"][-1].get(phase, 0) / MIB / size
         times = WHOLE[engine, phase](num_micro) if (engine, phase) in WHOLE else 0
-        expected = times * told[0]["weights"] / MIB * (size - 1) / size
+        width = 0.5 if half and engine != "torch" and phase != "checkpoint" else 1.0
+        expected = times * width * told[0]["weights"] / MIB * (size - 1) / size
         each = ", ".join(f"{name} {mib:.2f}" for name, mib in given.items() if mib >= 0.005)
         if each:
             micro = num_micro if phase == "update" else ""
@@ -206,8 +219,8 @@ def _name(engine: str) -> str:
 
 def tables(engines: list[str], sizes: list[int], work: Work) -> str:
     """Both tables."""
-    times = ["| engine | processes | sampling s | update s | step s | tokens/s | ratio |"]
-    times.append("|---" * 7 + "|")
+    times = ["| engine | processes | sampling s | update s | step s | tokens/s | ratio | wall s |"]
+    times.append("|---" * 8 + "|")
     sums = [
         "| engine | processes | phase | micro-batches | MiB a rank gives | sends, in rings "
         "| by arithmetic | on the wire |",
@@ -217,14 +230,14 @@ def tables(engines: list[str], sizes: list[int], work: Work) -> str:
         alone = 0.0
         for size in sizes:
             told = run_ranks(work, engine, size)
-            sampling, update, step, rate = time_row(told, work)
+            sampling, update, step, rate, wall = time_row(told, work)
             alone = alone or rate
             times.append(
                 f"| {_name(engine)} | {size} | {sampling:.2f} | {update:.2f} | {step:.2f} "
-                f"| {rate:,.0f} | {rate / alone:.2f} |"
+                f"| {rate:,.0f} | {rate / alone:.2f} | {wall:.2f} |"
             )
             if size > 1:
-                sums += bytes_lines(engine, told)
+                sums += bytes_lines(engine, told, half=work.dtype == "bfloat16")
             print(times[-1], file=sys.stderr, flush=True)
     return "\n".join([*times, "", *sums])
 
@@ -234,9 +247,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engines", nargs="*", default=["torch", "1", "2", "3"])
     parser.add_argument("--sizes", nargs="*", type=int, default=[1, 2])
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--micro-rows", type=int, default=16)
     parser.add_argument("--answers", type=int, default=8)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--out", type=Path, help="write the tables to this file too")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -244,6 +258,7 @@ def main() -> None:
     work = Work(
         shortest=8,
         generations=args.answers,
+        dtype=args.dtype,
         micro_rows=args.micro_rows,
         steps=args.steps,
         left_out=LEFT_OUT,

@@ -270,8 +270,8 @@ def _lead(
     return CrewEngine(crew, engine), CrewSampler(crew, sampler), notes
 
 
-def serve_rank(plan: Plan, place: Place, connection: Connection) -> None:
-    """Build this rank's models and do what rank 0 says until it says stop."""
+def serve_rank(plan: Plan, place: Place, connection: Connection) -> bool:
+    """Build this rank's models, do what rank 0 says until it stops; whether all ended well."""
     import torch
 
     from rlcli.algos.algorithm import Algorithm
@@ -282,4 +282,5 @@ def serve_rank(plan: Plan, place: Place, connection: Connection) -> None:
     algorithm = Algorithm(plan.config, corrects_sampler=plan.config.algorithm.corrects_sampler)
     engine, sampler, _ = build_models(plan, plan.device, algorithm, Ranks(place.rank, place.size))
     log = place.run_dir / f"rank_{place.rank}.log"
-    follow(connection, engine, sampler, rank=place.rank, log=log)
+    seed = plan.config.run.seed
+    return follow(connection, engine, sampler, rank=place.rank, seed=seed, log=log)

@@ -90,17 +90,18 @@ def build_models(
     policy = load(compute if uses_lora or trains_half else torch.float32)
     set_up_cpu(device, policy.model.num_parameters())
     sampled = policy if not is_half or uses_lora or trains_half else load(compute)
+    peft_model = add_lora(policy.model, config.lora) if uses_lora else None
+    ranks.equalize(policy.model)
     reference = None
     if algorithm.needs_reference and not uses_lora:
         # as exact as the policy: only then is the KL at the start exactly 0
         reference = copy.deepcopy(policy)
         reference.model.requires_grad_(False).eval()
-    peft_model = add_lora(policy.model, config.lora) if uses_lora else None
     if config.model.gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
     if sampled is policy and engine_class.shards_weights(config.train):
         sampled = copy.deepcopy(policy)  # what sharded weights are put together in
-    critic = _build_critic(plan, pad_token_id) if plan.critic_dir else None
+    critic = _build_critic(plan, pad_token_id, ranks) if plan.critic_dir else None
     if config.model.compile:
         _compile(policy.model, reference and reference.model, critic and critic.body)
     sampler = NativeSampler(
@@ -146,7 +147,7 @@ def _compile(*models: PreTrainedModel | None) -> None:
             compile_layers(model)
 
 
-def _build_critic(plan: Plan, pad_token_id: int) -> Critic:
+def _build_critic(plan: Plan, pad_token_id: int, ranks: Ranks) -> Critic:
     from rlcli.causal_lm import enable_gradient_checkpointing
     from rlcli.engines.critic import load_critic
 
@@ -158,4 +159,5 @@ def _build_critic(plan: Plan, pad_token_id: int) -> Critic:
     )
     if plan.config.model.gradient_checkpointing:
         enable_gradient_checkpointing(critic.body)
+    ranks.equalize(critic)
     return critic

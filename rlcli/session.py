@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,6 +26,8 @@ from rlcli.report import write_report
 from rlcli.run_path import open_run_dir
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from rlcli.crew.lead import Crew
     from rlcli.place import Place
     from rlcli.trainer import Run
@@ -58,23 +62,38 @@ def run_session(
         with _group_of_one(plan):
             return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=None)
     from rlcli.crew.lead import Crew
-    from rlcli.crew.meet import connect, own_device, process_group
+    from rlcli.crew.meet import connect, leave_together, own_device, process_group
 
     plan = replace(plan, device=own_device(plan.device, place))
+    run_dir, (_, resume) = RunDir(place.run_dir), open_run_dir(plan.resolved, cwd)
+    if place.relaunches:
+        resume = "newest"
     with process_group(place, plan.device):
         connections = connect(place)
         if place.rank:
-            serve_rank(plan, place, connections[0])
+            _follow(plan, place, connections[0])
             return None
-        crew = Crew(connections, place.run_dir / "rank_0.log")
-        _, resume = open_run_dir(plan.resolved, cwd)
-        if place.relaunches:
-            resume = "newest"
+        crew, ended_well = Crew(connections, place.run_dir / "rank_0.log"), False
         try:
-            run_dir = RunDir(place.run_dir)
-            return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=crew)
+            outcome = _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=crew)
+            ended_well = True
         finally:
-            crew.dismiss()
+            crew.dismiss(ended_well=ended_well)
+        leave_together()
+        return outcome
+
+
+def _follow(plan: Plan, place: Place, connection: Connection) -> None:
+    """A rank that ends with an error ends at once: others may wait for it in a collective."""
+    from rlcli.crew.meet import leave_together
+
+    try:
+        if serve_rank(plan, place, connection):
+            leave_together()
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(error.exit_code if isinstance(error, RlcliError) else 1)
 
 
 def _group_of_one(plan: Plan) -> AbstractContextManager[None]:

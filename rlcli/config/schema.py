@@ -150,7 +150,7 @@ class ModelConfig(Section):
     path: str = "Qwen/Qwen2.5-0.5B"
     """Directory, hub name, or builtin:quickstart."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute dtype; auto: bfloat16 on CUDA, float32 elsewhere. Trained weights are float32."""
+    """Compute dtype; auto: bfloat16 on CUDA, float32 elsewhere. torch trains float32 weights."""
     trust_remote_code: bool = False
     """Run model code that comes with the checkpoint."""
     gradient_checkpointing: bool = False

@@ -21,20 +21,27 @@ from rlcli.types import Advantages, AnnotatedBatch, Batch, Prompt, Rollout
 
 
 def follow(
-    connection: Connection, engine: TrainEngine, sampler: Sampler, *, rank: int, log: Path
-) -> None:
-    """Serve rank 0 until it says stop. log: where the stack goes when something takes too long.
+    connection: Connection,
+    engine: TrainEngine,
+    sampler: Sampler,
+    *,
+    rank: int,
+    seed: int,
+    log: Path,
+) -> bool:
+    """Serve rank 0 until it says stop; whether the run ended well.
 
+    log: where the stack goes when something takes too long.
     Raises: RankLostError when rank 0 is gone; an error of this rank, after telling rank 0 of it.
     """
-    follower = _Follower(connection, engine, sampler, rank)
+    follower = _Follower(connection, engine, sampler, (seed, rank))
     while True:
         try:
             name, args = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise RankLostError("rank 0 is gone") from error
         if name == "stop":
-            return
+            return bool(args)
         try:
             with stack_dump(log):
                 getattr(follower, name)(*args)
@@ -55,9 +62,13 @@ class _Follower:
     """One method per command."""
 
     def __init__(
-        self, connection: Connection, engine: TrainEngine, sampler: Sampler, rank: int
+        self,
+        connection: Connection,
+        engine: TrainEngine,
+        sampler: Sampler,
+        seed: tuple[int, int],
     ) -> None:
-        self._connection, self._rank = connection, rank
+        self._connection, self._seed = connection, seed
         self._engine, self._sampler = engine, sampler
         self._annotated: AnnotatedBatch | None = None
 
@@ -78,7 +89,7 @@ class _Follower:
     def update(self, advantages: Advantages, objective: PolicyObjective, step: int) -> None:
         assert self._annotated is not None
         # dropout of adapters: drawn anew for each step and rank, so that a resumed run draws alike
-        torch.manual_seed(zlib.crc32(repr((step, self._rank)).encode()))
+        torch.manual_seed(zlib.crc32(repr((*self._seed, step)).encode()))
         aims = to_device(advantages, self._engine.device)
         self._engine.update(self._annotated, aims, objective, step=step)
         self._annotated = None

@@ -119,12 +119,12 @@ class Crew:
         self.hear(rank, lambda *_: None)
         raise RankLostError(f"rank {rank} is gone")
 
-    def dismiss(self) -> None:
-        """Every rank that is still there ends."""
+    def dismiss(self, *, ended_well: bool = False) -> None:
+        """Every rank that is still there ends; where all went well, together with this one."""
         self.watch.close()
         for connection in self._connections.values():
             with suppress(OSError):
-                connection.send_bytes(pickle.dumps(("stop", ())))
+                connection.send_bytes(pickle.dumps(("stop", ended_well)))
                 connection.close()
 
 
@@ -164,6 +164,7 @@ class CrewSampler:
             self._crew.tell(rank, "generate", *work)
         for listener in listeners:
             listener.start()
+        self._crew.watch.begin("generate")
         try:
             self._sampler.generate(
                 [prompts[i] for i in shares[0]],
@@ -172,9 +173,11 @@ class CrewSampler:
                 places=[places[i] for i in shares[0]],
                 on_finish=gathered.taker(shares[0]),
             )
+            self._crew.watch.done(0)
         finally:
             for listener in listeners:
                 listener.join()
+            self._crew.watch.end()
         return gathered.all()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from rlcli.crew.watch import PATIENCE_S
-from rlcli.errors import RankLostError
+from rlcli.errors import LaunchError, RankLostError
 from rlcli.place import Place
 
 LOOPBACK = "127.0.0.1"
@@ -24,16 +26,41 @@ LOOPBACK = "127.0.0.1"
 
 @contextmanager
 def process_group(place: Place, device: torch.device) -> Iterator[None]:
-    """torch.distributed among the ranks of the run, by the address in the environment."""
+    """torch.distributed among the ranks of the run; left alone where it ends with an error."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    meeting = "env://"
+    if place.local_size == place.size:  # nobody else is to find it
+        name = f".group-{os.getppid()}-{place.relaunches}"
+        meeting = f"file://{place.run_dir / name}"
+        if place.rank == 0:
+            _forget_meetings(place.run_dir, but=name)
     dist.init_process_group(
-        backend, rank=place.rank, world_size=place.size, timeout=timedelta(seconds=PATIENCE_S)
+        backend,
+        init_method=meeting,
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timedelta(seconds=PATIENCE_S),
     )
     try:
         yield
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if device.type != "cuda":  # there it waits for ranks that wait for this one
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+    if place.rank == 0:
+        _forget_meetings(place.run_dir)
+
+
+def _forget_meetings(folder: Path, *, but: str = "") -> None:
+    for file in folder.glob(".group-*"):
+        if file.name != but:
+            file.unlink(missing_ok=True)
+
+
+def leave_together() -> None:
+    """Wait until every rank is about to go."""
+    dist.barrier()
 
 
 @contextmanager
@@ -51,6 +78,11 @@ def group_of_one(device: torch.device) -> Iterator[None]:
 
 def own_device(device: torch.device, place: Place) -> torch.device:
     """The device of this rank among those of its machine."""
+    if device.type == "mps":
+        raise LaunchError(
+            "several processes cannot share Apple's MPS. Leave --n_gpus out, or use "
+            "train.device=cpu."
+        )
     if device.type != "cuda":
         return device
     torch.cuda.set_device(place.local_rank)
@@ -63,7 +95,8 @@ def connect(place: Place) -> list[Connection]:
     Raises: RankLostError when the two do not come together.
     """
     if place.rank == 0:
-        host = LOOPBACK if place.local_size == place.size else os.environ["MASTER_ADDR"]
+        is_alone = place.local_size == place.size
+        host = LOOPBACK if is_alone else _own_address(os.environ["MASTER_ADDR"])
         key = secrets.token_bytes(32)
         with Listener((host, 0), backlog=place.size, authkey=key) as listener:
             _share([listener.address, key])
@@ -82,6 +115,13 @@ def connect(place: Place) -> list[Connection]:
     except (AuthenticationError, EOFError, OSError) as error:
         raise RankLostError(f"rank 0 does not answer at {address}: {error}") from error
     return [connection]
+
+
+def _own_address(master: str) -> str:
+    """This node's address on the way to `master`, which may be a service in front of it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((master, 1))
+        return probe.getsockname()[0]
 
 
 def _share(values: list[Any]) -> list[Any]:

@@ -61,7 +61,7 @@ class PolicyObjective(Protocol):
         ...
 
     def count(self, mask_BT: Tensor) -> Tensor:
-        """[2]: tokens and non-empty rows of a mask; summed over ranks, the denominators."""
+        """[2]: tokens and non-empty rows of a mask, over all ranks: the denominators."""
         ...
 
     def aggregate(self, values_BT: Tensor, mask_BT: Tensor, counts: Tensor) -> Tensor:

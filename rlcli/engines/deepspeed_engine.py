@@ -11,7 +11,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -25,13 +26,14 @@ from torch import Tensor, nn
 from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import TrainConfig
 from rlcli.engines.critic import Critic
-from rlcli.engines.export import save_pretrained
+from rlcli.engines.export import TensorFiles, save_pretrained
 from rlcli.engines.logprobs import Extra, TokenStats, response_stats
 from rlcli.engines.optimizer import NamedParameters, Updater, make_adamw
 from rlcli.engines.packing import PackedRows
 from rlcli.engines.ranks import Ranks
 from rlcli.engines.torch_engine import TorchEngine
 
+Cast = Callable[[], AbstractContextManager[Any]]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 GATHERED_AT_ONCE = 12
 """Parameters that are whole on every rank at one time."""
@@ -77,16 +79,30 @@ def settings_of(train: TrainConfig, *, grad_clip: float, half: bool) -> dict[str
 class PolicyModule(nn.Module):
     """What DeepSpeed sees of the policy: every pass is its forward."""
 
-    def __init__(self, lm: CausalLM, **settings: Any) -> None:
+    def __init__(self, lm: CausalLM, cast: Cast, **settings: Any) -> None:
         super().__init__()
         self.model = lm.model
-        self._lm, self._settings = [lm], settings  # in a list: the model is a part once
+        self._lm, self._cast, self._settings = [lm], cast, settings  # the model is a part once
 
     def forward(self, rows: PackedRows, extra: Extra | None) -> tuple[Tensor, ...]:
         """Log-probs, and what else was asked for, of every response token."""
-        stats = response_stats(self._lm[0], rows, extra=extra, **self._settings)
+        with self._cast():  # in here: DeepSpeed ends what is around a pass
+            stats = response_stats(self._lm[0], rows, extra=extra, **self._settings)
         second = stats.sum_pi_squared_N if extra == "sum_pi_squared" else stats.entropy_N
         return (stats.logprobs_N,) if second is None else (stats.logprobs_N, second)
+
+
+class CriticModule(nn.Module):
+    """The same of the critic."""
+
+    def __init__(self, critic: Critic, cast: Cast) -> None:
+        super().__init__()
+        self.critic, self._cast = critic, cast
+
+    def forward(self, rows: PackedRows) -> Tensor:
+        """Values of every response token."""
+        with self._cast():
+            return self.critic(rows)
 
 
 class ShardedUpdater(Updater):
@@ -234,10 +250,13 @@ class DeepSpeedEngine(TorchEngine):
     def _updater(self, model: nn.Module, *, lr: float, grad_clip: float) -> Updater:
         train = self.config.train
         named = list(model.named_parameters())
-        module = model
-        if not isinstance(model, Critic):
+        module: nn.Module
+        if isinstance(model, Critic):
+            module = CriticModule(model, self._cast)
+        else:
             module = PolicyModule(
                 self.policy,
+                self._cast,
                 temperature=self.config.rollout.temperature,
                 pad_token_id=self.pad_token_id,
                 agree=self.ranks.largest if train.zero_stage == 3 else None,
@@ -254,8 +273,7 @@ class DeepSpeedEngine(TorchEngine):
         if lm is not self.policy:
             return super()._stats(lm, rows, extra)
         assert isinstance(self.policy_updater, ShardedUpdater)
-        with self._cast():
-            logprobs, *more = self.policy_updater.engine(rows, extra)
+        logprobs, *more = self.policy_updater.engine(rows, extra)
         second = more[0] if more else None
         is_squares = extra == "sum_pi_squared"
         return TokenStats(
@@ -266,12 +284,25 @@ class DeepSpeedEngine(TorchEngine):
 
     def _values(self, packed: PackedRows) -> Tensor:
         assert isinstance(self.critic_updater, ShardedUpdater)
-        with self._cast():
-            return self.critic_updater.engine(packed)
+        return self.critic_updater.engine(packed)
+
+    def state(self) -> TensorFiles:
+        """See TorchEngine; a copy in the host's memory."""
+        updaters = {"policy": self.policy_updater, "critic": self.critic_updater}
+        files = {name: each.state(name) for name, each in updaters.items() if each is not None}
+        return TensorFiles(files, is_copy=True)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole parameters of the policy by name, some at a time; all ranks take part."""
-        named = list(self.policy.model.named_parameters())
+        """Whole parameters of the policy by name, some at a time; all ranks take part.
+
+        With LoRA the trained ones: the others are whole in whatever copy there is.
+        """
+        is_lora = self.peft_model is not None
+        named = [
+            (name, parameter)
+            for name, parameter in self.policy.model.named_parameters()
+            if parameter.requires_grad or not is_lora
+        ]
         for start in range(0, len(named), GATHERED_AT_ONCE):
             some = named[start : start + GATHERED_AT_ONCE]
             with gathered([parameter for _, parameter in some]):

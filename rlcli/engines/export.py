@@ -37,8 +37,10 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 class TensorFiles:
     """Tensors by name, by the name of the safetensors file they are saved in."""
 
-    def __init__(self, files: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        self._files = dict(files)
+    def __init__(
+        self, files: Mapping[str, Mapping[str, torch.Tensor]], *, is_copy: bool = False
+    ) -> None:
+        self._files, self._is_copy = dict(files), is_copy
 
     @property
     def num_bytes(self) -> int:
@@ -47,11 +49,14 @@ class TensorFiles:
 
     def copied(self) -> TensorFiles:
         """The same values in memory of the host that training does not touch."""
+        if self._is_copy:
+            return self
         return TensorFiles(
             {
                 file: {name: _copied(tensor) for name, tensor in tensors.items()}
                 for file, tensors in self._files.items()
-            }
+            },
+            is_copy=True,
         )
 
     def save(self, folder: Path) -> None:

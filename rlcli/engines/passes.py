@@ -189,13 +189,14 @@ class Passes:
     def _fetched(self, reference: CausalLM) -> Iterator[None]:
         """Inside, the reference is where it computes; with ref.offload_params only there."""
         moves = self.config.ref.offload_params and self.device.type == "cuda"
+        model: Any = reference.model
         if moves:
-            reference.model.to(self.device)
+            model.to(self.device)
         try:
             yield
         finally:
             if moves:
-                reference.model.to("cpu")
+                model.to("cpu")
 
     def _is_on_policy(self, batch: Batch, objective: PolicyObjective) -> bool:
         """Whether every rollout is learned from once, by the very policy that sampled it.

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlcli.engines.packing import RowIndex
 
@@ -60,6 +60,12 @@ class Ranks:
             found[name] = tensor.contiguous()
             dist.broadcast(found[name], src=0)
         return found
+
+    def equalize(self, model: nn.Module) -> None:
+        """Rank 0's weights on every rank: what they loaded or drew may differ."""
+        if self.size > 1:
+            for parameter in model.parameters():
+                dist.broadcast(parameter.data, src=0)
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Add up the gradients. A parameter that has none on any rank keeps none."""

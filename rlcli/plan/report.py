@@ -180,8 +180,8 @@ def _warnings(config: Config, machine: Machine, memory: MemoryPlan) -> list[str]
     asked = [f"{key}={number}" for key, number in asked.items() if number > 1]
     if asked and not memory.numerics.deepspeed:
         notes.append(
-            f"{', '.join(asked)}: every process holds the whole of it, and the numbers are those of "
-            "one device. train.engine=deepspeed shares the states out."
+            f"{', '.join(asked)}: every process holds the whole of it, and the numbers are those "
+            "of one device. train.engine=deepspeed shares the states out."
         )
     if machine.host_gib is not None and memory.host_gib > machine.host_gib:
         notes.append(

@@ -45,11 +45,6 @@ class Ranks:
             self.kill()
             raise
 
-    @property
-    def alive(self) -> list[int]:
-        """Ranks that have not ended, as far as `deaths` has told."""
-        return list(self._processes)
-
     def deaths(self) -> list[Death]:
         """Those since the last call."""
         found: list[Death] = []

@@ -35,7 +35,15 @@ def test_a_command_of_the_guides_trains(
     monkeypatch.setenv("HOME", str(tmp_path))
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps(ROWS))
-    small = ["--model", str(tiny_model), "--max_steps", "2", "data.train_batch_size=8"]
+    small = [
+        "--model",
+        str(tiny_model),
+        "--max_steps",
+        "2",
+        "data.train_batch_size=8",
+        "--n_gpus=1",
+        "trainer.nnodes=1",
+    ]
     small += ["--data", str(rows), "data.val_files=[]", "critic.model.path=null"]
     small += ["data.max_prompt_length=64", "data.max_response_length=6", "--output_dir", "run"]
     before = dict(os.environ)

@@ -52,7 +52,7 @@ def crew_of(model: Path, log: Path, size: int, engine: Any = None) -> Iterator[C
 
     def serve(rank: int, connection: Connection) -> None:
         with suppress(RankLostError, ValueError):
-            follow(connection, engine, make_sampler(model), rank=rank, log=log)
+            follow(connection, engine, make_sampler(model), rank=rank, seed=0, log=log)
         connection.close()
 
     threads = [

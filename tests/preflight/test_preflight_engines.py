@@ -34,7 +34,7 @@ def test_deepspeed_is_asked_for_where_it_is_not_installed(
 ) -> None:
     resolved = checked("train.engine=deepspeed")
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="train.engine=deepspeed.*not installed") as refused:
+    with pytest.raises(ConfigError, match=r"train\.engine=deepspeed.*not installed") as refused:
         check_engines(resolved)
     assert "pip install 'rlcli[deepspeed]'" in str(refused.value)
 
