@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -61,6 +62,8 @@ def supervise(
         with suppress(OSError, ValueError):
             print(say(text), file=sys.stderr, flush=True)
 
+    # started with it ignored, this process would never hear of a rank's end
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if launch.node_rank > 0:
         return follow(job, tell=tell, wait=wait)
     run_dir, resume = open_run_dir(resolved, cwd)
