@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def run_ranks(work: Work, engine: str, size: int) -> list[dict[str, Any]]:
     """What each of `size` processes counted."""
     with tempfile.TemporaryDirectory() as name, socket.socket() as probe:
         folder = Path(name)
+        (folder / "run").mkdir()
         save_model(folder / "model")
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -146,11 +148,21 @@ def run_ranks(work: Work, engine: str, size: int) -> list[dict[str, Any]]:
             with (folder / f"{rank}.log").open("w") as log:
                 pinned = ["taskset", "-c", core, *command]
                 processes.append(subprocess.Popen(pinned, env=env, stdout=log, stderr=log))
-        codes = [process.wait() for process in processes]
-        if any(codes):
+        if not all_well(processes):
             logs = [(folder / f"{rank}.log").read_text()[-3000:] for rank in range(size)]
             raise SystemExit("\n".join([" ".join(command), *logs]))
         return [json.loads((folder / f"count_{rank}.json").read_text()) for rank in range(size)]
+
+
+def all_well(processes: list[subprocess.Popen[bytes]]) -> bool:
+    """Whether all end with 0; once one has not, the others are killed."""
+    while (codes := [process.poll() for process in processes]) and not any(codes):
+        if None not in codes:
+            return True
+        time.sleep(0.1)
+    for process in processes:
+        process.kill()
+    return False
 
 
 def place_of(rank: int, size: int, port: int, run_dir: Path) -> dict[str, str]:

@@ -49,15 +49,19 @@ class Crew:
 
     def tell(self, rank: int, name: str, *args: Any) -> None:
         """Have one rank do something. Raises: RankLostError, RankError."""
-        try:
-            self._connections[rank].send_bytes(pickle.dumps((name, args)))
-        except OSError:
-            self._explain(rank)
+        self._send(rank, pickle.dumps((name, args)))
 
     def tell_all(self, name: str, *args: Any) -> None:
         """Have every rank do something."""
+        words = pickle.dumps((name, args))
         for rank in self._connections:
-            self.tell(rank, name, *args)
+            self._send(rank, words)
+
+    def _send(self, rank: int, words: bytes) -> None:
+        try:
+            self._connections[rank].send_bytes(words)
+        except OSError:
+            self._explain(rank)
 
     def hear(self, rank: int, on_news: Callable[..., None] | None = None) -> None:
         """Wait until a rank is done; what it reports before goes to `on_news`.

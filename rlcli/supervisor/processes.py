@@ -65,7 +65,8 @@ class Ranks:
         """Send it a signal, if it is here."""
         process = self._processes.get(0)
         if process is not None:
-            process.send_signal(number)
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)  # not send_signal: that would reap it unseen
 
     def wait(self, limit_s: float) -> list[Death]:
         """Those that end within limit_s, without being asked to."""
@@ -130,7 +131,7 @@ def log_path(run_dir: Path, rank: int) -> Path:
 
 def rank_env(job: Job, start: Start, local_rank: int, env: Mapping[str, str]) -> dict[str, str]:
     """The environment of a rank: its place, and what `job` adds where it is not set."""
-    found = {**job.env, **env}
+    found = {"TORCH_CPP_LOG_LEVEL": "ERROR", **job.env, **env}
     if start.interface:
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             found.setdefault(name, start.interface)
