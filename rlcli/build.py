@@ -283,4 +283,4 @@ def serve_rank(plan: Plan, place: Place, connection: Connection) -> bool:
     engine, sampler, _ = build_models(plan, plan.device, algorithm, Ranks(place.rank, place.size))
     log = place.run_dir / f"rank_{place.rank}.log"
     seed = plan.config.run.seed
-    return follow(connection, engine, sampler, rank=place.rank, seed=seed, log=log)
+    return follow(connection, engine, sampler, algorithm, rank=place.rank, seed=seed, log=log)

@@ -18,7 +18,7 @@ from rlcli.config.changes import PER_SESSION, TENSORS, changes
 from rlcli.config.schema import Config
 from rlcli.config.section import leaves
 from rlcli.disk_need import check_disk, disk_need
-from rlcli.errors import ConfigError, Paused, RlcliError
+from rlcli.errors import ConfigError, Paused, RankLostError, RlcliError
 from rlcli.lang import translator
 from rlcli.monitor.run_dir import RunDir
 from rlcli.monitor.signals import INTERRUPTED
@@ -85,7 +85,7 @@ def run_session(
 
 def _follow(plan: Plan, place: Place, connection: Connection) -> None:
     """A rank that ends with an error ends at once: others may wait for it in a collective."""
-    from rlcli.crew.meet import leave_together
+    from rlcli.crew.meet import is_broken_collective, leave_together
 
     try:
         if serve_rank(plan, place, connection):
@@ -93,7 +93,9 @@ def _follow(plan: Plan, place: Place, connection: Connection) -> None:
     except Exception as error:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(error.exit_code if isinstance(error, RlcliError) else 1)
+        is_lost = is_broken_collective(error)  # another rank has left: it is not this one's fault
+        code = error.exit_code if isinstance(error, RlcliError) else 1
+        os._exit(RankLostError.exit_code if is_lost else code)
 
 
 def _group_of_one(plan: Plan) -> AbstractContextManager[None]:

@@ -24,6 +24,7 @@ def follow(
     connection: Connection,
     engine: TrainEngine,
     sampler: Sampler,
+    objective: PolicyObjective,
     *,
     rank: int,
     seed: int,
@@ -34,7 +35,7 @@ def follow(
     log: where the stack goes when something takes too long.
     Raises: RankLostError when rank 0 is gone; an error of this rank, after telling rank 0 of it.
     """
-    follower = _Follower(connection, engine, sampler, (seed, rank))
+    follower = _Follower(connection, engine, sampler, objective, (seed, rank))
     while True:
         try:
             name, args = pickle.loads(connection.recv_bytes())
@@ -66,9 +67,10 @@ class _Follower:
         connection: Connection,
         engine: TrainEngine,
         sampler: Sampler,
+        objective: PolicyObjective,
         seed: tuple[int, int],
     ) -> None:
-        self._connection, self._seed = connection, seed
+        self._connection, self._objective, self._seed = connection, objective, seed
         self._engine, self._sampler = engine, sampler
         self._annotated: AnnotatedBatch | None = None
 
@@ -83,15 +85,15 @@ class _Follower:
 
         self._sampler.generate(prompts, params, seed=seed, places=places, on_finish=report)
 
-    def annotate(self, batch: Batch, objective: PolicyObjective) -> None:
-        self._annotated = self._engine.annotate(batch, objective)
+    def annotate(self, batch: Batch) -> None:
+        self._annotated = self._engine.annotate(batch, self._objective)
 
-    def update(self, advantages: Advantages, objective: PolicyObjective, step: int) -> None:
+    def update(self, advantages: Advantages, step: int) -> None:
         assert self._annotated is not None
         # dropout of adapters: drawn anew for each step and rank, so that a resumed run draws alike
         torch.manual_seed(zlib.crc32(repr((*self._seed, step)).encode()))
         aims = to_device(advantages, self._engine.device)
-        self._engine.update(self._annotated, aims, objective, step=step)
+        self._engine.update(self._annotated, aims, self._objective, step=step)
         self._annotated = None
 
     def state(self) -> None:

@@ -222,7 +222,11 @@ class _Gathered:
 
 
 class CrewEngine:
-    """Every rank computes its share of each pass and of each mini-batch."""
+    """Every rank computes its share of each pass and of each mini-batch, by its own algorithm.
+
+    What an algorithm remembers from step to step (the KL coefficient) goes into advantages only,
+    which rank 0 computes.
+    """
 
     def __init__(self, crew: Crew, engine: TrainEngine) -> None:
         self._crew, self._engine = crew, engine
@@ -234,7 +238,7 @@ class CrewEngine:
 
     def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
         """See TrainEngine. Every rank keeps the annotated batch for the update."""
-        with self._crew.doing("annotate", batch, objective):
+        with self._crew.doing("annotate", batch):
             return self._engine.annotate(batch, objective)
 
     def update(
@@ -246,7 +250,7 @@ class CrewEngine:
         step: int,
     ) -> StepRecord:
         """See TrainEngine. The batch is the one that was annotated last."""
-        with self._crew.doing("update", on_cpu(advantages), objective, step):
+        with self._crew.doing("update", on_cpu(advantages), step):
             return self._engine.update(batch, advantages, objective, step=step)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -76,6 +76,12 @@ def group_of_one(device: torch.device) -> Iterator[None]:
             dist.destroy_process_group()
 
 
+def is_broken_collective(error: Exception) -> bool:
+    """Whether this is what torch.distributed says when another rank has left."""
+    is_gloo = type(error) is RuntimeError and "gloo" in str(error)
+    return is_gloo or isinstance(error, dist.DistError)
+
+
 def own_device(device: torch.device, place: Place) -> torch.device:
     """The device of this rank among those of its machine."""
     if device.type == "mps":

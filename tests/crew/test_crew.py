@@ -52,7 +52,9 @@ def crew_of(model: Path, log: Path, size: int, engine: Any = None) -> Iterator[C
 
     def serve(rank: int, connection: Connection) -> None:
         with suppress(RankLostError, ValueError):
-            follow(connection, engine, make_sampler(model), rank=rank, seed=0, log=log)
+            algorithm = Algorithm(config(), corrects_sampler=False)
+            sampler = make_sampler(model)
+            follow(connection, engine, sampler, algorithm, rank=rank, seed=0, log=log)
         connection.close()
 
     threads = [
