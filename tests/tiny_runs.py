@@ -31,7 +31,7 @@ def parts(data_source, solution_str, ground_truth, extra_info=None):
     return {"score": a + b, "a": a, "b": b}
 
 def slow(data_source, solution_str, ground_truth, extra_info=None):
-    if sum(map(ord, solution_str)) % 13 == 0:
+    if sum(map(ord, solution_str)) % 13 == 7:
         time.sleep(0.3)
     return len(solution_str) / 11
 

@@ -49,11 +49,13 @@ def make_sampler(model: Path) -> NativeSampler:
 def crew_of(model: Path, log: Path, size: int, engine: Any = None) -> Iterator[Crew]:
     """A crew whose other ranks are threads here."""
     pairs = [multiprocessing.Pipe() for _ in range(size - 1)]
+    # not in the threads: transformers changes its classes while it loads a model
+    samplers = [make_sampler(model) for _ in pairs]
 
     def serve(rank: int, connection: Connection) -> None:
         with suppress(RankLostError, ValueError):
             algorithm = Algorithm(config(), corrects_sampler=False)
-            sampler = make_sampler(model)
+            sampler = samplers[rank - 1]
             follow(connection, engine, sampler, algorithm, rank=rank, seed=0, log=log)
         connection.close()
 
