@@ -30,8 +30,8 @@ def await_file(name):
         time.sleep(0.01)
 
 def write(name, text=""):
-    (folder / f".{name}").write_text(text)
-    os.rename(folder / f".{name}", folder / name)
+    (folder / f".{name}.{os.getpid()}").write_text(text)
+    os.rename(folder / f".{name}.{os.getpid()}", folder / name)
 
 folder.mkdir(parents=True, exist_ok=True)
 write(f"pid_{rank}_{relaunches}", str(os.getpid()))
