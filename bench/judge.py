@@ -113,14 +113,16 @@ def rollouts(number: int) -> list[Rollout]:
 
 def settings(provider: str, url: str, concurrency: int) -> JudgeConfig:
     """A judge on the server."""
-    return JudgeConfig(
-        enabled=True,
-        provider=provider,  # type: ignore[arg-type]
-        model=MODELS[provider],
-        base_url=url + ("/v1" if provider == "openai" else ""),
-        concurrency=concurrency,
-        prompt="math",
-        cache="off",
+    return JudgeConfig.model_validate(
+        {
+            "enabled": True,
+            "provider": provider,
+            "model": MODELS[provider],
+            "base_url": url + ("/v1" if provider == "openai" else ""),
+            "concurrency": concurrency,
+            "prompt": "math",
+            "cache": "off",
+        }
     )
 
 

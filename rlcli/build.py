@@ -209,15 +209,10 @@ def _build_run(
     quiet: bool,
     crew: Crew | None,
 ) -> Run:
-    import torch
-
-    from rlcli.algos.algorithm import Algorithm
     from rlcli.trainer import Run
 
     config = plan.config
-    torch.manual_seed(config.run.seed)
-    algorithm = Algorithm(config, corrects_sampler=config.algorithm.corrects_sampler)
-    engine, sampler, model_notes = _lead(plan, algorithm, crew)
+    algorithm, engine, sampler, model_notes = _lead(plan, crew)
     console = RunConsole(run_dir.console_log, num_steps=plan.num_steps, quiet=quiet)
     trackers, tracker_notes = build_trackers(config.run, run_dir)
     monitor = Monitor(
@@ -255,32 +250,33 @@ def _build_run(
     )
 
 
-def _lead(
-    plan: Plan, algorithm: Algorithm, crew: Crew | None
-) -> tuple[TrainEngine, Sampler, list[str]]:
-    """(engine, sampler, notes) that the loop sees: of this process, or of all ranks."""
-    from rlcli.engines.ranks import Ranks
-
-    ranks = Ranks(0, crew.size) if crew is not None else Ranks()
-    engine, sampler, notes = build_models(plan, plan.device, algorithm, ranks)
+def _lead(plan: Plan, crew: Crew | None) -> tuple[Algorithm, TrainEngine, Sampler, list[str]]:
+    """What `_load` gives, as the loop sees it: of this process, or of all ranks."""
+    algorithm, engine, sampler, notes = _load(plan, 0, 1 if crew is None else crew.size)
     if crew is None:
-        return engine, sampler, notes
+        return algorithm, engine, sampler, notes
     from rlcli.crew.lead import CrewEngine, CrewSampler
 
-    return CrewEngine(crew, engine), CrewSampler(crew, sampler), notes
+    return algorithm, CrewEngine(crew, engine), CrewSampler(crew, sampler), notes
+
+
+def _load(plan: Plan, rank: int, size: int) -> tuple[Algorithm, TrainEngine, Sampler, list[str]]:
+    """(algorithm, engine, sampler, notes) of one of `size` ranks."""
+    import torch
+
+    from rlcli.algos.algorithm import Algorithm
+    from rlcli.engines.ranks import Ranks
+
+    config = plan.config
+    torch.manual_seed(config.run.seed)
+    algorithm = Algorithm(config, corrects_sampler=config.algorithm.corrects_sampler)
+    return algorithm, *build_models(plan, algorithm, Ranks(rank, size))
 
 
 def serve_rank(plan: Plan, place: Place, connection: Connection) -> bool:
     """Build this rank's models, do what rank 0 says until it stops; whether all ended well."""
-    import torch
-
-    from rlcli.algos.algorithm import Algorithm
     from rlcli.crew.follow import follow
-    from rlcli.engines.ranks import Ranks
 
-    torch.manual_seed(plan.config.run.seed)
-    algorithm = Algorithm(plan.config, corrects_sampler=plan.config.algorithm.corrects_sampler)
-    engine, sampler, _ = build_models(plan, plan.device, algorithm, Ranks(place.rank, place.size))
-    log = place.run_dir / f"rank_{place.rank}.log"
-    seed = plan.config.run.seed
-    return follow(connection, engine, sampler, algorithm, rank=place.rank, seed=seed, log=log)
+    algorithm, engine, sampler, _ = _load(plan, place.rank, place.size)
+    seed = (plan.config.run.seed, place.rank)
+    return follow(connection, engine, sampler, algorithm, seed=seed, log=place.log)

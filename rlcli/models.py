@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlcli.config.schema import Config
 from rlcli.machine import keep_freed_memory, limit_kernels, usable_cores
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rlcli.engines.critic import Critic
     from rlcli.engines.ranks import Ranks
     from rlcli.engines.torch_engine import TorchEngine
+    from rlcli.evaluation.planning import EvalPlan
     from rlcli.rollout.native import NativeSampler
 
 SINGLE_THREAD_PARAMETERS = 20_000_000
@@ -51,17 +53,33 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if is_half else torch.float32
 
 
-def stop_and_pad(folder: Path, tokenizer: Any, model_config: Any) -> tuple[tuple[int, ...], int]:
-    """(ids that end a response, the id that fills rows) of a model's folder."""
+def make_sampler(
+    lm: CausalLM,
+    plan: Plan | EvalPlan,
+    folder: Path,
+    *,
+    shares_weights: bool = True,
+    autocast_dtype: torch.dtype | None = None,
+) -> NativeSampler:
+    """The sampler of a model; `folder` has its end tokens."""
     from rlcli.causal_lm import eos_token_ids
+    from rlcli.rollout.native import NativeSampler
 
-    eos = eos_token_ids(str(folder), tokenizer, model_config)
-    pad = tokenizer.pad_token_id
-    return eos, eos[0] if pad is None else pad
+    eos = eos_token_ids(str(folder), plan.tokenizer, plan.model_config)
+    pad = plan.tokenizer.pad_token_id
+    return NativeSampler(
+        lm,
+        plan.tokenizer,
+        eos_token_ids=eos,
+        pad_token_id=eos[0] if pad is None else pad,
+        max_rows=plan.config.rollout.max_rows,
+        shares_weights=shares_weights,
+        autocast_dtype=autocast_dtype,
+    )
 
 
 def build_models(
-    plan: Plan, device: torch.device, algorithm: Algorithm, ranks: Ranks
+    plan: Plan, algorithm: Algorithm, ranks: Ranks
 ) -> tuple[TorchEngine, NativeSampler, list[str]]:
     """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute.
 
@@ -71,25 +89,20 @@ def build_models(
 
     from rlcli.causal_lm import enable_gradient_checkpointing, load_causal_lm
     from rlcli.engines.lora import add_lora
-    from rlcli.rollout.native import NativeSampler
 
-    config = plan.config
+    config, device = plan.config, plan.device
     engine_class = choose_engine(config)
-    eos, pad_token_id = stop_and_pad(plan.model_dir, plan.tokenizer, plan.model_config)
     compute = compute_dtype(config, device)
     is_half = compute is torch.bfloat16
     uses_lora = config.lora.rank > 0
     trains_half = is_half and not uses_lora and engine_class.in_lockstep
     autocast = compute if is_half and not trains_half else None
 
-    def load(dtype: torch.dtype) -> CausalLM:
-        trust = config.model.trust_remote_code
-        path = str(plan.model_dir)
-        return load_causal_lm(path, dtype=dtype, device=device, trust_remote_code=trust)
-
-    policy = load(compute if uses_lora or trains_half else torch.float32)
+    trust = config.model.trust_remote_code
+    load = partial(load_causal_lm, str(plan.model_dir), device=device, trust_remote_code=trust)
+    policy = load(dtype=compute if uses_lora or trains_half else torch.float32)
     set_up_cpu(device, policy.model.num_parameters())
-    sampled = policy if not is_half or uses_lora or trains_half else load(compute)
+    sampled = policy if not is_half or uses_lora or trains_half else load(dtype=compute)
     peft_model = add_lora(policy.model, config.lora) if uses_lora else None
     ranks.equalize(policy.model)
     reference = None
@@ -101,23 +114,21 @@ def build_models(
         enable_gradient_checkpointing(policy.model)
     if sampled is policy and engine_class.shards_weights(config.train):
         sampled = copy.deepcopy(policy)  # what sharded weights are put together in
-    critic = _build_critic(plan, pad_token_id, ranks) if plan.critic_dir else None
-    if config.model.compile:
-        _compile(policy.model, reference and reference.model, critic and critic.body)
-    sampler = NativeSampler(
+    sampler = make_sampler(
         sampled,
-        plan.tokenizer,
-        eos_token_ids=eos,
-        pad_token_id=pad_token_id,
-        max_rows=config.rollout.max_rows,
+        plan,
+        plan.model_dir,
         shares_weights=sampled is policy,
         autocast_dtype=autocast if uses_lora else None,
     )
+    critic = _build_critic(plan, sampler.pad_token_id, ranks) if plan.critic_dir else None
+    if config.model.compile:
+        _compile(policy.model, reference and reference.model, critic and critic.body)
     engine = engine_class(
         config,
         policy,
         total_steps=plan.num_steps,
-        pad_token_id=pad_token_id,
+        pad_token_id=sampler.pad_token_id,
         sampler_is_exact=not is_half and not config.rollout.async_steps,
         autocast_dtype=autocast,
         peft_model=peft_model,

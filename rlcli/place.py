@@ -8,6 +8,7 @@ from pathlib import Path
 
 RUN_DIR, RELAUNCHED = "RLCLI_RUN_DIR", "RLCLI_RELAUNCHED"
 """Variables beside torch's own: RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE."""
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,21 @@ class Place:
     local_size: int
     run_dir: Path
     relaunches: int
+
+    @property
+    def is_one_machine(self) -> bool:
+        """Whether all processes are on this machine."""
+        return self.local_size == self.size
+
+    @property
+    def log(self) -> Path:
+        """Where this process says what is for no terminal."""
+        return log_path(self.run_dir, self.rank)
+
+
+def log_path(run_dir: Path, rank: int) -> Path:
+    """What a rank other than 0 says is in its own file."""
+    return run_dir / f"rank_{rank}.log"
 
 
 def read_place(env: Mapping[str, str]) -> Place | None:

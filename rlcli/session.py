@@ -73,7 +73,7 @@ def run_session(
         if place.rank:
             _follow(plan, place, connections[0])
             return None
-        crew, ended_well = Crew(connections, place.run_dir / "rank_0.log"), False
+        crew, ended_well = Crew(connections, place.log), False
         try:
             outcome = _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=crew)
             ended_well = True

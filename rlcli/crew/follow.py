@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from rlcli.crew.lead import to_device
 from rlcli.crew.watch import stack_dump
 from rlcli.engines.base import PolicyObjective, TrainEngine
+from rlcli.engines.packing import on_device
 from rlcli.errors import RankLostError
 from rlcli.rollout.base import Sampler, SamplingParams
 from rlcli.types import Advantages, AnnotatedBatch, Batch, Prompt, Rollout
@@ -26,16 +26,15 @@ def follow(
     sampler: Sampler,
     objective: PolicyObjective,
     *,
-    rank: int,
-    seed: int,
+    seed: tuple[int, int],
     log: Path,
 ) -> bool:
     """Serve rank 0 until it says stop; whether the run ended well.
 
-    log: where the stack goes when something takes too long.
+    seed: the run's, and the rank. log: where the stack goes when something takes too long.
     Raises: RankLostError when rank 0 is gone; an error of this rank, after telling rank 0 of it.
     """
-    follower = _Follower(connection, engine, sampler, objective, (seed, rank))
+    follower = _Follower(connection, engine, sampler, objective, seed)
     while True:
         try:
             name, args = pickle.loads(connection.recv_bytes())
@@ -92,7 +91,7 @@ class _Follower:
         assert self._annotated is not None
         # dropout of adapters: drawn anew for each step and rank, so that a resumed run draws alike
         torch.manual_seed(zlib.crc32(repr((*self._seed, step)).encode()))
-        aims = to_device(advantages, self._engine.device)
+        aims = on_device(advantages, self._engine.device)
         self._engine.update(self._annotated, aims, self._objective, step=step)
         self._annotated = None
 

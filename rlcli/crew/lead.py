@@ -22,11 +22,14 @@ from torch import Tensor
 
 from rlcli.crew.watch import Watch, stack_dump
 from rlcli.engines.base import EngineState, PolicyObjective, TrainEngine
+from rlcli.engines.packing import on_device
 from rlcli.engines.ranks import spread
 from rlcli.errors import RankError, RankLostError
 from rlcli.rollout.base import OnFinish, Sampler, SamplingParams
 from rlcli.types import Advantages, AnnotatedBatch, Batch, Prompt, Rollout, StepRecord
 
+HOST = torch.device("cpu")
+"""What is sent goes through its memory: each rank has a device of its own."""
 LAST_WORDS_S = 10.0
 """How long a rank has to say why it left."""
 
@@ -250,7 +253,7 @@ class CrewEngine:
         step: int,
     ) -> StepRecord:
         """See TrainEngine. The batch is the one that was annotated last."""
-        with self._crew.doing("update", on_cpu(advantages), step):
+        with self._crew.doing("update", on_device(advantages, HOST), step):
             return self._engine.update(batch, advantages, objective, step=step)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -275,15 +278,3 @@ class CrewEngine:
         """See TrainEngine; written by rank 0."""
         with self._crew.doing("save_model"):
             self._engine.save_model(folder, tokenizer, merge_lora=merge_lora)
-
-
-def on_cpu(value: Advantages) -> Advantages:
-    """Its tensors in memory of the host: each rank has a device of its own."""
-    names = [name for name in value.__slots__ if isinstance(getattr(value, name), Tensor)]
-    return replace(value, **{name: getattr(value, name).cpu() for name in names})
-
-
-def to_device(value: Advantages, device: torch.device) -> Advantages:
-    """Its tensors on a device."""
-    names = [name for name in value.__slots__ if isinstance(getattr(value, name), Tensor)]
-    return replace(value, **{name: getattr(value, name).to(device) for name in names})

@@ -12,30 +12,27 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from rlcli.crew.watch import PATIENCE_S
+from rlcli.engines.ranks import from_first
 from rlcli.errors import LaunchError, RankLostError
-from rlcli.place import Place
-
-LOOPBACK = "127.0.0.1"
+from rlcli.place import LOOPBACK, Place
 
 
 @contextmanager
 def process_group(place: Place, device: torch.device) -> Iterator[None]:
     """torch.distributed among the ranks of the run; left alone where it ends with an error."""
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     meeting = "env://"
-    if place.local_size == place.size:  # nobody else is to find it
+    if place.is_one_machine:  # nobody else is to find it
         name = f".group-{os.getppid()}-{place.relaunches}"
         meeting = f"file://{place.run_dir / name}"
         if place.rank == 0:
             _forget_meetings(place.run_dir, but=name)
     dist.init_process_group(
-        backend,
+        _backend(device),
         init_method=meeting,
         rank=place.rank,
         world_size=place.size,
@@ -52,6 +49,10 @@ def process_group(place: Place, device: torch.device) -> Iterator[None]:
         _forget_meetings(place.run_dir)
 
 
+def _backend(device: torch.device) -> str:
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
 def _forget_meetings(folder: Path, *, but: str = "") -> None:
     for file in folder.glob(".group-*"):
         if file.name != but:
@@ -66,10 +67,10 @@ def leave_together() -> None:
 @contextmanager
 def group_of_one(device: torch.device) -> Iterator[None]:
     """torch.distributed for a process that trains alone."""
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     with TemporaryDirectory() as folder:
-        dist.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
+        meeting = f"file://{folder}/group"
+        dist.init_process_group(_backend(device), init_method=meeting, rank=0, world_size=1)
         try:
             yield
         finally:
@@ -101,11 +102,10 @@ def connect(place: Place) -> list[Connection]:
     Raises: RankLostError when the two do not come together.
     """
     if place.rank == 0:
-        is_alone = place.local_size == place.size
-        host = LOOPBACK if is_alone else _own_address(os.environ["MASTER_ADDR"])
+        host = LOOPBACK if place.is_one_machine else _own_address(os.environ["MASTER_ADDR"])
         key = secrets.token_bytes(32)
         with Listener((host, 0), backlog=place.size, authkey=key) as listener:
-            _share([listener.address, key])
+            from_first([listener.address, key])
             found: dict[int, Connection] = {}
             while len(found) < place.size - 1:
                 try:
@@ -114,7 +114,7 @@ def connect(place: Place) -> list[Connection]:
                     continue  # a stranger
                 found[connection.recv()] = connection
         return [found[rank] for rank in sorted(found)]
-    address, key = _share([None, None])
+    address, key = from_first([None, None])
     try:
         connection = Client(tuple(address), authkey=key)
         connection.send(place.rank)
@@ -128,9 +128,3 @@ def _own_address(master: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((master, 1))
         return probe.getsockname()[0]
-
-
-def _share(values: list[Any]) -> list[Any]:
-    """Rank 0's values, on every rank."""
-    dist.broadcast_object_list(values, src=0)
-    return values

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import TrainConfig
 from rlcli.engines.critic import Critic
-from rlcli.engines.export import TensorFiles, save_pretrained
+from rlcli.engines.export import save_pretrained
 from rlcli.engines.logprobs import Extra, TokenStats, response_stats
-from rlcli.engines.optimizer import NamedParameters, Updater, make_adamw
+from rlcli.engines.optimizer import NamedParameters, Updater
 from rlcli.engines.packing import PackedRows
 from rlcli.engines.ranks import Ranks
 from rlcli.engines.torch_engine import TorchEngine
@@ -119,11 +119,8 @@ class ShardedUpdater(Updater):
         ranks: Ranks,
         half: bool,
     ) -> None:
-        self.parameters = {name: p for name, p in named if p.requires_grad}
-        self.lr, self.grad_clip, self.ranks = lr, grad_clip, ranks
-        self.skipped_in_a_row = 0
+        super().__init__(named, train, lr=lr, grad_clip=grad_clip, ranks=ranks)
         self.stage = train.zero_stage
-        self.adamw = make_adamw(list(self.parameters.values()), train, lr=lr)
         # it would round the frequencies of rotary positions too
         buffers = {buffer: buffer.clone() for buffer in module.buffers()}
         self.engine: Any = load_deepspeed().initialize(
@@ -241,6 +238,7 @@ class DeepSpeedEngine(TorchEngine):
     """The torch engine with its trained models under DeepSpeed, ZeRO stage 1 to 3."""
 
     in_lockstep = True
+    state_is_copy = True
 
     @classmethod
     def shards_weights(cls, train: TrainConfig) -> bool:
@@ -285,12 +283,6 @@ class DeepSpeedEngine(TorchEngine):
     def _values(self, packed: PackedRows) -> Tensor:
         assert isinstance(self.critic_updater, ShardedUpdater)
         return self.critic_updater.engine(packed)
-
-    def state(self) -> TensorFiles:
-        """See TorchEngine; a copy in the host's memory."""
-        updaters = {"policy": self.policy_updater, "critic": self.critic_updater}
-        files = {name: each.state(name) for name, each in updaters.items() if each is not None}
-        return TensorFiles(files, is_copy=True)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole parameters of the policy by name, some at a time; all ranks take part.

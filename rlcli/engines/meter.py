@@ -53,10 +53,11 @@ class Meter:
 
     def record(self, ranks: Ranks = ALONE) -> StepRecord:
         """Metrics of the update, over all ranks."""
-        sums, tokens, losses = (
-            _added(ranks.gather({name: float(value) for name, value in found.items()}))
+        own = [
+            {name: float(value) for name, value in found.items()}
             for found in (self.sums, self.tokens, self.losses)
-        )
+        ]
+        sums, tokens, losses = map(_added, zip(*ranks.gather(own), strict=True))
         out = {name: total / max(1.0, tokens[name]) for name, total in sums.items()}
         for model, total in losses.items():
             name = "value_loss" if model == "critic" else "policy_loss"

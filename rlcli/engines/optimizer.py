@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -28,17 +28,6 @@ def learning_rate_factor(config: TrainConfig, *, step: int, total_steps: int) ->
     return 1.0
 
 
-def make_adamw(parameters: Sequence[Tensor], config: TrainConfig, *, lr: float) -> AdamW:
-    """AdamW over `parameters`, fused where torch has that."""
-    return AdamW(
-        parameters,
-        lr=lr,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
-    )
-
-
 class Updater:
     """Trainable parameters with their AdamW state and gradient clipping."""
 
@@ -54,7 +43,14 @@ class Updater:
         self.parameters = {name: p for name, p in parameters if p.requires_grad}
         self.lr, self.grad_clip, self.ranks = lr, grad_clip, ranks
         self.skipped_in_a_row = 0
-        self.adamw = make_adamw(list(self.parameters.values()), config, lr=lr)
+        device = next(iter(self.parameters.values())).device
+        self.adamw = AdamW(
+            self.parameters.values(),
+            lr=lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -151,6 +151,16 @@ def pack_rows(
     )
 
 
+def on_device(value: Rows, device: torch.device) -> Rows:
+    """The same with its tensors on a device."""
+    tensors = {
+        field.name: item.to(device)
+        for field in fields(value)
+        if isinstance(item := getattr(value, field.name), Tensor)
+    }
+    return replace(value, **tensors)
+
+
 def take_rows(value: Rows, rows: Sequence[int], width: int, device: torch.device) -> Rows:
     """The chosen rows, cut to `width` response positions, on the device.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from rlcli.engines.packing import (
     PackedRows,
     RowIndex,
     index_rows,
+    on_device,
     pack_rows,
     plan_micro_batches,
 )
@@ -70,10 +71,10 @@ class Passes:
     ) -> list[MicroBatch]:
         """This rank's micro-batches of `rows`; in lockstep as many as any rank has, and one."""
         shares = self.ranks.shares(rows, index)
-        own = self._cut(shares[self.ranks.rank], index, max_tokens)
         if not self.in_lockstep:
-            return own
-        most = max(1, *(len(self._cut(share, index, max_tokens)) for share in shares))
+            return self._cut(shares[self.ranks.rank], index, max_tokens)
+        plans = [self._cut(share, index, max_tokens) for share in shares]
+        own, most = plans[self.ranks.rank], max(1, *map(len, plans))
         shortest = min(range(len(index.lengths)), key=lambda row: index.lengths[row] or math.inf)
         filler = MicroBatch(rows=(shortest,), num_tokens=0, is_filler=True)
         return own + [filler] * (most - len(own))
@@ -153,13 +154,10 @@ class Passes:
             reference = self._reference_logprobs(batch, rows)
         if self.critic is not None:
             (values,) = self._sweep(batch, rows, lambda p: (self._values(p),))
-        known: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(Batch)}
-        moved: dict[str, Any] = {
-            k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in known.items()
-        }
-        moved["rollout_logprobs_BT"] = sampled
+        here = replace(on_device(batch, self.device), rollout_logprobs_BT=sampled)
+        known: dict[str, Any] = {f.name: getattr(here, f.name) for f in fields(Batch)}
         return AnnotatedBatch(
-            **moved,
+            **known,
             old_logprobs_BT=old,
             ref_logprobs_BT=reference,
             values_BT=values,

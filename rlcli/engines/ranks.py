@@ -53,7 +53,7 @@ class Ranks:
             assert tensors is not None
             return tensors
         known = [(name, t.shape, t.dtype) for name, t in (tensors or {}).items()]
-        (shapes,) = _from_first([known])
+        (shapes,) = from_first([known])
         found: dict[str, Tensor] = {}
         for name, shape, dtype in shapes:
             tensor = torch.empty(shape, dtype=dtype) if tensors is None else tensors[name]
@@ -104,7 +104,8 @@ class Ranks:
         ]
 
 
-def _from_first(values: list[Any]) -> list[Any]:
+def from_first(values: list[Any]) -> list[Any]:
+    """Rank 0's values, on every rank."""
     dist.broadcast_object_list(values, src=0)
     return values
 

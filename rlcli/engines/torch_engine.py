@@ -40,6 +40,9 @@ class TorchEngine(Passes):
     called alike, with the same batch.
     """
 
+    state_is_copy = False
+    """Whether `state` gives tensors that training does not touch."""
+
     def __init__(
         self, config: Config, policy: CausalLM, *, total_steps: int, **passes: Any
     ) -> None:
@@ -247,7 +250,8 @@ class TorchEngine(Passes):
     def state(self) -> TensorFiles:
         """Weights and optimizer moments of policy and critic, as they are."""
         updaters = {"policy": self.policy_updater, "critic": self.critic_updater}
-        return TensorFiles({k: u.state(k) for k, u in updaters.items() if u is not None})
+        files = {name: each.state(name) for name, each in updaters.items() if each is not None}
+        return TensorFiles(files, is_copy=self.state_is_copy)
 
     def load_state(self, folder: Path) -> None:
         """What was saved into `folder`, to the bit."""

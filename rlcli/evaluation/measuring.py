@@ -15,7 +15,7 @@ import torch
 from rlcli.causal_lm import load_causal_lm
 from rlcli.evaluation.estimates import METHOD, confidence_interval, pass_at_k
 from rlcli.evaluation.planning import EvalPlan
-from rlcli.models import compute_dtype, set_up_cpu, stop_and_pad
+from rlcli.models import compute_dtype, make_sampler, set_up_cpu
 from rlcli.monitor.monitor import rollout_row
 from rlcli.rewards import PASSED, build_scorer, pass_scores, probe_reward
 from rlcli.rewards.base import Scorer
@@ -75,17 +75,9 @@ def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler
     set_up_cpu(device, policy.model.num_parameters())
     for note in policy.notes:
         tell(note)
-    eos, pad = stop_and_pad(plan.folder, plan.tokenizer, plan.model_config)
-    return NativeSampler(
-        policy,
-        plan.tokenizer,
-        eos_token_ids=eos,
-        pad_token_id=pad,
-        max_rows=config.rollout.max_rows,
-        shares_weights=True,
-        # adapters are float32 on weights that need not be
-        autocast_dtype=dtype if adapters is not None and dtype is torch.bfloat16 else None,
-    )
+    # adapters are float32 on weights that need not be
+    is_mixed = adapters is not None and dtype is torch.bfloat16
+    return make_sampler(policy, plan, plan.folder, autocast_dtype=dtype if is_mixed else None)
 
 
 def _sample_and_score(

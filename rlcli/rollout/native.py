@@ -162,9 +162,9 @@ class _Call:
             padding = tokens.new_full(done.shape, self.sampler.pad_token_id)
             padding[live] = tokens
             done[live] = ended
-            if int(done.sum()) * DROP_SHARE >= len(done):
-                number = min(len(done), in_steps(int((~done).sum())))
-                keep = done.int().argsort(stable=True)[:number].sort().values
+            kept = in_steps(int((~done).sum()))
+            if (len(done) - kept) * DROP_SHARE >= len(done):
+                keep = done.int().argsort(stable=True)[:kept].sort().values
                 layout.keep(keep)
                 rows, positions, padding = rows[keep], positions[keep], padding[keep]
                 done = done[keep]

@@ -12,14 +12,14 @@ from rlcli.checkpoint import saved_steps
 from rlcli.doctor.nodes.meeting import interface_of
 from rlcli.errors import LaunchError, TrainingError, UsageError
 from rlcli.monitor.run_dir import RunDir, is_run
+from rlcli.place import LOOPBACK, log_path
 from rlcli.supervisor.budget import Budget
 from rlcli.supervisor.job import Job, Start
 from rlcli.supervisor.nodes import TURN_S, OtherNodes, meet_others
-from rlcli.supervisor.processes import Ranks, log_path
+from rlcli.supervisor.processes import Ranks
 from rlcli.supervisor.signals import Signals
 from rlcli.supervisor.watch import End, Watch
 
-LOOPBACK = "127.0.0.1"
 HURRIED_LEAVE_S = 0.5
 """What the other ranks get to end after a second Ctrl-C."""
 

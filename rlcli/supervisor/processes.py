@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from rlcli.data.files import printable
-from rlcli.place import RELAUNCHED, RUN_DIR
+from rlcli.place import RELAUNCHED, RUN_DIR, log_path
 from rlcli.supervisor.job import Death, Job, Start
 
 LEASH = Path(__file__).with_name("leash.py")
@@ -122,11 +122,6 @@ class Ranks:
         lines = [TORCH_PREFIX.sub("", line).strip() for line in text.splitlines()]
         lines = [line for line in lines if line.strip("^~ ")]
         return " / ".join(printable(line, LINE_LIMIT) for line in lines[-LAST_LINES:])
-
-
-def log_path(run_dir: Path, rank: int) -> Path:
-    """What a rank other than 0 says is in its own file."""
-    return run_dir / f"rank_{rank}.log"
 
 
 def rank_env(job: Job, start: Start, local_rank: int, env: Mapping[str, str]) -> dict[str, str]:

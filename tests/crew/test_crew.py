@@ -56,7 +56,7 @@ def crew_of(model: Path, log: Path, size: int, engine: Any = None) -> Iterator[C
         with suppress(RankLostError, ValueError):
             algorithm = Algorithm(config(), corrects_sampler=False)
             sampler = samplers[rank - 1]
-            follow(connection, engine, sampler, algorithm, rank=rank, seed=0, log=log)
+            follow(connection, engine, sampler, algorithm, seed=(0, rank), log=log)
         connection.close()
 
     threads = [

@@ -63,6 +63,12 @@ def alone(tiny_model: Path) -> Found:
     return {}
 
 
+def run_and_compare(size: int, model: Path, out: Path, cases: list[str], alone: Found) -> None:
+    run_ranks(size, model, out, cases)
+    for case in cases:
+        compare(case, out, model, alone)
+
+
 def compare(case: str, out: Path, model: Path, alone: Found) -> None:
     plain = case.partition("@")[0].partition("-zero")[0]
     if plain not in alone:
@@ -91,9 +97,7 @@ def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], cas
 def test_the_torch_engine_gives_the_same_on_any_number_of_ranks(
     size: int, cases: list[str], tiny_model: Path, tmp_path: Path, alone: Found
 ) -> None:
-    run_ranks(size, tiny_model, tmp_path, cases)
-    for case in cases:
-        compare(case, tmp_path, tiny_model, alone)
+    run_and_compare(size, tiny_model, tmp_path, cases, alone)
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
@@ -108,9 +112,7 @@ def test_the_torch_engine_gives_the_same_on_any_number_of_ranks(
 def test_deepspeed_gives_the_same_in_every_stage(
     size: int, cases: list[str], tiny_model: Path, tmp_path: Path, alone: Found
 ) -> None:
-    run_ranks(size, tiny_model, tmp_path, cases)
-    for case in cases:
-        compare(case, tmp_path, tiny_model, alone)
+    run_and_compare(size, tiny_model, tmp_path, cases, alone)
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
