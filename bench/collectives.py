@@ -31,14 +31,19 @@ SENT: dict[str, Callable[[int], float]] = {
     "reduce_scatter_tensor": lambda w: (w - 1) / w,
     "all_to_all_single": lambda w: (w - 1) / w,
     "send_bytes": lambda w: 1.0,
+    "parcel": lambda w: w - 1,
 }
-"""What a rank sends for a byte given, in rings of w; from and to one rank as the mean of all."""
+"""What the mean rank sends for a byte that the mean rank gives, in rings of w."""
 
 
 def _size(args: Any, kwargs: Any, place: int, name: str) -> int:
     value = args[place] if len(args) > place else kwargs[name]
     tensors = value if isinstance(value, list | tuple) else [value]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _parcel_size(parcel: Any) -> int:
+    return len(parcel.frame) + sum(each.numel() * each.element_size() for each in parcel.tensors)
 
 
 @dataclass(slots=True)
@@ -88,9 +93,11 @@ class Count:
 
         setattr(owner, method, timed)
 
-    def wrap_operation(self, owner: Any, name: str, size: Callable[[Any, Any], int]) -> None:
+    def wrap_operation(
+        self, owner: Any, function: str, size: Callable[[Any, Any], int], *, name: str = ""
+    ) -> None:
         """Count a function of a module; one that another calls is not counted again."""
-        inner = getattr(owner, name)
+        inner = getattr(owner, function)
 
         @wraps(inner)
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -98,12 +105,12 @@ class Count:
                 return inner(*args, **kwargs)
             self._busy = True
             try:
-                self.operation(name, size(args, kwargs))
+                self.operation(name or function, size(args, kwargs))
                 return inner(*args, **kwargs)
             finally:
                 self._busy = False
 
-        setattr(owner, name, counted)
+        setattr(owner, function, counted)
 
     def wrap_backward(self, owner: Any) -> None:
         """Count the micro-batches of an optimizer."""
@@ -137,6 +144,7 @@ def watch_process(count: Count) -> None:
     import torch.distributed as dist
     from torch.distributed import distributed_c10d
 
+    from rlcli.crew import lead
     from rlcli.crew.lead import CrewEngine, CrewSampler
     from rlcli.engines.deepspeed_engine import DeepSpeedEngine, ShardedUpdater
     from rlcli.engines.optimizer import Updater
@@ -148,6 +156,8 @@ def watch_process(count: Count) -> None:
         count.wrap_operation(distributed_c10d, name, size)
         setattr(dist, name, getattr(distributed_c10d, name))
     count.wrap_operation(Connection, "send_bytes", lambda args, kwargs: len(args[1]))
+    # what goes to all: given by rank 0 alone, before the others have begun their part of the step
+    count.wrap_operation(lead, "send", lambda args, kwargs: _parcel_size(args[0]), name="parcel")
     for owner in (Updater, ShardedUpdater):
         count.wrap_backward(owner)
     names = {"generate": "sampling", "load_weights": "weights", "annotate": "passes"}

@@ -75,8 +75,9 @@ def make_plan(resolved: Resolved) -> Plan:
     Raises: UsageError (ConfigError, ModelError, DataError, RewardError) with the cure.
     """
     resolved = preflight.check_engines(preflight.check(resolved))
+    device = choose_device(resolved.config)
+    resolved = preflight.settle_sampler(resolved, is_cuda=device.type == "cuda")
     config = resolved.config
-    device = choose_device(config)
     if config.model.compile:
         from rlcli.compiled import check_compiler
 
@@ -213,7 +214,12 @@ def _build_run(
 
     config = plan.config
     algorithm, engine, sampler, model_notes = _lead(plan, crew)
-    console = RunConsole(run_dir.console_log, num_steps=plan.num_steps, quiet=quiet)
+    console = RunConsole(
+        run_dir.console_log,
+        num_steps=plan.num_steps,
+        num_ranks=1 if crew is None else crew.size,
+        quiet=quiet,
+    )
     trackers, tracker_notes = build_trackers(config.run, run_dir)
     monitor = Monitor(
         run_dir,
@@ -229,6 +235,7 @@ def _build_run(
         monitor.note(note)
     if crew is not None:
         crew.watch.tell = monitor.note
+        monitor.on_phase = crew.watch.lead
     return Run(
         config=config,
         num_steps=plan.num_steps,
@@ -257,7 +264,9 @@ def _lead(plan: Plan, crew: Crew | None) -> tuple[Algorithm, TrainEngine, Sample
         return algorithm, engine, sampler, notes
     from rlcli.crew.lead import CrewEngine, CrewSampler
 
-    return algorithm, CrewEngine(crew, engine), CrewSampler(crew, sampler), notes
+    rollout = plan.config.rollout
+    width = rollout.tensor_parallel if rollout.engine == "vllm" else 1
+    return algorithm, CrewEngine(crew, engine), CrewSampler(crew, sampler, width=width), notes
 
 
 def _load(plan: Plan, rank: int, size: int) -> tuple[Algorithm, TrainEngine, Sampler, list[str]]:

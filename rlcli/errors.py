@@ -74,6 +74,10 @@ class TrainingError(RlcliError):
     """Training cannot go on: non-finite gradients three times in a row, no disk to save to."""
 
 
+class SamplerError(RlcliError):
+    """A sampler that failed twice, or whose weights are not the trainer's."""
+
+
 class RankError(RlcliError):
     """Another rank ended with an error of its own: training cannot go on."""
 

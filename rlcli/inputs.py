@@ -29,7 +29,13 @@ def refuse_early(resolved: Resolved, env: Mapping[str, str], *, is_dry: bool) ->
     checked = preflight.check_engines(preflight.check(resolved))
     launch = read_launch(checked.config, env)
     with suppress(NotHere) if is_dry else nullcontext():
-        check_processes(checked, launch, num_visible_gpus=0, num_cores=usable_cores())
+        check_processes(
+            checked,
+            launch,
+            num_processes=checked.config.train.n_gpus or 1,
+            num_visible_gpus=None,
+            num_cores=usable_cores(),
+        )
     check_positions(checked)
 
 

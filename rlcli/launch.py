@@ -21,6 +21,8 @@ DEFAULT_PORT = 29500
 """torch's own default."""
 PASSED_ON = "RLCLI_LAUNCH"
 """Where a supervisor tells its ranks: the variables it read are torch's for them, and others."""
+MOST_PER_CORE = 8
+"""Processes on the CPU that one core may have to share, for a try of a run of many GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +46,12 @@ class Launch:
         return {PASSED_ON: json.dumps(asdict(self))}
 
 
-def num_local(config: Config) -> int:
-    """Processes on this machine."""
-    return config.train.n_gpus or 1
+def num_local(config: Config, num_gpus: int) -> int:
+    """Processes on this machine: where nobody says how many, one for each of its GPUs.
+
+    num_gpus: those that the run may use here.
+    """
+    return config.train.n_gpus or max(1, num_gpus)
 
 
 def count_nodes(resolved: Resolved, env: Mapping[str, str]) -> Resolved:
@@ -147,14 +152,20 @@ def read_port(env: Mapping[str, str]) -> int:
 
 
 def check_processes(
-    resolved: Resolved, launch: Launch, *, num_visible_gpus: int, num_cores: int
+    resolved: Resolved,
+    launch: Launch,
+    *,
+    num_processes: int,
+    num_visible_gpus: int | None,
+    num_cores: int,
 ) -> list[str]:
     """Notes on how many processes train, and on what of the machines stays unused.
 
-    Raises: LaunchError where they cannot find each other, or this machine has too few GPUs.
+    num_processes: on this machine. num_visible_gpus: None where they were not counted.
+
+    Raises: LaunchError where they cannot find each other, or this machine is too small for them.
     """
     train = resolved.config.train
-    here = num_local(resolved.config)
     notes: list[str] = []
     if train.nnodes > 1 and launch.master_addr is None:
         raise LaunchError(
@@ -171,28 +182,53 @@ def check_processes(
             f"{launch.scheduler}: this is node {launch.node_rank} of {launch.nnodes}, "
             f"node 0 is {launch.master_addr}."
         )
-    has_gpus = num_visible_gpus > 0 and train.device in ("auto", "cuda")
-    if has_gpus and here > num_visible_gpus:
+    num_gpus = num_visible_gpus if train.device in ("auto", "cuda") else 0
+    _refuse_too_many(resolved, num_processes, num_gpus=num_gpus, num_cores=num_cores)
+    counts = _counts(resolved, num_processes, num_gpus=num_gpus or 0, num_cores=num_cores)
+    return notes + counts
+
+
+def _refuse_too_many(
+    resolved: Resolved, here: int, *, num_gpus: int | None, num_cores: int
+) -> None:
+    if resolved.config.train.n_gpus is None:
+        if num_gpus is not None and here > max(1, num_gpus):
+            raise LaunchError(
+                f"nvidia-smi shows {here} GPUs, but torch finds {num_gpus}.\n"
+                f"rlcli doctor says why. Until that is mended, set N_GPUS={max(1, num_gpus)}."
+            )
+        return
+    if num_gpus and here > num_gpus:
         raise LaunchError(
-            f"{resolved.where('train.n_gpus')}, but this machine shows {num_visible_gpus}.\n"
-            f"Set N_GPUS={num_visible_gpus}, or see CUDA_VISIBLE_DEVICES and rlcli doctor."
+            f"{resolved.where('train.n_gpus')}, but this machine shows {num_gpus}.\n"
+            f"Set N_GPUS={num_gpus}, or see CUDA_VISIBLE_DEVICES and rlcli doctor."
         )
-    return notes + _counts(resolved, num_gpus=num_visible_gpus * has_gpus, num_cores=num_cores)
+    most = MOST_PER_CORE * num_cores
+    if num_gpus == 0 and here > most:
+        raise LaunchError(
+            f"{resolved.where('train.n_gpus')}, but without GPUs this machine takes {most} "
+            f"processes at most, {MOST_PER_CORE} for each of {num_cores} cores.\n"
+            f"Set N_GPUS={num_cores}, or see CUDA_VISIBLE_DEVICES and rlcli doctor."
+        )
 
 
-def _counts(resolved: Resolved, *, num_gpus: int, num_cores: int) -> list[str]:
+def _counts(resolved: Resolved, here: int, *, num_gpus: int, num_cores: int) -> list[str]:
     """num_gpus: those that may be used."""
-    here, nnodes = num_local(resolved.config), resolved.config.train.nnodes
+    nnodes = resolved.config.train.nnodes
     notes: list[str] = []
     if here * nnodes > 1:
         device = "on a GPU each" if num_gpus else "on the CPU"
         spread = f"{nnodes} nodes x {here}" if nnodes > 1 else str(here)
         notes.append(f"{spread} processes train together, {device}.")
     if resolved.config.train.n_gpus is None and num_gpus > 1:
-        notes.append(
-            f"1 of {num_gpus} GPUs is used: train.n_gpus is not set. --n_gpus {num_gpus} trains on "
-            "all of them."
-        )
+        if here == num_gpus:
+            told = f"all {num_gpus} GPUs are used, as train.n_gpus is not set. N_GPUS=1 uses one."
+        else:
+            told = (
+                f"{here} of {num_gpus} GPUs is used: nvidia-smi does not show the others. "
+                f"--n_gpus {num_gpus} trains on all of them."
+            )
+        notes.append(told)
     if not num_gpus and 1 < here > num_cores:
         notes.append(f"more processes ({here}) than cores ({num_cores}): fewer are faster.")
     return notes

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rlcli.engines.ranks import Ranks
     from rlcli.engines.torch_engine import TorchEngine
     from rlcli.evaluation.planning import EvalPlan
+    from rlcli.rollout.base import Sampler
     from rlcli.rollout.native import NativeSampler
 
 SINGLE_THREAD_PARAMETERS = 20_000_000
@@ -53,6 +54,15 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if is_half else torch.float32
 
 
+def end_tokens(plan: Plan | EvalPlan, folder: Path) -> tuple[tuple[int, ...], int]:
+    """(tokens that end a response, the token that pads) of the model in `folder`."""
+    from rlcli.causal_lm import eos_token_ids
+
+    eos = tuple(eos_token_ids(str(folder), plan.tokenizer, plan.model_config))
+    pad = plan.tokenizer.pad_token_id
+    return eos, eos[0] if pad is None else pad
+
+
 def make_sampler(
     lm: CausalLM,
     plan: Plan | EvalPlan,
@@ -62,16 +72,14 @@ def make_sampler(
     autocast_dtype: torch.dtype | None = None,
 ) -> NativeSampler:
     """The sampler of a model; `folder` has its end tokens."""
-    from rlcli.causal_lm import eos_token_ids
     from rlcli.rollout.native import NativeSampler
 
-    eos = eos_token_ids(str(folder), plan.tokenizer, plan.model_config)
-    pad = plan.tokenizer.pad_token_id
+    eos, pad = end_tokens(plan, folder)
     return NativeSampler(
         lm,
         plan.tokenizer,
         eos_token_ids=eos,
-        pad_token_id=eos[0] if pad is None else pad,
+        pad_token_id=pad,
         max_rows=plan.config.rollout.max_rows,
         shares_weights=shares_weights,
         autocast_dtype=autocast_dtype,
@@ -80,7 +88,7 @@ def make_sampler(
 
 def build_models(
     plan: Plan, algorithm: Algorithm, ranks: Ranks
-) -> tuple[TorchEngine, NativeSampler, list[str]]:
+) -> tuple[TorchEngine, Sampler, list[str]]:
     """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute.
 
     DeepSpeed trains bfloat16 weights, of which it keeps float32 ones in shares.
@@ -102,7 +110,9 @@ def build_models(
     load = partial(load_causal_lm, str(plan.model_dir), device=device, trust_remote_code=trust)
     policy = load(dtype=compute if uses_lora or trains_half else torch.float32)
     set_up_cpu(device, policy.model.num_parameters())
-    sampled = policy if not is_half or uses_lora or trains_half else load(dtype=compute)
+    is_native = config.rollout.engine != "vllm"
+    is_own = not is_native or not is_half or uses_lora or trains_half
+    sampled = policy if is_own else load(dtype=compute)
     peft_model = add_lora(policy.model, config.lora) if uses_lora else None
     ranks.equalize(policy.model)
     reference = None
@@ -112,8 +122,26 @@ def build_models(
         reference.model.requires_grad_(False).eval()
     if config.model.gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
-    if sampled is policy and engine_class.shards_weights(config.train):
+    if is_native and sampled is policy and engine_class.shards_weights(config.train):
         sampled = copy.deepcopy(policy)  # what sharded weights are put together in
+    _, pad_token_id = end_tokens(plan, plan.model_dir)
+    critic = _build_critic(plan, pad_token_id, ranks) if plan.critic_dir else None
+    if config.model.compile:
+        _compile(policy.model, reference and reference.model, critic and critic.body)
+    engine = engine_class(
+        config,
+        policy,
+        total_steps=plan.num_steps,
+        pad_token_id=pad_token_id,
+        sampler_is_exact=is_native and not is_half and not config.rollout.async_steps,
+        autocast_dtype=autocast,
+        peft_model=peft_model,
+        reference=reference,
+        critic=critic,
+        ranks=ranks,
+    )
+    if not is_native:
+        return engine, _build_vllm(plan, engine, compute), policy.notes
     sampler = make_sampler(
         sampled,
         plan,
@@ -121,22 +149,57 @@ def build_models(
         shares_weights=sampled is policy,
         autocast_dtype=autocast if uses_lora else None,
     )
-    critic = _build_critic(plan, sampler.pad_token_id, ranks) if plan.critic_dir else None
-    if config.model.compile:
-        _compile(policy.model, reference and reference.model, critic and critic.body)
-    engine = engine_class(
-        config,
-        policy,
-        total_steps=plan.num_steps,
-        pad_token_id=sampler.pad_token_id,
-        sampler_is_exact=not is_half and not config.rollout.async_steps,
-        autocast_dtype=autocast,
-        peft_model=peft_model,
-        reference=reference,
-        critic=critic,
-        ranks=ranks,
-    )
     return engine, sampler, policy.notes
+
+
+def _build_vllm(plan: Plan, engine: TorchEngine, dtype: torch.dtype) -> Sampler:
+    """vLLM in this process, held against the trainer after each new weights."""
+    import psutil
+
+    from rlcli.in_sync import CheckedSampler
+    from rlcli.rollout.vllm.engine import VllmSettings, cache_bytes
+    from rlcli.rollout.vllm.sampler import VllmSampler
+
+    config, rollout = plan.config, plan.config.rollout
+    prompts = [*plan.train.prompts, *(plan.val.prompts if plan.val else ())]
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    max_tokens = longest + config.data.max_response_tokens
+    needed = cache_bytes(
+        plan.model_config,
+        rows=rollout.max_rows,
+        tokens=max_tokens,
+        bytes_per_number=dtype.itemsize,
+    )
+    settings = VllmSettings(
+        model_dir=plan.model_dir,
+        dtype="bfloat16" if dtype.itemsize == 2 else "float32",
+        device=plan.device.type,
+        max_tokens=max_tokens,
+        max_rows=rollout.max_rows,
+        temperature=rollout.temperature,
+        memory_fraction=rollout.memory_fraction,
+        cache_bytes=min(needed, int(rollout.memory_fraction * psutil.virtual_memory().available)),
+        tensor_parallel=rollout.tensor_parallel,
+        num_ranks=engine.ranks.size,
+        lora_rank=config.lora.rank,
+        trust_remote_code=config.model.trust_remote_code,
+        seed=config.run.seed % 2**31,
+    )
+    sampler = VllmSampler(
+        settings,
+        plan.tokenizer,
+        eos_token_ids=end_tokens(plan, plan.model_dir)[0],
+        lora_alpha=config.lora.alpha,
+        weights=engine.weights if engine.ranks.size == 1 else None,
+    )
+    return CheckedSampler(
+        sampler,
+        engine,
+        plan.train.prompts,
+        temperature=rollout.temperature,
+        max_tokens=config.data.max_response_tokens,
+        dtype=dtype,
+    )
 
 
 def choose_engine(config: Config) -> type[TorchEngine]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-RUN_DIR, RELAUNCHED = "RLCLI_RUN_DIR", "RLCLI_RELAUNCHED"
+if TYPE_CHECKING:
+    from rlcli.checkpoint import Resume
+
+RUN_DIR, RELAUNCHED, RESUME = "RLCLI_RUN_DIR", "RLCLI_RELAUNCHED", "RLCLI_RESUME"
 """Variables beside torch's own: RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE."""
 LOOPBACK = "127.0.0.1"
 
@@ -15,7 +19,8 @@ LOOPBACK = "127.0.0.1"
 class Place:
     """One of `size` processes, `local_size` of them on this machine.
 
-    run_dir: absolute. relaunches: how often the run was started again after a rank had died.
+    run_dir: absolute, and held by the supervisor. relaunches: how often the run was started again
+    after a rank had died. resume: what rank 0 goes on from.
     """
 
     rank: int
@@ -24,6 +29,7 @@ class Place:
     local_size: int
     run_dir: Path
     relaunches: int
+    resume: Resume
 
     @property
     def is_one_machine(self) -> bool:
@@ -52,4 +58,11 @@ def read_place(env: Mapping[str, str]) -> Place | None:
         local_size=int(env["LOCAL_WORLD_SIZE"]),
         run_dir=Path(env[RUN_DIR]),
         relaunches=int(env.get(RELAUNCHED, "0")),
+        resume=_resume(env.get(RESUME, "no")),
     )
+
+
+def _resume(text: str) -> Resume:
+    if text == "no" or text == "newest":
+        return text
+    return int(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -62,20 +63,21 @@ def run_session(
         with _group_of_one(plan):
             return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=None)
     from rlcli.crew.lead import Crew
+    from rlcli.crew.lines import speaker
     from rlcli.crew.meet import connect, leave_together, own_device, process_group
 
     plan = replace(plan, device=own_device(plan.device, place))
-    run_dir, (_, resume) = RunDir(place.run_dir), open_run_dir(plan.resolved, cwd)
-    if place.relaunches:
-        resume = "newest"
-    with process_group(place, plan.device):
-        connections = connect(place)
+    run_dir = RunDir(place.run_dir)
+    tell = speaker(plan.config.run.lang)
+    with process_group(place, plan.device, tell=tell):
+        connections = connect(place, tell=tell)
         if place.rank:
+            _leave_signals_to_rank_0()
             _follow(plan, place, connections[0])
             return None
         crew, ended_well = Crew(connections, place.log), False
         try:
-            outcome = _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=crew)
+            outcome = _run(plan, cwd, banner, run_dir, place.resume, quiet=quiet, crew=crew)
             ended_well = True
         finally:
             crew.dismiss(ended_well=ended_well)
@@ -98,9 +100,15 @@ def _follow(plan: Plan, place: Place, connection: Connection) -> None:
         os._exit(RankLostError.exit_code if is_lost else code)
 
 
+def _leave_signals_to_rank_0() -> None:
+    """A scheduler may send them to every process of a run, and rank 0 needs all of them to save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: None)
+
+
 def _group_of_one(plan: Plan) -> AbstractContextManager[None]:
-    """What DeepSpeed wants of a process that trains alone."""
-    if plan.config.train.engine != "deepspeed":
+    """What DeepSpeed and vLLM want of a process that trains alone."""
+    if plan.config.train.engine != "deepspeed" and plan.config.rollout.engine != "vllm":
         return nullcontext()
     from rlcli.crew.meet import group_of_one
 
@@ -121,7 +129,8 @@ def _run(
     need = disk_need(plan.config, plan.model_dir, plan.critic_dir)
     if need is not None:
         check_disk(plan.resolved, need, path)
-    run_dir.hold(resumes=resume != "no")
+    if crew is None:  # with one, the supervisor holds it
+        run_dir.hold(resumes=resume != "no")
     try:
         has_critic = plan.critic_dir is not None
         notes: list[str] = []
@@ -138,6 +147,8 @@ def _run(
         step = before["step"] if before else 0
         try:
             run = build_run(plan, run_dir, resume, quiet=quiet, crew=crew)
+        except RankLostError:
+            raise  # it is the supervisor that knows whether the run goes on
         except BaseException as error:
             reason = str(error) or type(error).__name__
             resumable = run_dir.has_checkpoint
@@ -218,6 +229,10 @@ def _train(run: Run, path: Path, banner: Sequence[str]) -> int:
         resumable = monitor.run_dir.has_checkpoint
         monitor.end("paused", monitor.last_step, resumable=resumable, reason=str(error))
         raise
+    except RankLostError as error:
+        resumable = monitor.run_dir.has_checkpoint
+        monitor.end("running", monitor.last_step, resumable=resumable, reason=str(error))
+        raise
     except BaseException as error:
         reason = str(error) if isinstance(error, RlcliError) else repr(error)
         step = monitor.last_step
@@ -225,6 +240,7 @@ def _train(run: Run, path: Path, banner: Sequence[str]) -> int:
         raise
     finally:
         run.scorer.close()
+        run.sampler.close()
         report = write_report(path, tell=monitor.note)
         if report is not None:
             monitor.console.line(say(f"Report: {report}"))

@@ -10,9 +10,10 @@ from rlcli import preflight
 from rlcli.build import Plan, choose_device, make_plan
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
+from rlcli.doctor.gpu import count_gpus
 from rlcli.errors import LaunchError, NotHere
 from rlcli.inputs import check_rewards, find_model, find_reward_model, read_data
-from rlcli.launch import check_processes, read_launch
+from rlcli.launch import check_processes, num_local, read_launch
 from rlcli.machine import usable_cores
 from rlcli.run_path import check_name
 
@@ -48,8 +49,8 @@ def survey_of(plan: Plan) -> Survey:
     )
 
 
-def launch_notes(resolved: Resolved, env: Mapping[str, str]) -> list[str]:
-    """What the launch variables, train.nnodes and train.n_gpus come to on this machine.
+def launch_notes(resolved: Resolved, env: Mapping[str, str], *, num_processes: int) -> list[str]:
+    """What the launch variables, train.nnodes and the processes of this machine come to.
 
     Raises: ConfigError for variables that cannot be; LaunchError where nodes or GPUs are missing.
     """
@@ -57,7 +58,9 @@ def launch_notes(resolved: Resolved, env: Mapping[str, str]) -> list[str]:
 
     launch = read_launch(resolved.config, env)
     gpus, cores = torch.cuda.device_count(), usable_cores()
-    return check_processes(resolved, launch, num_visible_gpus=gpus, num_cores=cores)
+    return check_processes(
+        resolved, launch, num_processes=num_processes, num_visible_gpus=gpus, num_cores=cores
+    )
 
 
 def survey(resolved: Resolved, env: Mapping[str, str]) -> Survey:
@@ -66,8 +69,10 @@ def survey(resolved: Resolved, env: Mapping[str, str]) -> Survey:
     Raises: UsageError for anything else that is wrong.
     """
     check_name(resolved.config)
+    num_processes = num_local(resolved.config, count_gpus(resolved.config.train.device, env))
     try:
-        resolved = resolved.tell(*launch_notes(resolved, env))
+        notes = launch_notes(resolved, env, num_processes=num_processes)
+        resolved = resolved.tell(*notes)
     except LaunchError as error:
         resolved = resolved.tell(_warning("training would refuse", error))
     try:

@@ -77,7 +77,8 @@ def _train(run: Run) -> int:
     while done < run.num_steps and not run.monitor.stop_requested:
         torch.manual_seed(run.seed(done, "torch"))
         with suppress(StepAbandoned), run.monitor.step(done, ahead or run.prompts) as record:
-            collected = collect_or_go_back(run, record, done, ahead)
+            with run.monitor.phase("reward"):
+                collected = collect_or_go_back(run, record, done, ahead)
             batch = collate(collected, needs=run.algorithm.needs)
             batch = run.engine.annotate(batch, run.algorithm)
             advantages = run.algorithm.advantages(batch, all_reduce=run.engine.all_reduce)
@@ -88,10 +89,12 @@ def _train(run: Run) -> int:
             done += 1
         if not run.monitor.stop_requested:
             evaluate_if_due(run, done)
-        run.checkpoints.save_if_due(done, run)
+        with run.monitor.phase("saving"):
+            run.checkpoints.save_if_due(done, run)
     if ahead is not None:
         ahead.give_up()
-    run.checkpoints.finish(run, done)
+    with run.monitor.phase("saving"):
+        run.checkpoints.finish(run, done)
     return done
 
 
@@ -198,7 +201,7 @@ def evaluate(run: Run, *, step: int) -> StepRecord:
         max_tokens=run.config.data.max_response_tokens,
         temperature=rollout.val_temperature,
     )
-    with run.monitor.evaluation(step) as record:
+    with run.monitor.phase("evaluation"), run.monitor.evaluation(step) as record:
         rollouts = run.sampler.generate(run.val_prompts, params, seed=run.seed(0, "evaluate"))
         rewards = run.scorer.settle(score(run, rollouts), learns=False)
         values = [reward.value for reward in rewards if reward.value is not None]

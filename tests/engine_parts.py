@@ -61,11 +61,16 @@ def make_batch(*, seed: int = 0, groups: int = 4, n: int = 4) -> Batch:
 
 
 def make_engine(
-    model: Path, settings: Config, *, exact: bool = False, ranks: Ranks = ALONE
+    model: Path,
+    settings: Config,
+    *,
+    exact: bool = False,
+    ranks: Ranks = ALONE,
+    dtype: torch.dtype = torch.float32,
 ) -> TorchEngine:
     """The engine as `build` makes it, on the CPU."""
     torch.manual_seed(0)
-    policy = load_causal_lm(str(model), dtype=torch.float32, device=CPU)
+    policy = load_causal_lm(str(model), dtype=dtype, device=CPU)
     reference = None
     if settings.algorithm.needs_reference and not settings.lora.rank:
         reference = load_causal_lm(str(model), dtype=torch.float32, device=CPU)
@@ -87,10 +92,10 @@ def make_engine(
 
 
 def one_update(
-    engine: TorchEngine, settings: Config, *, step: int = 0, seed: int = 0
+    engine: TorchEngine, settings: Config, *, step: int = 0, seed: int = 0, groups: int = 4
 ) -> dict[str, float]:
     """Annotate, estimate and update once."""
     algorithm = Algorithm(settings, corrects_sampler=False)
-    batch = engine.annotate(make_batch(seed=seed), algorithm)
+    batch = engine.annotate(make_batch(seed=seed, groups=groups), algorithm)
     advantages = algorithm.advantages(batch, all_reduce=engine.all_reduce)
     return dict(advantages.stats) | engine.update(batch, advantages, algorithm, step=step)

@@ -1,6 +1,9 @@
 """One rank of several that take five updates; the first one saves what came out.
 
 python tests/rank_updates.py MODEL OUT CASE ...   under RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT
+
+A case is NAME[-rows][-zeroN[-released]][@MODE]. released: with few parameters stage 3 keeps all of
+them whole on every rank; this has it gather and release them, as it does with many.
 """
 
 from __future__ import annotations
@@ -14,11 +17,17 @@ import torch
 import torch.distributed as dist
 from engine_parts import config, make_engine, one_update
 
+from rlcli.causal_lm import load_tokenizer
 from rlcli.config.schema import Config
+from rlcli.engines import deepspeed_engine
 from rlcli.engines.export import save_tensors
 from rlcli.engines.ranks import Ranks
 
 STEPS, HALF = 5, 3
+GROUPS = 32
+"""Of the case that is cut into a micro-batch for every row."""
+AT_ONCE = 5
+"""A layer with its bias and its adapter."""
 SHARDED = {f"zero{stage}": {"train__zero_stage": stage} for stage in (1, 2, 3)}
 BY_ROWS = {"train__dynamic_batch": False, "train__rows_per_micro_batch": 3}
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -27,18 +36,28 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "rloo": {"algorithm__advantage": "rloo", "algorithm__aggregation": "seq_mean_token_mean"},
     "reinforce": {"algorithm__advantage": "reinforce_plus_plus"},
     "remax": {"algorithm__advantage": "remax", "algorithm__entropy_coef": 0.01},
+    "ties": {"algorithm__advantage": "remax", "algorithm__kl_in_reward": True},
+    "kl_cov": {"algorithm__loss": "kl_cov", "algorithm__kl_cov_ratio": 0.3},
+    "clip_cov": {"algorithm__loss": "clip_cov", "algorithm__clip_cov_ratio": 0.3},
+    "kl_abs": {"algorithm__kl_loss": True, "algorithm__kl_loss_type": "abs"},
 }
 EXTRAS: dict[str, dict[str, Any]] = {
     "lora": {"lora__rank": 4, "algorithm__kl_loss": True, "algorithm__kl_loss_coef": 0.1},
     "checkpointed": {"model__gradient_checkpointing": True},
     "offloaded": {"train__offload_optimizer": True},
     "small": {"train__mini_batch_prompts": 1},
+    "cut": {
+        "train__dynamic_batch": False,
+        "train__rows_per_micro_batch": 1,
+        "train__mini_batch_prompts": GROUPS,
+        "train__grad_clip": 1e9,
+    },
 }
 
 
 def settings(case: str) -> Config:
-    """The settings of `algorithm-or-extra[-rows][-zeroN]`."""
-    name, *more = case.split("-")
+    """The settings of a case without its mode."""
+    name, *more = case.removesuffix("-released").split("-")
     changes = dict(ALGORITHMS.get(name) or EXTRAS[name])
     for word in more:
         changes |= BY_ROWS if word == "rows" else {"train__engine": "deepspeed", **SHARDED[word]}
@@ -69,14 +88,68 @@ def train(
     return found
 
 
+def release_parameters() -> None:
+    """Have stage 3 keep no parameter, however small, and none for its next use."""
+    plain = deepspeed_engine.settings_of
+
+    def settings_of(*args: Any, **more: Any) -> dict[str, Any]:
+        found = plain(*args, **more)
+        names = ("param_persistence_threshold", "max_reuse_distance", "max_live_parameters")
+        found["zero_optimization"] |= {f"stage3_{name}": 0 for name in names}
+        return found
+
+    deepspeed_engine.settings_of = settings_of
+
+
+def save_final(model: Path, wanted: Config, out: Path, ranks: Ranks, *, state: Path) -> int:
+    """The model of a state as a run ends with it; how many parameters were whole at one time."""
+    engine = make_engine(model, wanted, ranks=ranks)
+    engine.load_state(state)
+    largest = 0
+    plain = deepspeed_engine.gathered
+
+    def counted(parameters: list[Any], **more: Any) -> Any:
+        nonlocal largest
+        largest = max(largest, len(parameters))
+        return plain(parameters, **more)
+
+    deepspeed_engine.gathered = counted
+    folder = out if ranks.is_first else None
+    engine.save_model(folder, load_tokenizer(str(model)), merge_lora=ranks.is_first)
+    deepspeed_engine.gathered = plain
+    shared_out = [p for p in engine.policy.model.parameters() if hasattr(p, "ds_id")]
+    assert not any(p.numel() for p in shared_out)
+    return largest
+
+
+def half_update(model: Path, wanted: Config, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """A tenth of the gradient that one update of bfloat16 weights takes."""
+    engine = make_engine(model, wanted, ranks=ranks, dtype=torch.bfloat16)
+    one_update(engine, wanted, groups=GROUPS)
+    state = engine.state().copied()._files["policy"]
+    return {name: value for name, value in state.items() if ".exp_avg." in name}
+
+
 def take(case: str, model: Path, out: Path, ranks: Ranks) -> None:
-    """`case`, or `case@save`, or `case@load:STATE` of a state that was saved into `out`."""
+    """A case; @load:STATE and @final:STATE go on from what @save wrote into `out`."""
     name, _, mode = case.partition("@")
-    load = out / mode.removeprefix("load:") if mode.startswith("load:") else None
-    save = out / name if mode == "save" else None
-    found = train(model, settings(name), ranks, load=load, save=save)
-    if ranks.is_first:
-        save_tensors(found, out / f"{case.replace(':', '-')}.safetensors")
+    plain = deepspeed_engine.settings_of
+    if name.endswith("-released"):
+        release_parameters()
+    mode, _, state = mode.partition(":")
+    if mode == "final":
+        assert save_final(model, settings(name), out / name, ranks, state=out / state) <= AT_ONCE
+    elif mode == "half":
+        found = half_update(model, settings(name), ranks)
+        if ranks.is_first:
+            save_tensors(found, out / f"{case}.safetensors")
+    else:
+        load = out / state if mode == "load" else None
+        save = out / name if mode == "save" else None
+        found = train(model, settings(name), ranks, load=load, save=save)
+        if ranks.is_first:
+            save_tensors(found, out / f"{case.replace(':', '-')}.safetensors")
+    deepspeed_engine.settings_of = plain
 
 
 def main() -> None:

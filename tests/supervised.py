@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlcli.checkpoint import Resume
 from rlcli.launch import Launch
+from rlcli.monitor.run_dir import RunDir
 from rlcli.supervisor.job import Job, Limits
 from rlcli.supervisor.leader import lead
+from rlcli.supervisor.record import Record, held
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = """
@@ -51,7 +54,8 @@ meeting.__version__ = told["version"]
 try:
     resolved = resolve(flags={}, overrides=told["overrides"], files=[], env=os.environ)
     limits = Limits(**told["limits"])
-    code = supervise(resolved, os.environ, Path.cwd(), command=told["command"], limits=limits)
+    more = {"num_gpus": 0, "command": told["command"], "limits": limits}
+    code = supervise(resolved, os.environ, Path.cwd(), **more)
 except RlcliError as error:
     print(f"error: {error}", file=sys.stderr)
     code = error.exit_code
@@ -71,6 +75,8 @@ class Lead:
     """One node whose supervisor is this process. told: what it said."""
 
     folder: Path
+    resume: Resume = "newest"
+    preempt_exit_code: int = 0
     told: list[str] = field(default_factory=list)
 
     @property
@@ -82,9 +88,12 @@ class Lead:
             command=command_of(script, self.folder),
             launch=Launch(node_rank=0, master_addr=None, master_port=29500),
             num_local=num,
+            preempt_exit_code=self.preempt_exit_code,
             limits=Limits(**limits),
         )
-        return lead(job, self.run_dir, tell=self.told.append, wait=lambda text: None)
+        with held(RunDir(self.run_dir), resumes=True):
+            record = Record(self.run_dir, self.resume)
+            return lead(job, record, tell=self.told.append, wait=lambda text: None)
 
     def pid(self, rank: int, relaunches: int = 0) -> int:
         """Of a rank, once it has begun."""

@@ -65,6 +65,7 @@ SPEAKING = (
     "rewards/sandbox/finding.py",
     "rewards/scorer.py",
     "rewards/worker.py",
+    "rollout/vllm/replica.py",
     "schedulers.py",
     "session.py",
     "supervisor/",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from rlcli import supervisor
+from rlcli.cli.main import main
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config, TrainConfig, defaults
+from rlcli.doctor import gpu
+from rlcli.doctor.packages import Package
 from rlcli.errors import ConfigError, LaunchError
-from rlcli.launch import check_processes, count_nodes, read_launch
+from rlcli.launch import check_processes, count_nodes, num_local, read_launch
+from rlcli.machine import Gpu
 
 
 def run(nnodes: int = 1, n_gpus: int | None = None) -> Resolved:
@@ -23,9 +30,20 @@ def read(nnodes: int, **env: str):
     return read_launch(run(nnodes).config, env)
 
 
-def notes(resolved: Resolved, num_visible_gpus: int = 0, **env: str) -> list[str]:
-    launch = read_launch(resolved.config, env)
-    return check_processes(resolved, launch, num_visible_gpus=num_visible_gpus, num_cores=4)
+def notes(
+    resolved: Resolved,
+    num_visible_gpus: int | None = 0,
+    here: int | None = None,
+    /,
+    **env: str,
+) -> list[str]:
+    return check_processes(
+        resolved,
+        read_launch(resolved.config, env),
+        num_processes=here or num_local(resolved.config, num_visible_gpus or 0),
+        num_visible_gpus=num_visible_gpus,
+        num_cores=4,
+    )
 
 
 def test_nothing_set_is_node_0_at_torchs_port() -> None:
@@ -107,24 +125,78 @@ def test_nodes_and_their_processes_are_counted() -> None:
 
 def test_more_processes_than_cores_are_slow_without_gpus_alone() -> None:
     assert notes(run(n_gpus=8))[1] == "more processes (8) than cores (4): fewer are faster."
-    assert len(notes(run(n_gpus=4))) == len(notes(run(n_gpus=8), num_visible_gpus=8)) == 1
+    assert len(notes(run(n_gpus=4))) == len(notes(run(n_gpus=8), 8)) == 1
 
 
 def test_more_processes_than_gpus_are_refused_with_the_cure() -> None:
     with pytest.raises(LaunchError, match="this machine shows 2") as caught:
-        notes(run(n_gpus=8), num_visible_gpus=2)
+        notes(run(n_gpus=8), 2)
     assert "train.n_gpus=8 (from env N_GPUS)" in str(caught.value)
     assert "Set N_GPUS=2" in str(caught.value)
     on_cpu = run(n_gpus=8).adjust({"train.device": "cpu"})
-    assert "on the CPU" in notes(on_cpu, num_visible_gpus=2)[0]
+    assert "on the CPU" in notes(on_cpu, 2)[0]
 
 
-def test_gpus_that_stay_idle_unasked_are_named() -> None:
-    (said,) = notes(run(), num_visible_gpus=8)
-    assert said == (
-        "1 of 8 GPUs is used: train.n_gpus is not set. --n_gpus 8 trains on all of them."
-    )
-    assert notes(run(n_gpus=1), num_visible_gpus=4) == notes(run(), num_visible_gpus=1) == []
+def test_processes_without_gpus_are_as_many_as_cores_can_bear() -> None:
+    assert notes(run(n_gpus=32))[1] == "more processes (32) than cores (4): fewer are faster."
+    for resolved in (run(n_gpus=1000), run(n_gpus=33).adjust({"train.device": "cpu"})):
+        for num_gpus in (0, 64)[: 1 + (resolved.config.train.device == "cpu")]:
+            with pytest.raises(LaunchError) as caught:
+                notes(resolved, num_gpus)
+            assert str(caught.value) == (
+                f"train.n_gpus={resolved.config.train.n_gpus} (from env N_GPUS), but without GPUs "
+                "this machine takes 32 processes at most, 8 for each of 4 cores.\n"
+                "Set N_GPUS=4, or see CUDA_VISIBLE_DEVICES and rlcli doctor."
+            )
+    assert notes(run(n_gpus=64), 64) == ["64 processes train together, on a GPU each."]
+    assert notes(run(n_gpus=64), None)  # the GPUs were not counted yet
+
+
+def test_every_gpu_has_a_process_where_nobody_says_how_many() -> None:
+    assert [num_local(run().config, gpus) for gpus in (0, 1, 8)] == [1, 1, 8]
+    assert num_local(run(n_gpus=2).config, 8) == 2
+    assert notes(run(), 8) == [
+        "8 processes train together, on a GPU each.",
+        "all 8 GPUs are used, as train.n_gpus is not set. N_GPUS=1 uses one.",
+    ]
+    assert notes(run(n_gpus=1), 4) == notes(run(), 1) == []
+
+
+def test_gpus_that_the_environment_lets_through_are_what_a_run_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken: list[int] = []
+
+    def supervise(resolved: Resolved, env: Mapping[str, str], cwd: Path, *, num_gpus: int) -> int:
+        taken.append(num_gpus)
+        return 0
+
+    cards = [Gpu(f"card {number}", 81559, 0, "570.86") for number in range(4)]
+    monkeypatch.setattr(gpu, "ask_driver", lambda: (cards, None))
+    monkeypatch.setattr(gpu, "installed", lambda names: {"torch": Package("2.13.0", "cu130")})
+    monkeypatch.setattr(supervisor, "supervise", supervise)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,3")
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--preset", "quickstart", "--data", "nowhere.jsonl"]
+    codes: list[object] = []
+    for more in ([], ["--n_gpus", "2"], ["--n_gpus", "1"], ["train.device=cpu"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *more])
+        codes.append(ended.value.code)
+    assert (codes, taken) == ([0, 0, 2, 2], [3, 3])
+    assert "nowhere.jsonl" in capsys.readouterr().err
+
+
+def test_gpus_that_nvidia_smi_and_torch_do_not_both_see_are_told() -> None:
+    assert notes(run(), 8, 1) == [
+        "1 of 8 GPUs is used: nvidia-smi does not show the others. --n_gpus 8 trains on all of "
+        "them."
+    ]
+    for seen in (0, 7):
+        with pytest.raises(LaunchError) as caught:
+            notes(run(), seen, 8)
+        assert f"nvidia-smi shows 8 GPUs, but torch finds {seen}.\n" in str(caught.value)
+        assert f"set N_GPUS={max(1, seen)}." in str(caught.value)
 
 
 def test_processes_that_torchrun_started_are_refused() -> None:
@@ -143,7 +215,7 @@ def test_a_scheduler_s_nodes_count_where_nobody_said_another_number() -> None:
     assert counted.sources["train.nnodes"] == "env SLURM_JOB_NUM_NODES"
     launch = read_launch(counted.config, SLURM)
     assert (launch.node_rank, launch.master_addr, launch.master_port) == (2, "gpu07", 29500)
-    said = check_processes(counted, launch, num_visible_gpus=0, num_cores=4)
+    said = check_processes(counted, launch, num_processes=1, num_visible_gpus=0, num_cores=4)
     assert said[0] == "SLURM: this is node 2 of 3, node 0 is gpu07."
 
     given = count_nodes(run(), SLURM)

@@ -119,7 +119,7 @@ def test_several_gpus_are_spoken_of_and_not_typed() -> None:
     assert first.placed.placement == "lora"
     assert "deepspeed" not in first.command()
     (said,) = [text for text in first.cautions if "--engine deepspeed" in text]
-    assert "one of the 8 GPUs; --n_gpus 8 takes all" in said
+    assert "every one of the 8 GPUs holds all of this" in said
     assert "all weights then fit" in said
     assert "so does ppo" in said
     assert not any("deepspeed" in text for text in second.cautions)

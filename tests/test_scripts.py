@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,3 +66,75 @@ def test_an_old_python_is_refused_with_the_cure(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert b"needs Python 3.11 or newer, this is 3.8.1" in done.stderr
     assert b"PYTHON=" in done.stderr
+
+
+SYSTEM_PYTHON = """#!/bin/sh
+[ "$1 $2" = "-m venv" ] || exec python3 "$@"
+for last; do :; done
+mkdir -p "$last/bin"
+cp "$(dirname "$0")/venv_python" "$last/bin/python"
+"""
+VENV_PYTHON = """#!/bin/sh
+case "$*" in *"pip install"*) echo begin >> "$LOG"; sleep "$TAKES_S"; echo end >> "$LOG";; esac
+"""
+SET_UP = 'set -euo pipefail; . "$1/setup.sh"; rlcli_setup "$1" run; echo ready'
+
+
+def start_setup(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    """A set-up of a checkout that has none, by pythons that only say when they install."""
+    for name, text in (("python", SYSTEM_PYTHON), ("venv_python", VENV_PYTHON)):
+        path = folder / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    for name in ("setup.sh", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    env = {"PYTHON": str(folder / "bin" / "python"), "TAKES_S": str(seconds)}
+    return subprocess.Popen(
+        ["bash", "-c", SET_UP, "bash", str(folder)],
+        env={**os.environ, **env, "LOG": str(folder / "log")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def await_text(path: Path, text: str) -> None:
+    until = time.monotonic() + 20
+    while not (path.is_file() and text in path.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_two_starts_of_one_checkout_install_once(tmp_path: Path) -> None:
+    first = start_setup(tmp_path, 1.0)
+    await_text(tmp_path / "log", "begin")
+    second = start_setup(tmp_path, 1.0)
+    told = [start.communicate(timeout=30)[0] for start in (first, second)]
+    assert told[0].endswith("ready\n")
+    assert told[1] == f"waiting for another start that sets up {tmp_path}/.venv\nready\n"
+    assert (tmp_path / "log").read_text() == "begin\nend\n"
+
+
+def test_a_start_that_was_killed_keeps_nobody_waiting(tmp_path: Path) -> None:
+    first = start_setup(tmp_path, 60.0)
+    await_text(tmp_path / "log", "begin")
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    said, _ = start_setup(tmp_path, 0.0).communicate(timeout=30)
+    assert said == "ready\n"
+
+
+def test_deepspeed_is_installed_once_where_a_run_asks_for_it(tmp_path: Path) -> None:
+    script = checkout(tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(
+        '#!/bin/sh\ncase "$*" in *find_spec*) [ -f "$0.has" ];; *install*) touch "$0.has";; esac\n'
+    )
+    told = []
+    for words in ([], ["--engine", "deepspeed"], ["train.engine=deepspeed"]):
+        done = subprocess.run([str(script), *words], capture_output=True, check=True, text=True)
+        told.append(done.stderr)
+    said = f"installing DeepSpeed into {tmp_path}/.venv (once, about a minute)\n"
+    assert told == ["", said, ""]

@@ -25,15 +25,38 @@ WORDS = [
     *("train.mini_batch_prompts=4", "run.save_every=1", "run.keep=9", "train.device=cpu"),
     *("--output_dir", "run"),
 ]
-HURRIED = """
+HURRIED_RANK = """
 import sys
-from rlcli.supervisor import supervise
-from rlcli.supervisor.job import Limits
-supervise.__kwdefaults__["limits"] = Limits(meeting_s=float(sys.argv.pop(1)), silence_s=3.0)
+import rlcli.crew.meet as meet
+meet.MEETING_S, meet.TRY_S = float(sys.argv.pop(1)), 1.0
 from rlcli.cli.main import main
 main(sys.argv[1:])
 """
-"""The command line, waiting less long for other nodes."""
+HURRIED = f"""
+import sys
+from rlcli.supervisor import supervise
+from rlcli.supervisor.job import Limits
+rank = [sys.executable, "-c", {HURRIED_RANK!r}, *sys.argv[1:]]
+limits = Limits(meeting_s=float(sys.argv.pop(1)), silence_s=3.0)
+supervise.__kwdefaults__.update(command=rank, limits=limits)
+from rlcli.cli.main import main
+main(sys.argv[1:])
+"""
+"""The command line, waiting less long for other nodes, and its ranks for each other."""
+
+BARE_RANK = """
+import os, sys, torch
+import rlcli.crew.meet as meet
+from rlcli.errors import RlcliError
+from rlcli.place import read_place
+meet.MEETING_S = 3.0
+try:
+    with meet.process_group(read_place(os.environ), torch.device("cpu"), tell=print):
+        pass
+except RlcliError as error:
+    print(f"error: {error}")
+    sys.exit(error.exit_code)
+"""
 
 
 def why_impossible() -> str:
@@ -79,6 +102,12 @@ class Hosts:
         """Change the network of a host."""
         _ip("-n", self._names[node], *words)
 
+    def only_ipv6(self, *addresses: str) -> None:
+        """These in place of the hosts' addresses."""
+        for node, address in enumerate(addresses):
+            self.ip(node, "-4", "addr", "flush", "dev", "eth0")
+            self.ip(node, "addr", "add", f"{address}/64", "dev", "eth0", "nodad")
+
     def open_only(self, *ports: int) -> None:
         """Host 0 answers at these ports alone, and nothing it sends from others arrives."""
         for port in ports:
@@ -101,10 +130,13 @@ class Hosts:
         python = [sys.executable, "-m", "rlcli.cli.main"]
         if patience_s is not None:
             python = [sys.executable, "-c", HURRIED, str(patience_s)]
+        return self._run(node, [*python, *WORDS, *words], env)
+
+    def _run(self, node: int, command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
         disk = 'mount --bind other run && exec "$@"' if node else 'exec "$@"'
         inside = ["ip", "netns", "exec", self._names[node], "sh", "-c", disk, "sh"]
         started = subprocess.Popen(
-            [*inside, *python, *WORDS, *words],
+            [*inside, *command],
             cwd=self.folder,
             env=env,
             stdout=subprocess.PIPE,
@@ -113,6 +145,14 @@ class Hosts:
         )
         self.started.append(started)
         return started
+
+    def start_rank(self, rank: int) -> subprocess.Popen[str]:
+        """A rank without a supervisor, which only meets the other at PORT."""
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": "0"}
+        env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "RLCLI_RUN_DIR": str(self.run_dir)}
+        env |= {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": str(PORT)}
+        env |= {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
+        return self._run(rank, [sys.executable, "-c", BARE_RANK], env)
 
     def close(self) -> None:
         """End what is left, and take the hosts away."""

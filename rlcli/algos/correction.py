@@ -74,8 +74,8 @@ def mismatch(
 ) -> dict[str, float]:
     """How far sampler and trainer are apart on the response tokens.
 
-    prob_diff_mean, prob_diff_max: of the absolute difference of probabilities. kl_k3: estimate
-    of KL(sampler, trainer) per token.
+    prob_diff_mean, prob_diff_max: of the absolute difference of probabilities; logprob_diff_mean,
+    logprob_diff_max: of log-probs. kl_k3: estimate of KL(sampler, trainer) per token.
     """
     mask_BT = response_mask_BT != 0
     kept_BT = torch.where(mask_BT, logprobs_BT.detach(), 0.0)
@@ -84,5 +84,7 @@ def mismatch(
     return {
         "prob_diff_mean": masked_mean(diff_BT, mask_BT).item(),
         "prob_diff_max": diff_BT.max().item() if diff_BT.numel() else 0.0,
+        "logprob_diff_mean": masked_mean(gap_BT.abs(), mask_BT).item(),
+        "logprob_diff_max": gap_BT.abs().max().item() if gap_BT.numel() else 0.0,
         "kl_k3": masked_mean(gap_BT.exp() - gap_BT - 1, mask_BT).item(),
     }

@@ -59,22 +59,20 @@ def _survey(resolved: Resolved, *, as_json: bool) -> None:
 
 
 def _train(resolved: Resolved, *, as_json: bool) -> None:
-    train = resolved.config.train
-    if num_local(resolved.config) * train.nnodes > 1 and read_place(os.environ) is None:
-        from rlcli.supervisor import supervise
-
-        raise SystemExit(supervise(resolved, os.environ, Path.cwd()))
+    place = read_place(os.environ)
+    if place is None:
+        _supervise_several(resolved)
 
     from rlcli.build import make_plan
     from rlcli.cli.banner import banner_lines
     from rlcli.run_path import open_run_dir
     from rlcli.survey import launch_notes, survey_of
 
-    place = read_place(os.environ)
     if place is None:
         run_dir, resume = open_run_dir(resolved, Path.cwd())
         run_dir.probe(resumes=resume != "no")
-    plan = make_plan(resolved.tell(*launch_notes(resolved, os.environ)))
+    here = place.local_size if place else 1
+    plan = make_plan(resolved.tell(*launch_notes(resolved, os.environ, num_processes=here)))
 
     from rlcli.session import run_session
 
@@ -87,3 +85,19 @@ def _train(resolved: Resolved, *, as_json: bool) -> None:
         said = {**outcome.status, "run_dir": str(outcome.run_dir), "eval/pass@1": scores}
         print(json.dumps(said, ensure_ascii=False))
     raise SystemExit(outcome.exit_code)
+
+
+def _supervise_several(resolved: Resolved) -> None:
+    """Start and watch the processes of this machine, where the run takes several; the process
+    ends with their exit code."""
+    train = resolved.config.train
+    if train.n_gpus == train.nnodes == 1:
+        return  # nvidia-smi may take a second to answer
+
+    from rlcli.doctor.gpu import count_gpus
+
+    num_gpus = count_gpus(train.device, os.environ)
+    if num_local(resolved.config, num_gpus) * train.nnodes > 1:
+        from rlcli.supervisor import supervise
+
+        raise SystemExit(supervise(resolved, os.environ, Path.cwd(), num_gpus=num_gpus))

@@ -199,7 +199,7 @@ class RolloutConfig(Section):
     """Sampling."""
 
     engine: Literal["auto", "native", "vllm", "vllm_server"] = "auto"
-    """The sampler; native is torch in this process."""
+    """The sampler; native is torch in this process. auto: vllm on GPUs where it is installed."""
     n: Count = 1
     """Responses per prompt (the group size)."""
     temperature: PositiveFloat = 1.0
@@ -230,7 +230,7 @@ class TrainConfig(Section):
     engine: Literal["auto", "torch", "deepspeed"] = "auto"
     """The training engine; auto is torch. Under torch every process holds the whole model."""
     n_gpus: Positive | None = None
-    """Processes of each node, each with a GPU of its own where there are any; none: one."""
+    """Processes of each node, a GPU each where there are any; none: one per visible GPU, or one."""
     nnodes: Positive = 1
     """Machines that train together."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2

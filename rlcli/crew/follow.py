@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from rlcli.crew.parcel import receive
 from rlcli.crew.watch import stack_dump
 from rlcli.engines.base import PolicyObjective, TrainEngine
 from rlcli.engines.packing import on_device
@@ -37,13 +38,16 @@ def follow(
     follower = _Follower(connection, engine, sampler, objective, seed)
     while True:
         try:
-            name, args = pickle.loads(connection.recv_bytes())
+            name, args, has_parcel = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise RankLostError("rank 0 is gone") from error
         if name == "stop":
-            return bool(args)
+            sampler.close()
+            return bool(args[0])
         try:
             with stack_dump(log):
+                if has_parcel:
+                    args = (receive(), *args)
                 getattr(follower, name)(*args)
             connection.send_bytes(pickle.dumps(("done",)))
         except Exception as error:
@@ -77,12 +81,18 @@ class _Follower:
         self._sampler.load_weights(self._engine.weights(), version=version)
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams, seed: int, places: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        seed: int,
+        places: Sequence[int],
+        reports: bool,
     ) -> None:
         def report(index: int, rollout: Rollout) -> None:
             self._connection.send_bytes(pickle.dumps(("rollout", index, rollout)))
 
-        self._sampler.generate(prompts, params, seed=seed, places=places, on_finish=report)
+        on_finish = report if reports else None
+        self._sampler.generate(prompts, params, seed=seed, places=places, on_finish=on_finish)
 
     def annotate(self, batch: Batch) -> None:
         self._annotated = self._engine.annotate(batch, self._objective)

@@ -1,8 +1,8 @@
 """Rank 0 runs the loop; the other ranks do their share of what it says, and report.
 
 A sampler and an engine that look like those of one process: they tell the crew, do rank 0's share
-here, and wait. What is added up between ranks goes through torch.distributed; commands, rollouts
-and errors go through one connection per rank.
+here, and wait. What is added up between ranks, and the step itself, go through torch.distributed;
+commands, rollouts and errors go through one connection per rank.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlcli.crew.parcel import Parcel, pack, send
 from rlcli.crew.watch import Watch, stack_dump
 from rlcli.engines.base import EngineState, PolicyObjective, TrainEngine
-from rlcli.engines.packing import on_device
 from rlcli.engines.ranks import spread
 from rlcli.errors import RankError, RankLostError
 from rlcli.rollout.base import OnFinish, Sampler, SamplingParams
 from rlcli.types import Advantages, AnnotatedBatch, Batch, Prompt, Rollout, StepRecord
 
-HOST = torch.device("cpu")
-"""What is sent goes through its memory: each rank has a device of its own."""
 LAST_WORDS_S = 10.0
 """How long a rank has to say why it left."""
 
@@ -52,11 +50,11 @@ class Crew:
 
     def tell(self, rank: int, name: str, *args: Any) -> None:
         """Have one rank do something. Raises: RankLostError, RankError."""
-        self._send(rank, pickle.dumps((name, args)))
+        self._send(rank, pickle.dumps((name, args, False)))
 
-    def tell_all(self, name: str, *args: Any) -> None:
-        """Have every rank do something."""
-        words = pickle.dumps((name, args))
+    def tell_all(self, name: str, *args: Any, has_parcel: bool = False) -> None:
+        """Have every rank do something, where has_parcel with what is sent to all next."""
+        words = pickle.dumps((name, args, has_parcel))
         for rank in self._connections:
             self._send(rank, words)
 
@@ -85,16 +83,18 @@ class Crew:
             on_news(*said)
 
     @contextmanager
-    def doing(self, name: str, *args: Any) -> Iterator[None]:
-        """Tell all ranks, do the same here, wait for all.
+    def doing(self, name: str, *args: Any, parcel: Parcel | None = None) -> Iterator[None]:
+        """Tell all ranks, do the same here, wait for all. parcel: their first argument.
 
         Raises: RankError or RankLostError in place of what a collective ends with here when
         another rank has left it.
         """
-        self.tell_all(name, *args)
+        self.tell_all(name, *args, has_parcel=parcel is not None)
         self.watch.begin(name)
         try:
             with stack_dump(self._log):
+                if parcel is not None:
+                    send(parcel)
                 yield
                 self.watch.done(0)
                 for rank in self._connections:
@@ -131,21 +131,29 @@ class Crew:
         self.watch.close()
         for connection in self._connections.values():
             with suppress(OSError):
-                connection.send_bytes(pickle.dumps(("stop", ended_well)))
+                connection.send_bytes(pickle.dumps(("stop", (ended_well,), False)))
                 connection.close()
 
 
 class CrewSampler:
-    """Every rank samples from a share of the prompts; groups stay whole."""
+    """Every rank samples from a share of the prompts; groups stay whole.
 
-    def __init__(self, crew: Crew, sampler: Sampler) -> None:
-        self._crew, self._sampler = crew, sampler
+    width: ranks that hold one copy of the sampled model between them: they get the same share, and
+    the first of them reports.
+    """
+
+    def __init__(self, crew: Crew, sampler: Sampler, *, width: int = 1) -> None:
+        self._crew, self._sampler, self._width = crew, sampler, width
         self.is_exact = sampler.is_exact
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]], *, version: int) -> None:
         """Every rank's sampler takes them from its own engine."""
         with self._crew.doing("load_weights", version):
             self._sampler.load_weights(weights, version=version)
+
+    def close(self) -> None:
+        """See Sampler; other ranks close theirs when they stop."""
+        self._sampler.close()
 
     def generate(
         self,
@@ -159,7 +167,8 @@ class CrewSampler:
         """As one rank would sample; `on_finish` may be called by other threads, one at a time."""
         places = range(len(prompts)) if places is None else places
         costs = [len(prompt.token_ids) for prompt in prompts]
-        shares = spread(range(len(prompts)), costs, self._crew.size)
+        copies = spread(range(len(prompts)), costs, self._crew.size // self._width)
+        shares = [copies[rank // self._width] for rank in range(self._crew.size)]
         gathered = _Gathered(prompts, params.n, on_finish)
         listeners = [
             Thread(target=gathered.listen, args=(self._crew, rank, share))
@@ -168,7 +177,7 @@ class CrewSampler:
         ]
         for rank, share in enumerate(shares[1:], start=1):
             work = [prompts[i] for i in share], params, seed, [places[i] for i in share]
-            self._crew.tell(rank, "generate", *work)
+            self._crew.tell(rank, "generate", *work, rank % self._width == 0)
         for listener in listeners:
             listener.start()
         self._crew.watch.begin("generate")
@@ -241,7 +250,7 @@ class CrewEngine:
 
     def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
         """See TrainEngine. Every rank keeps the annotated batch for the update."""
-        with self._crew.doing("annotate", batch):
+        with self._crew.doing("annotate", parcel=pack(batch)):
             return self._engine.annotate(batch, objective)
 
     def update(
@@ -253,7 +262,7 @@ class CrewEngine:
         step: int,
     ) -> StepRecord:
         """See TrainEngine. The batch is the one that was annotated last."""
-        with self._crew.doing("update", on_device(advantages, HOST), step):
+        with self._crew.doing("update", step, parcel=pack(advantages)):
             return self._engine.update(batch, advantages, objective, step=step)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

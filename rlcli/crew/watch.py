@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event, Thread
 
+from rlcli.crew.lines import named
+
 FIRST_WORD_S = 60.0
 LOOK_EVERY_S = 1.0
 PATIENCE_S = 30 * 60.0
@@ -29,7 +31,10 @@ def stack_dump(log: Path) -> Iterator[None]:
 
 
 class Watch:
-    """Says on rank 0 which ranks have not finished what the others have."""
+    """Says on rank 0 which ranks have not finished what the others have.
+
+    Where nothing has been told to all, the others wait for rank 0.
+    """
 
     def __init__(
         self, connections: Mapping[int, Connection], *, first_word_s: float = FIRST_WORD_S
@@ -39,8 +44,9 @@ class Watch:
         self.tell: Callable[[str], None] = lambda note: None
         self._ended = Event()
         self._doing: tuple[str, float] | None = None
+        self._alone = ("", 0.0)
         self._done = set[int]()
-        self._next_word = 0.0
+        self._next_word = first_word_s
         Thread(target=self._look, daemon=True).start()
 
     def begin(self, name: str) -> None:
@@ -53,8 +59,15 @@ class Watch:
         self._done.add(rank)
 
     def end(self) -> None:
-        """All are done."""
+        """All are done; rank 0 goes on with what it does alone."""
         self._doing = None
+        self.lead(self._alone[0])
+
+    def lead(self, name: str) -> None:
+        """What rank 0 does alone from here on; nothing is said of what has no name."""
+        self._alone = (name, time.monotonic())
+        if self._doing is None:
+            self._next_word = self._first_word_s
 
     def close(self) -> None:
         """Say nothing more."""
@@ -63,14 +76,14 @@ class Watch:
     def _look(self) -> None:
         while not self._ended.wait(min(LOOK_EVERY_S, self._first_word_s)):
             doing = self._doing
-            if doing is None or time.monotonic() - doing[1] < self._next_word:
+            name, since = doing or self._alone
+            seconds = time.monotonic() - since
+            if not name or seconds < self._next_word:
                 continue
-            seconds = time.monotonic() - doing[1]
             self._next_word = 2 * seconds
-            late = self._late()
+            late = self._late() if doing else [0]
             if late:
-                ranks = ("rank " if len(late) == 1 else "ranks ") + ", ".join(map(str, late))
-                self.tell(f"{ranks} in {doing[0]} for {seconds:.0f} s, others waiting")
+                self.tell(f"{named(late)} in {name} for {seconds:.0f} s, others waiting")
 
     def _late(self) -> list[int]:
         """Ranks that are still at it, where others are not."""

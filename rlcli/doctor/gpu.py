@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlcli.doctor.finding import Finding
-from rlcli.doctor.packages import TORCH, pip
+from rlcli.doctor.packages import TORCH, installed, pip
 from rlcli.machine import Gpu, ask_driver, visible_gpus
 
 TORCH_LIMIT_S = 60.0
@@ -24,6 +24,15 @@ with warnings.catch_warnings(record=True) as caught:
     said = [text for text in said if "driver" in text or "CUDA" in text]
 print(json.dumps({"seen": seen, "cuda": torch.version.cuda or torch.version.hip, "said": said[:1]}))
 """
+
+
+def count_gpus(device: str, env: Mapping[str, str]) -> int:
+    """GPUs that train.device lets a run use here, counted without torch."""
+    torch = installed(("torch",)).get("torch")
+    if device not in ("auto", "cuda") or torch is None or torch.build == "cpu":
+        return 0
+    gpus, _ = ask_driver()
+    return len(visible_gpus(gpus, env))
 
 
 def gpu_findings(env: Mapping[str, str]) -> list[Finding]:

@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ from rlcli.engines.export import save_pretrained
 from rlcli.engines.logprobs import Extra, TokenStats, response_stats
 from rlcli.engines.optimizer import NamedParameters, Updater
 from rlcli.engines.packing import PackedRows
-from rlcli.engines.ranks import Ranks
+from rlcli.engines.ranks import Ranks, from_first
 from rlcli.engines.torch_engine import TorchEngine
 
 Cast = Callable[[], AbstractContextManager[Any]]
@@ -40,15 +39,14 @@ GATHERED_AT_ONCE = 12
 
 
 @cache
-def load_deepspeed() -> ModuleType:
-    """The package, quiet, and without a part of its own that it would compile on a CPU."""
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+def load_deepspeed(device_type: str) -> ModuleType:
+    """The package for one kind of device; quiet, and without a part it would compile on a CPU."""
+    os.environ["DS_ACCELERATOR"] = device_type  # it would take any GPU that is there
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if os.environ.get("DS_ACCELERATOR") == "cpu":
+    if device_type == "cpu":
         sys.modules["deepspeed.comm.torch"].__dict__["build_shm_op"] = lambda: None
     return deepspeed
 
@@ -56,13 +54,15 @@ def load_deepspeed() -> ModuleType:
 def settings_of(train: TrainConfig, *, grad_clip: float, half: bool) -> dict[str, Any]:
     """DeepSpeed's configuration. A step ends when it is told to, after any number of passes.
 
-    half: weights and gradients in bfloat16, with float32 ones beside the moments.
+    half: weights in bfloat16, with float32 ones beside the moments. Gradients are added up in
+    float32 where they are in shares: whole ones, in stage 1, would take as much again.
     """
     zero: dict[str, Any] = {"stage": train.zero_stage, "memory_efficient_linear": False}
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if train.offload_params and train.zero_stage == 3:
         zero["offload_param"] = {"device": "cpu"}
+    in_float32 = {"grad_accum_dtype": "fp32"} if half and train.zero_stage > 1 else {}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -73,6 +73,7 @@ def settings_of(train: TrainConfig, *, grad_clip: float, half: bool) -> dict[str
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
         "bf16": {"enabled": half},
+        "data_types": in_float32,
     }
 
 
@@ -123,7 +124,8 @@ class ShardedUpdater(Updater):
         self.stage = train.zero_stage
         # it would round the frequencies of rotary positions too
         buffers = {buffer: buffer.clone() for buffer in module.buffers()}
-        self.engine: Any = load_deepspeed().initialize(
+        device = next(iter(self.parameters.values())).device
+        self.engine: Any = load_deepspeed(device.type).initialize(
             model=module,
             optimizer=self.adamw,
             model_parameters=list(self.parameters.values()),
@@ -131,6 +133,11 @@ class ShardedUpdater(Updater):
         )[0]
         for buffer, value in buffers.items():
             buffer.data = value.to(self.engine.device)
+
+    @property
+    def has_stepped(self) -> bool:
+        """See Updater."""
+        return any(self._moments().values())
 
     def zero_grad(self) -> None:
         """Nothing: DeepSpeed forgets gradients at the end of a step, a skipped one too."""
@@ -185,9 +192,11 @@ class ShardedUpdater(Updater):
             for key in MOMENTS if has_moments else ():
                 value = tensors[f"{prefix}.{key}.{name}"].to(self.engine.device)
                 self._set(parameter, value, key)
-        for values in self._moments().values():
-            if "step" in values:
-                values["step"].fill_(float(tensors[f"{prefix}.step.{names[0]}"]))
+        if has_moments:
+            step = float(tensors[f"{prefix}.step.{names[0]}"])
+            for values in self._moments().values():
+                if "step" in values:
+                    values["step"].fill_(step)
 
     def _set(self, parameter: Any, value: Tensor, moment: str | None = None) -> None:
         """Give the optimizer its part of a whole float32 weight or moment."""
@@ -225,8 +234,9 @@ class ShardedUpdater(Updater):
 
 def gathered(parameters: list[Any], *, writes: bool = False) -> Any:
     """Inside, sharded parameters are whole on every rank; what rank 0 wrote stays."""
+    from deepspeed import zero
+
     sharded = [p for p in parameters if hasattr(p, "ds_id")]
-    zero = load_deepspeed().zero
     return zero.GatheredParameters(sharded, modifier_rank=0 if writes else None)
 
 
@@ -301,10 +311,13 @@ class DeepSpeedEngine(TorchEngine):
                 yield from ((name, parameter.detach()) for name, parameter in some)
 
     def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:
-        """See TorchEngine; the weights of stage 3 are whole on every rank meanwhile."""
-        with gathered(list(self.policy.model.parameters())):
-            if folder is not None:
-                save_pretrained(
-                    self.policy, self.peft_model, folder, tokenizer, merge_lora=merge_lora
-                )
-        dist.barrier()
+        """See TorchEngine; all ranks take part."""
+        (merge_lora,) = from_first([merge_lora])
+        save_pretrained(
+            self.policy,
+            self.peft_model,
+            folder,
+            tokenizer,
+            merge_lora=merge_lora,
+            whole=gathered,
+        )

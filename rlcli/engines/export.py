@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import nn
 
 from rlcli.causal_lm import CausalLM
 
@@ -74,58 +76,106 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
+Named = Iterator[tuple[str, torch.Tensor]]
+Whole = Callable[[list[Any]], AbstractContextManager[Any]]
+"""Inside, the given parameters are whole here. All ranks enter alike."""
+
+
 def save_pretrained(
     policy: CausalLM,
     peft_model: PeftModel | None,
-    folder: Path,
+    folder: Path | None,
     tokenizer: Any,
     *,
     merge_lora: bool,
+    whole: Whole | None = None,
 ) -> None:
     """Weights in the dtype the model came in, config, tokenizer; with LoRA the adapter.
 
-    `merge_lora` writes a full model with the adapter merged into `folder/merged` besides.
+    `merge_lora` writes a full model with the adapter merged into `folder/merged` besides. whole:
+    of weights that are shared out among ranks; one layer at a time is put together, and kept in
+    the host's memory by the rank that writes. folder None: this one only takes part.
 
     Raises: OSError when it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
+    keep = partial(_kept, keeps=folder is not None, copies=whole is not None)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(folder)
     if peft_model is None:
-        _save_full(policy, policy.model.state_dict(), folder)
+        _save_full(policy, keep(_weights(policy.model, whole), policy.source_dtype), folder)
         return
-    with disk_errors():
-        peft_model.save_pretrained(str(folder))
+    adapter = keep(_adapter(peft_model, whole))
+    if folder is not None:
+        with disk_errors():
+            peft_model.save_pretrained(str(folder), state_dict=adapter)
     if merge_lora:
-        merged = folder / "merged"
-        merged.mkdir(exist_ok=True)
-        tokenizer.save_pretrained(merged)
-        _save_full(policy, _merged_state(peft_model), merged)
+        merged = None
+        if folder is not None:
+            merged = folder / "merged"
+            merged.mkdir(exist_ok=True)
+            tokenizer.save_pretrained(merged)
+        weights = _weights(peft_model.get_base_model(), whole)
+        _save_full(policy, keep(weights, policy.source_dtype), merged)
+
+
+def _together(tensors: list[Any], whole: Whole | None) -> AbstractContextManager[Any]:
+    return nullcontext() if whole is None else whole(tensors)
+
+
+def _adapter(peft_model: PeftModel, whole: Whole | None) -> Named:
+    """What is trained, under the names that peft gives it."""
+    for name, tensor in peft_model.state_dict(keep_vars=True).items():
+        if tensor.requires_grad:
+            with _together([tensor], whole):
+                yield name, tensor
 
 
 @torch.no_grad()
-def _merged_state(peft_model: PeftModel) -> dict[str, torch.Tensor]:
-    """Merged weights under the names the plain model has, added up in float32."""
-    base = peft_model.get_base_model()
-    state = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in base.state_dict().items()
-        if ".lora_" not in name
+def _weights(model: nn.Module, whole: Whole | None) -> Named:
+    """All weights under the names the plain model has; adapters are added to theirs in float32."""
+    layers: dict[str, Any] = {
+        f"{name}.base_layer.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
     }
-    for name, module in base.named_modules():
-        if isinstance(module, LoraLayer):
-            layer: Any = module
-            delta = layer.get_delta_weight("default")
-            state[f"{name}.weight"] = state[f"{name}.weight"].float() + delta.float()
-    return state
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if ".lora_" in name:
+            continue
+        layer = layers.get(name)
+        with _together([tensor] if layer is None else list(layer.parameters()), whole):
+            if layer is not None:
+                tensor = tensor.float() + layer.get_delta_weight("default").float()
+            yield name.replace(".base_layer.", "."), tensor
 
 
-def _save_full(policy: CausalLM, state: dict[str, torch.Tensor], folder: Path) -> None:
-    model, dtype = policy.model, policy.source_dtype
-    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+def _kept(
+    tensors: Named, dtype: torch.dtype | None = None, *, keeps: bool, copies: bool
+) -> dict[str, torch.Tensor]:
+    """The tensors, floating ones in `dtype`; tied ones stay one. Nothing where none are kept."""
+    kept: dict[str, torch.Tensor] = {}
+    tied: dict[int, torch.Tensor] = {}
+    for name, tensor in tensors:
+        if not keeps:
+            continue
+        if id(tensor) not in tied:
+            place = "cpu" if copies else tensor.device
+            wanted = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+            kept[name] = tensor.detach().to(place, wanted, copy=copies)
+        else:
+            kept[name] = tied[id(tensor)]
+        if isinstance(tensor, nn.Parameter):  # it lives on: no other has its id
+            tied[id(tensor)] = kept[name]
+    return kept
+
+
+def _save_full(policy: CausalLM, state: dict[str, torch.Tensor], folder: Path | None) -> None:
+    if folder is None:
+        return
     with disk_errors():
-        model.save_pretrained(folder, state_dict=cast)
+        policy.model.save_pretrained(folder, state_dict=state)
     # transformers notes the dtype the weights are held in, not the one they are saved in
     config = folder / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8"))
-    settings["dtype"] = str(dtype).removeprefix("torch.")
+    settings["dtype"] = str(policy.source_dtype).removeprefix("torch.")
     config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

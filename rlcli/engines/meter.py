@@ -44,6 +44,10 @@ class Meter:
         """Keep the first value given under a name."""
         self.notes.setdefault(name, value)
 
+    def has_moved(self, model: str) -> bool:
+        """Whether a mini-batch has changed the model's weights."""
+        return bool(self.norms.get(model))
+
     def end_mini_batch(self, model: str, norm: float, *, taken: bool) -> None:
         """Count a mini-batch; the norm of a skipped one is no number to average."""
         self.mini_batches[model] += 1

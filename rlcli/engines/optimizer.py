@@ -52,6 +52,11 @@ class Updater:
             fused=device.type in ("cpu", "cuda"),
         )
 
+    @property
+    def has_stepped(self) -> bool:
+        """Whether the weights have ever been changed, before a checkpoint too."""
+        return bool(self.adamw.state)
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         self.adamw.zero_grad(set_to_none=True)
@@ -100,6 +105,6 @@ class Updater:
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors.get(f"{prefix}.{key}.{name}")
                 if value is not None:
-                    moments[key] = value.clone().to(parameter.device)
+                    moments[key] = value.to(parameter.device, copy=True)
             if moments:
                 self.adamw.state[parameter] = moments

@@ -151,7 +151,8 @@ class Passes:
         elif not skip_pass:
             (old,) = self._sweep(batch, rows, self._logprobs)
         if objective.needs_reference:
-            reference = self._reference_logprobs(batch, rows)
+            is_start = self._is_reference(objective)
+            reference = old if is_start else self._reference_logprobs(batch, rows)
         if self.critic is not None:
             (values,) = self._sweep(batch, rows, lambda p: (self._values(p),))
         here = replace(on_device(batch, self.device), rollout_logprobs_BT=sampled)
@@ -163,6 +164,11 @@ class Passes:
             values_BT=values,
             sum_pi_squared_BT=squares,
         )
+
+    def response_logprobs(self, batch: Batch) -> Tensor:
+        """[B, T] of the policy as it is; all ranks take part."""
+        (out,) = self._sweep(batch, range(len(batch.lengths_B)), self._logprobs)
+        return out
 
     def _logprobs(self, packed: PackedRows) -> Sequence[Tensor]:
         return (self._stats(self.policy, packed).logprobs_N,)
@@ -202,10 +208,23 @@ class Passes:
         Without dropout its old log-probs are those of the update itself: the ratio is 1.
         """
         train = self.config.train
-        is_whole = not (self.config.lora.rank and self.config.lora.dropout)
         is_once = train.ppo_epochs == 1 and len(batch.prompt_ids) <= train.mini_batch_prompts
         reads = objective.reads_old_logprobs or objective.uses_sampler_logprobs
-        return is_whole and is_once and not reads
+        return self.is_whole and is_once and not reads
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether an update computes the very policy that is read: no dropout of adapters."""
+        return not (self.config.lora.rank and self.config.lora.dropout)
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the policy's weights have ever been changed."""
+        return False
+
+    def _is_reference(self, objective: PolicyObjective) -> bool:
+        """Whether the reference has the policy's old log-probs: a KL of 0, not of rounding."""
+        return not self.has_learned and not objective.uses_sampler_logprobs
 
 
 @contextmanager

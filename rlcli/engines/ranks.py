@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from rlcli.engines.packing import RowIndex
@@ -47,19 +50,14 @@ class Ranks:
         """The largest of the ranks' numbers."""
         return max(self.gather(number))
 
-    def broadcast(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-        """Rank 0's tensors on every rank; the others give None."""
-        if self.size == 1:
-            assert tensors is not None
-            return tensors
-        known = [(name, t.shape, t.dtype) for name, t in (tensors or {}).items()]
-        (shapes,) = from_first([known])
-        found: dict[str, Tensor] = {}
-        for name, shape, dtype in shapes:
-            tensor = torch.empty(shape, dtype=dtype) if tensors is None else tensors[name]
-            found[name] = tensor.contiguous()
-            dist.broadcast(found[name], src=0)
-        return found
+    @contextmanager
+    def reading(self, file: Path) -> Iterator[Mapping[str, Tensor]]:
+        """Rank 0's safetensors file on every rank, each tensor when it is asked for.
+
+        All ranks ask for the same ones in the same order; only rank 0 has to see the file.
+        """
+        with safe_open(str(file), "pt") if self.is_first else nullcontext() as source:
+            yield _Tensors(source, is_alone=self.size == 1)
 
     def equalize(self, model: nn.Module) -> None:
         """Rank 0's weights on every rank: what they loaded or drew may differ."""
@@ -102,6 +100,32 @@ class Ranks:
         return [
             [row for row in rows if place[index.group[row]] == rank] for rank in range(self.size)
         ]
+
+
+class _Tensors(Mapping[str, Tensor]):
+    """The tensors of an open file, and of rank 0's where the source is None."""
+
+    def __init__(self, source: Any, *, is_alone: bool) -> None:
+        self._source, self._is_alone = source, is_alone
+        known: list[Any] = [None if source is None else list(source.keys())]
+        self._names = set[str]((known if is_alone else from_first(known))[0])
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if self._is_alone:
+            return self._source.get_tensor(name)
+        here = None if self._source is None else self._source.get_tensor(name)
+        shape, dtype = from_first([None, None] if here is None else [here.shape, here.dtype])
+        tensor = torch.empty(shape, dtype=dtype) if here is None else here
+        dist.broadcast(tensor, src=0)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def from_first(values: list[Any]) -> list[Any]:

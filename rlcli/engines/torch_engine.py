@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlcli.causal_lm import CausalLM
@@ -66,6 +65,11 @@ class TorchEngine(Passes):
         """Whether no rank has all weights: a sampler then needs a copy."""
         return False
 
+    @property
+    def has_learned(self) -> bool:
+        """See Passes."""
+        return self.policy_updater.has_stepped
+
     def all_reduce(self, values: Tensor, /) -> Tensor:
         """Every rank has the whole batch: the sum over ranks is the value itself."""
         return values
@@ -118,7 +122,8 @@ class TorchEngine(Passes):
         index = index_rows(batch)
         learning = learning_rows(advantages, rows) if objective.needs_advantage else rows
         plan = self._plan(learning, index)
-        is_on_policy = self._is_on_policy(batch, objective)
+        is_unmoved = self._is_unmoved(objective, meter)
+        is_reference = is_unmoved and self._is_reference(objective)
         is_first = not meter.mini_batches["policy"]
         extra: Extra = "entropy_grad" if objective.has_entropy_bonus else "entropy"
         for micro in plan:
@@ -134,8 +139,10 @@ class TorchEngine(Passes):
             chosen = selected_BT[list(micro.rows), :width] if selected_BT is not None else None
             logprobs_bT = packed.unpack(stats.logprobs_N)
             entropy_bT = packed.unpack(stats.entropy_N)
-            if is_on_policy:
+            if is_unmoved:
                 some = replace(some, old_logprobs_BT=logprobs_bT.detach())
+            if is_reference:
+                some = replace(some, ref_logprobs_BT=logprobs_bT.detach())
             token_loss = objective.policy_loss(logprobs_bT, entropy_bT, some, aims, chosen)
             assert aims.loss_mask_BT is not None
             loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, counts)
@@ -153,6 +160,15 @@ class TorchEngine(Passes):
             meter.add_loss("policy", torch.zeros(()))
         self._step(self.policy_updater, "policy", factor, meter)
         self._note_the_rest(batch, advantages, rows, learning, meter)
+
+    def _is_unmoved(self, objective: PolicyObjective, meter: Meter) -> bool:
+        """Whether the policy is still what it was before the update: its ratio is exactly 1.
+
+        Computed again it would be 1 but for rounding, whose sign decides the gradient of |lr|:
+        other micro-batches, or ranks, would learn something else.
+        """
+        is_known = self.is_whole and not objective.uses_sampler_logprobs
+        return is_known and not meter.has_moved("policy")
 
     def _note_the_rest(
         self,
@@ -257,9 +273,8 @@ class TorchEngine(Passes):
         """What was saved into `folder`, to the bit."""
         for name, updater in (("policy", self.policy_updater), ("critic", self.critic_updater)):
             if updater is not None:
-                file = folder / f"{name}.safetensors"
-                tensors = self.ranks.broadcast(load_file(file) if self.ranks.is_first else None)
-                updater.load_state(name, tensors)
+                with self.ranks.reading(folder / f"{name}.safetensors") as tensors:
+                    updater.load_state(name, tensors)
 
     def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:
         """The policy in Hugging Face format, in the dtype it came in; by rank 0."""

@@ -42,13 +42,19 @@ def duration(seconds: float) -> str:
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute:02d}:{second:02d}"
 
 
-def step_lines(step: int, epoch: int, record: Mapping[str, float]) -> list[str]:
-    """A step as the guides print it; a term that the run does not have is left out."""
+def step_lines(
+    step: int, epoch: int, record: Mapping[str, float], *, num_ranks: int = 1
+) -> list[str]:
+    """A step as the guides print it; a term that the run does not have is left out.
+
+    Of several ranks each cuts a share of its own: the batch is rank 0's.
+    """
     lines = []
     if "batch/samples" in record:
         samples, tokens = int(record["batch/samples"]), int(record["batch/tokens"])
+        where = " on rank 0" if num_ranks > 1 else ""
         lines.append(
-            f"Epoch {epoch}, Step {step}: Dynamic Batch: {samples} samples ({tokens} tokens)"
+            f"Epoch {epoch}, Step {step}: Dynamic Batch: {samples} samples ({tokens} tokens){where}"
         )
     terms = [
         ("Actor Loss", "policy_loss"),
@@ -85,9 +91,11 @@ class _LastingConsole(Console):
 class RunConsole:
     """Prints a run to stdout and to console.log. `quiet` keeps stdout for machine output."""
 
-    def __init__(self, log: Path, *, num_steps: int, quiet: bool = False) -> None:
+    def __init__(
+        self, log: Path, *, num_steps: int, num_ranks: int = 1, quiet: bool = False
+    ) -> None:
         self.console = _LastingConsole(stderr=quiet, highlight=False, soft_wrap=True)
-        self.num_steps = num_steps
+        self.num_steps, self._num_ranks = num_steps, num_ranks
         self._log: IO[str] = log.open("a", encoding="utf-8")
         self._history: dict[str, deque[float]] = {k: deque(maxlen=HISTORY) for k in SHOWN}
         self._record: dict[str, float] = {}
@@ -137,7 +145,7 @@ class RunConsole:
         for key, values in self._history.items():
             if key in record:
                 values.append(record[key])
-        lines = step_lines(step, epoch, record)
+        lines = step_lines(step, epoch, record, num_ranks=self._num_ranks)
         if self._live is None:
             for text in lines:
                 self.line(text)

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -62,6 +62,8 @@ class Monitor:
         self.held_out_rewards: list[tuple[int, float]] = []
         self._epoch_begun = time.monotonic()
         self._process = psutil.Process()
+        self.on_phase: Callable[[str], None] = lambda name: None
+        self._phase = ""
 
     @property
     def stop_requested(self) -> bool:
@@ -77,6 +79,17 @@ class Monitor:
         """Tell the user something once."""
         self.console.line(self._say(text), style="yellow")
 
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What this process does inside, for whoever waits for it: `on_phase` is told."""
+        before, self._phase = self._phase, name
+        self.on_phase(name)
+        try:
+            yield
+        finally:
+            self._phase = before
+            self.on_phase(before)
+
     def begin(self, step: int) -> None:
         """The first step is about to start."""
         self.last_step = step
@@ -91,7 +104,7 @@ class Monitor:
         self.console.phase(state)
         self.console.stop()
         self._write_status(state, step, resumable=resumable, reason=reason)
-        self._tell(self.trackers.close(failed=state == "failed"))
+        self._tell(self.trackers.close(failed=state in ("failed", "running")))
 
     def _write_status(self, state: State, step: int, *, resumable: bool, reason: str = "") -> None:
         num_steps = self.console.num_steps

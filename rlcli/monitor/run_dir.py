@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import fcntl
 import json
 import os
@@ -122,6 +123,8 @@ class RunDir:
         for left in reversed(range(LOCK_TRIES)):
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.fstat(self._lock.fileno()).st_nlink:
+                    raise FileNotFoundError(errno.ENOENT, "its holder took it away")
                 return
             except OSError:
                 if not left:

@@ -176,7 +176,7 @@ def _settle_batches(
 def _warnings(config: Config, machine: Machine, memory: MemoryPlan) -> list[str]:
     notes: list[str] = []
     train = config.train
-    asked = {"train.n_gpus": train.n_gpus or 1, "train.nnodes": train.nnodes}
+    asked = {"train.n_gpus": train.n_gpus or machine.devices, "train.nnodes": train.nnodes}
     asked = [f"{key}={number}" for key, number in asked.items() if number > 1]
     if asked and not memory.numerics.deepspeed:
         notes.append(

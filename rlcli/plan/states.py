@@ -53,7 +53,7 @@ class TrainedStates:
 def numerics_of(config: Config, *, device: str, devices: int) -> Numerics:
     """What `model.dtype`, `lora.rank` and the engine come to on this device."""
     train = config.train
-    ranks = (train.n_gpus or 1) * train.nnodes
+    ranks = (train.n_gpus or devices) * train.nnodes
     deepspeed = train.engine == "deepspeed"
     wanted = config.model.dtype
     return Numerics(
@@ -95,7 +95,7 @@ def trained_states(count: int, config: Config, numerics: Numerics) -> TrainedSta
     """Of `count` trained parameters under the run's engine.
 
     torch keeps float32 weights, gradients and moments, 16 bytes in all. So does DeepSpeed: in
-    bfloat16 it has 2 + 2 for weights and gradients, and 12 for a float32 copy and the moments.
+    bfloat16 it has 2 + 2 (stages 2 and 3: 4) for weights and gradients, and 12 for a float32 copy and the moments.
     """
     if not numerics.deepspeed:
         return TrainedStates(
@@ -103,7 +103,8 @@ def trained_states(count: int, config: Config, numerics: Numerics) -> TrainedSta
         )
     train = config.train
     shards = [numerics.ranks if train.zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    each = (HALF, HALF, FLOAT + MOMENTS) if numerics.half else (FLOAT, FLOAT, MOMENTS)
+    gradient = FLOAT if train.zero_stage > 1 or not numerics.half else HALF
+    each = (HALF, gradient, FLOAT + MOMENTS) if numerics.half else (FLOAT, gradient, MOMENTS)
     weights, gradients, optimizer = (
         count * size / among for size, among in zip(each, shards, strict=True)
     )

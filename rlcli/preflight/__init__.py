@@ -12,11 +12,20 @@ from rlcli.preflight.batches import (
     settle_batches,
     step_line,
 )
-from rlcli.preflight.engines import check_engines, settle_ahead, settle_sampler
+from rlcli.preflight.engines import check_engines, settle_address, settle_ahead
 from rlcli.preflight.rewards import settle_reward
+from rlcli.preflight.sampler import settle_sampler
 from rlcli.preflight.unused import unused_notes
 
-__all__ = ["Batching", "batch_arithmetic", "batching", "check", "check_engines", "step_line"]
+__all__ = [
+    "Batching",
+    "batch_arithmetic",
+    "batching",
+    "check",
+    "check_engines",
+    "settle_sampler",
+    "step_line",
+]
 
 
 def check(resolved: Resolved) -> Resolved:
@@ -26,6 +35,6 @@ def check(resolved: Resolved) -> Resolved:
         ConfigError: a name that is not in the tables, something the algorithm needs and the run
             does not have, or settings that contradict each other.
     """
-    resolved = settle_reward(settle_ahead(settle_sampler(resolved)))
+    resolved = settle_reward(settle_ahead(settle_address(resolved)))
     resolved = settle_batches(check_algorithm(resolved))
     return resolved.tell(*unused_notes(resolved), *advice(resolved))

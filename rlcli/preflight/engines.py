@@ -15,7 +15,7 @@ AHEAD = "rollout.async_steps"
 CORRECTION = "algorithm.correction"
 
 
-def settle_sampler(resolved: Resolved) -> Resolved:
+def settle_address(resolved: Resolved) -> Resolved:
     """`resolved` with the vLLM server as sampler where only its address was given.
 
     Raises:

@@ -78,7 +78,7 @@ def _sweeps(config: Config) -> bool:
     )
 
 
-OWN_SAMPLER = "this version samples with its own torch sampler"
+OWN_SAMPLER = "the native sampler has neither"
 ON_CPU = "the run is on the CPU: there is nowhere else to keep it"
 WHOLE = "the torch engine keeps every model whole, where it computes"
 
@@ -198,7 +198,6 @@ SWITCHES = (
         lambda config: config.train.device != "cpu",
         ON_CPU,
     ),
-    Switch(_keys("rollout", "engine"), lambda config: config.rollout.engine != "vllm", OWN_SAMPLER),
     Switch(
         _keys("rollout", "tensor_parallel memory_fraction"),
         lambda config: config.rollout.engine != "vllm_server",
@@ -206,7 +205,7 @@ SWITCHES = (
     ),
     Switch(
         _keys("rollout", "tensor_parallel memory_fraction"),
-        lambda config: config.rollout.engine == "vllm_server",
+        lambda config: config.rollout.engine != "native",
         OWN_SAMPLER,
     ),
     Switch(

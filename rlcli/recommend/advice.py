@@ -69,7 +69,7 @@ def _several_gpus(s: Situation, pick: Pick) -> str:
     if wants_critic and pick.algorithm != "ppo" and place_sharded(s, Pick("ppo", 1, "")).fits:
         says += "; so does ppo, with its critic"
     return (
-        f"this takes one of the {s.gpus} GPUs; --n_gpus {s.gpus} takes all, and --engine deepspeed "
+        f"every one of the {s.gpus} GPUs holds all of this; --engine deepspeed "
         f"train.zero_stage=3 shares the states among them: {says}"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -35,6 +35,10 @@ class Sampler(Protocol):
         """Sample from these weights from now on."""
         ...
 
+    def close(self) -> None:
+        """Let go of what is not this process's."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -50,3 +54,26 @@ class Sampler(Protocol):
         the prompts beside it: ranks that share the prompts of a step sample what one would.
         """
         ...
+
+
+def finished_rollout(
+    tokenizer: Any,
+    prompt: Prompt,
+    token_ids: Sequence[int],
+    logprobs: Sequence[float],
+    *,
+    finish_reason: Literal["stop", "length"],
+    policy_version: int,
+    greedy: bool,
+) -> Rollout:
+    """A response that has ended, with its text; its last token is an end token if it stopped."""
+    visible = token_ids[:-1] if finish_reason == "stop" else token_ids
+    return Rollout(
+        prompt=prompt,
+        text=tokenizer.decode(visible, skip_special_tokens=True),
+        token_ids=tuple(token_ids),
+        logprobs=tuple(logprobs),
+        finish_reason=finish_reason,
+        policy_version=policy_version,
+        greedy=greedy,
+    )

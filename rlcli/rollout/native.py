@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlcli.causal_lm import CausalLM
 from rlcli.packed import DecodeLayout, in_steps
-from rlcli.rollout.base import OnFinish, SamplingParams
+from rlcli.rollout.base import OnFinish, SamplingParams, finished_rollout
 from rlcli.rollout.choose import choose_tokens
 from rlcli.rollout.padded import decode_padded
 from rlcli.types import Prompt, Rollout
@@ -59,6 +59,9 @@ class NativeSampler:
             for name, tensor in weights:
                 if name in own:
                     own[name].copy_(tensor)
+
+    def close(self) -> None:
+        """Nothing: all is this process's."""
 
     def generate(
         self,
@@ -185,12 +188,11 @@ class _Call:
         logprobs = self.logprobs_RT[rows, :length].tolist()
         tokenizer = self.sampler.tokenizer
         for row, ids, values in zip(rows.tolist(), tokens, logprobs, strict=True):
-            visible = ids[:-1] if reason == "stop" else ids
-            rollout = Rollout(
-                prompt=self.prompts[self.group[row]],
-                text=tokenizer.decode(visible, skip_special_tokens=True),
-                token_ids=tuple(ids),
-                logprobs=tuple(values),
+            rollout = finished_rollout(
+                tokenizer,
+                self.prompts[self.group[row]],
+                ids,
+                values,
                 finish_reason=reason,
                 policy_version=self.sampler.version,
                 greedy=self.params.temperature == 0,

@@ -35,7 +35,7 @@ def gather_facts(resolved: Resolved, *, num_gpus: int) -> dict[str, str]:
         path = Path(str(values[key])).expanduser()
         if values[key] is not None and path.is_dir():
             facts[key] = describe_model(path)
-    facts["train.n_gpus"] = str(num_local(config))
+    facts["train.n_gpus"] = str(num_local(config, num_gpus))
     facts["accelerator"] = "cuda" if num_gpus else "cpu"
     for key, sources in (("data.train", config.data.train), ("data.val", config.data.val)):
         facts[key] = describe_data(sources)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlcli.doctor.nodes.meeting import interface_of
 from rlcli.doctor.nodes.wire import Channel, StrangerError, whole_number
-from rlcli.errors import LaunchError, TrainingError
+from rlcli.errors import LaunchError, TrainingError, UsageError
 from rlcli.supervisor.job import Death, Job
 from rlcli.supervisor.nodes import BEAT_S, TURN_S, join, read_start, tell_death
 from rlcli.supervisor.processes import Ranks
@@ -25,7 +25,7 @@ def follow(job: Job, *, tell: Callable[[str], None], wait: Callable[[str], None]
     while True:
         wait("")
         with Signals() as signals:
-            code = _Follower(job, channel, signals).serve()
+            code = _Follower(job, channel, signals, tell).serve()
         if code is not None:
             return code
         tell("node 0 is lost or starts again; the ranks of this node are stopped until it is back.")
@@ -38,10 +38,13 @@ def follow(job: Job, *, tell: Callable[[str], None], wait: Callable[[str], None]
 class _Follower:
     """One line to node 0, from the meeting until one of the two ends it."""
 
-    def __init__(self, job: Job, channel: Channel, signals: Signals) -> None:
+    def __init__(
+        self, job: Job, channel: Channel, signals: Signals, tell: Callable[[str], None]
+    ) -> None:
         self._job = job
         self._channel = channel
         self._signals = signals
+        self._tell = tell
         self._ranks: Ranks | None = None
         self._code: int | None = None
         self._heard_s = time.monotonic()
@@ -86,12 +89,20 @@ class _Follower:
                 self._ranks.kill()
             self._channel.send({"killed": 0})
         elif "end" in message:
-            said = message["end"]
-            if not isinstance(said, dict):
-                raise StrangerError
-            if self._ranks is not None:
-                self._ranks.wait(whole_number(said.get("leave_ms")) / 1000)
-            self._code = whole_number(said.get("code"))
+            self._end(message["end"])
+
+    def _end(self, said: object) -> None:
+        if not isinstance(said, dict):
+            raise StrangerError
+        code = whole_number(said.get("code"))
+        if self._ranks is not None:
+            self._ranks.wait(whole_number(said.get("leave_ms")) / 1000, self._signals)
+            self._ranks.kill()
+            if said.get("is_void") is True:
+                self._ranks.logs.forget()
+                if code == UsageError.exit_code:
+                    self._tell("the run was refused before it began; node 0 says why.")
+        self._code = code
 
     def _start(self, said: object) -> None:
         launch = self._job.launch

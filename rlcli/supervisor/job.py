@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rlcli.checkpoint import Resume
 from rlcli.errors import RankLostError
 from rlcli.launch import Launch
 
@@ -18,13 +19,15 @@ class Limits:
     """Seconds that are waited, and how often a run is started again.
 
     meeting_s: for the other nodes. leave_s: for the other ranks, after rank 0 has ended.
-    linger_s: for a better cause than a rank that ended because of another. hurry_s: for rank 0
-    after a second Ctrl-C. silence_s: of a node that is taken for lost.
+    linger_s: for a better cause than a rank that ended because of another. stop_s: for ranks that
+    have nothing to save, once the run was asked to stop. hurry_s: for rank 0 after a second
+    Ctrl-C. silence_s: of a node that is taken for lost.
     """
 
     meeting_s: float = 120.0
     leave_s: float = 20.0
     linger_s: float = 5.0
+    stop_s: float = 2.0
     hurry_s: float = 5.0
     silence_s: float = 30.0
     relaunches: int = 3
@@ -35,7 +38,8 @@ class Limits:
 class Job:
     """The processes of this machine. facts: by name, what every node must have the same.
 
-    env: what every rank gets beside its place, where it is not set.
+    env: what every rank gets beside its place, where it is not set. preempt_exit_code: of a run
+    that SIGTERM stopped with a checkpoint.
     """
 
     command: tuple[str, ...]
@@ -43,6 +47,7 @@ class Job:
     num_local: int
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
     env: Mapping[str, str] = field(default_factory=dict[str, str])
+    preempt_exit_code: int = 0
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -53,11 +58,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """One start of all ranks. address, port: where they meet; interface: the way there."""
+    """One start of all ranks. address, port: where they meet; interface: the way there.
+
+    resume: what rank 0 goes on from.
+    """
 
     run_dir: Path
     address: str
     port: int
+    resume: Resume = "no"
     relaunches: int = 0
     interface: str = ""
 

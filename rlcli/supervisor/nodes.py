@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class OtherNodes:
         self._silence_s = silence_s
         self._heard_s = dict.fromkeys(channels, time.monotonic())
         self._beat_s = 0.0
+        self._signals: list[int] = []
 
     def start(self, start: Start) -> None:
         """Have every node start its ranks."""
@@ -92,7 +94,6 @@ class OtherNodes:
     def poll(self) -> tuple[list[Death], list[int]]:
         """(ends of ranks, signals) that the nodes have told since the last call."""
         deaths: list[Death] = []
-        signals: list[int] = []
         now_s = time.monotonic()
         if now_s - self._beat_s >= BEAT_S:
             self._beat_s = now_s
@@ -101,10 +102,10 @@ class OtherNodes:
             try:
                 if "died" in message:
                     deaths.append(read_death(message["died"], node))
-                elif "signal" in message:
-                    signals.append(whole_number(message["signal"]))
+                self._keep_signal(message)
             except StrangerError:
                 self._lose(node, "it does not speak like a node")
+        signals, self._signals = self._signals, []
         return deaths, signals
 
     def kill(self) -> None:
@@ -113,15 +114,23 @@ class OtherNodes:
         left = set(self._channels)
         deadline_s = time.monotonic() + KILL_LIMIT_S
         while left and time.monotonic() < deadline_s:
-            left -= {node for node, message in self._heard() if "killed" in message}
+            for node, message in self._heard():
+                if "killed" in message:
+                    left.discard(node)
+                with suppress(StrangerError):
+                    self._keep_signal(message)
             left &= self._channels.keys()
             time.sleep(TURN_S)
         for node in left:
             self._lose(node, "it does not answer")
 
-    def end(self, code: int, *, leave_s: float) -> None:
-        """Have every node end with `code`, its ranks within leave_s."""
-        self._say({"end": {"code": code, "leave_ms": int(leave_s * 1000)}})
+    def end(self, code: int, *, leave_s: float, is_void: bool) -> None:
+        """Have every node end with `code`, its ranks within leave_s.
+
+        is_void: no run has begun, and none is to be seen afterwards.
+        """
+        leave_ms = int(leave_s * 1000)
+        self._say({"end": {"code": code, "leave_ms": leave_ms, "is_void": is_void}})
         self.close()
 
     def close(self) -> None:
@@ -133,6 +142,11 @@ class OtherNodes:
     def own_address(self) -> str | None:
         """The address of node 0 on the way to the others."""
         return next((channel.own_address for channel in self._channels.values()), None)
+
+    def _keep_signal(self, message: dict[str, Any]) -> None:
+        """Raises: StrangerError."""
+        if "signal" in message:
+            self._signals.append(whole_number(message["signal"]))
 
     def _say(self, message: dict[str, Any]) -> None:
         for node, channel in list(self._channels.items()):

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import IO
 
-from rlcli.data.files import printable
-from rlcli.place import RELAUNCHED, RUN_DIR, log_path
+from rlcli.place import RELAUNCHED, RESUME, RUN_DIR
 from rlcli.supervisor.job import Death, Job, Start
+from rlcli.supervisor.logs import Logs
+from rlcli.supervisor.signals import Signals
 
 LEASH = Path(__file__).with_name("leash.py")
-LAST_BYTES, LAST_LINES, LINE_LIMIT = 8192, 3, 200
-"""Of a log that is quoted."""
-TORCH_PREFIX = re.compile(r"^\[rank\d+\]:")
-"""Of a traceback's lines once torch.distributed runs."""
 REAP_LIMIT_S = 10.0
 
 
@@ -32,10 +27,9 @@ class Ranks:
     """
 
     def __init__(self, job: Job, start: Start) -> None:
-        self.start = start
+        self.logs = Logs(start.run_dir)
         self._node = job.launch.node_rank
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._logs: dict[int, tuple[Path, int]] = {}
         first = self._node * job.num_local
         try:
             for local_rank in range(job.num_local):
@@ -58,7 +52,9 @@ class Ranks:
                 _kill_group(process.pid)
             del self._processes[rank]
             process.wait()
-            found.append(Death(rank=rank, code=code, words=self._words(rank), node=self._node))
+            found.append(
+                Death(rank=rank, code=code, words=self.logs.last_words(rank), node=self._node)
+            )
         return found
 
     def ask_rank_0(self, number: int) -> None:
@@ -68,14 +64,13 @@ class Ranks:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)  # not send_signal: that would reap it unseen
 
-    def wait(self, limit_s: float) -> list[Death]:
-        """Those that end within limit_s, without being asked to."""
+    def wait(self, limit_s: float, signals: Signals) -> None:
+        """Until all have ended by themselves, limit_s are over, or a signal says to hurry."""
         deadline_s = time.monotonic() + limit_s
-        found = self.deaths()
-        while self._processes and time.monotonic() < deadline_s:
+        self.deaths()
+        while self._processes and time.monotonic() < deadline_s and not signals.take():
             time.sleep(0.05)
-            found += self.deaths()
-        return found
+            self.deaths()
 
     def kill(self) -> None:
         """End all that are left, and what they started."""
@@ -88,13 +83,7 @@ class Ranks:
 
     def _start(self, job: Job, rank: int, env: Mapping[str, str]) -> None:
         command = [sys.executable, "-ESs", str(LEASH), str(os.getpid()), *job.command]
-        log: IO[bytes] | None = None
-        if rank > 0:
-            path = log_path(self.start.run_dir, rank)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            log = path.open("ab")
-            self._logs[rank] = (path, log.tell())
-        try:
+        with self.logs.open(rank) if rank else nullcontext() as log:
             self._processes[rank] = subprocess.Popen(
                 command,
                 env=env,
@@ -103,25 +92,6 @@ class Ranks:
                 stderr=log,
                 start_new_session=True,
             )
-        finally:
-            if log is not None:
-                log.close()
-
-    def _words(self, rank: int) -> str:
-        """The last lines of this start's part of the log; rank 0 has spoken to the user."""
-        if rank not in self._logs:
-            return ""
-        path, begin = self._logs[rank]
-        try:
-            with path.open("rb") as log:
-                end = log.seek(0, os.SEEK_END)
-                log.seek(max(begin, end - LAST_BYTES))
-                text = log.read().decode("utf-8", errors="replace")
-        except OSError:
-            return ""
-        lines = [TORCH_PREFIX.sub("", line).strip() for line in text.splitlines()]
-        lines = [line for line in lines if line.strip("^~ ")]
-        return " / ".join(printable(line, LINE_LIMIT) for line in lines[-LAST_LINES:])
 
 
 def rank_env(job: Job, start: Start, local_rank: int, env: Mapping[str, str]) -> dict[str, str]:
@@ -139,6 +109,7 @@ def rank_env(job: Job, start: Start, local_rank: int, env: Mapping[str, str]) ->
         "MASTER_ADDR": start.address,
         "MASTER_PORT": str(start.port),
         RUN_DIR: str(start.run_dir),
+        RESUME: str(start.resume),
     }
     found.pop(RELAUNCHED, None)
     if start.relaunches:

@@ -7,6 +7,8 @@ import time
 from types import FrameType
 from typing import Any, Self
 
+from rlcli.monitor.signals import INTERRUPTED
+
 
 class Signals:
     """SIGTERM and SIGINT since `with` was entered. handed_on: those that rank 0 was sent."""
@@ -14,6 +16,7 @@ class Signals:
     def __init__(self) -> None:
         self.handed_on: list[int] = []
         self._waiting: list[int] = []
+        self._first_s: float | None = None
         self._second_s: float | None = None
         self._before: dict[int, Any] = {}
 
@@ -34,9 +37,26 @@ class Signals:
         """Those to hand on now."""
         taken, self._waiting = self._waiting, []
         self.handed_on += taken
+        if self._first_s is None and taken:
+            self._first_s = time.monotonic()
         if self._second_s is None and self.handed_on.count(signal.SIGINT) > 1:
             self._second_s = time.monotonic()
         return taken
+
+    @property
+    def is_interrupt(self) -> bool:
+        """Whether one of them was Ctrl-C."""
+        return signal.SIGINT in self.handed_on
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that they ended before it had anything to save, as a shell would tell it."""
+        return INTERRUPTED if self.is_interrupt else 128 + signal.SIGTERM
+
+    @property
+    def asked_s(self) -> float:
+        """Seconds since the first; 0 before."""
+        return 0.0 if self._first_s is None else time.monotonic() - self._first_s
 
     @property
     def hurried_s(self) -> float:

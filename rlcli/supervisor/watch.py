@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass
 
 from rlcli.errors import UsageError
-from rlcli.monitor.run_dir import RunDir
 from rlcli.monitor.signals import INTERRUPTED
 from rlcli.supervisor.job import Death, Job, root_cause
 from rlcli.supervisor.nodes import OtherNodes
 from rlcli.supervisor.processes import Ranks
+from rlcli.supervisor.record import Record
 from rlcli.supervisor.signals import Signals
 
 WRONG_USE = UsageError.exit_code
@@ -34,16 +34,16 @@ class Watch:
     """The ends of ranks so far, and what follows from them."""
 
     def __init__(
-        self, job: Job, run_dir: RunDir, ranks: Ranks, others: OtherNodes, signals: Signals
+        self, job: Job, record: Record, ranks: Ranks, others: OtherNodes, signals: Signals
     ) -> None:
         self._job = job
-        self._run_dir = run_dir
+        self._record = record
         self._ranks = ranks
         self._others = others
         self._signals = signals
         self._deaths: list[Death] = []
         self._first_bad_s: float | None = None
-        self._status_ns = self._status_written_ns()
+        self._stamp = record.stamp()
 
     def turn(self) -> End | None:
         """The end, once it is known."""
@@ -57,6 +57,8 @@ class Watch:
             self._first_bad_s = time.monotonic()
         if self._signals.hurried_s > self._job.limits.hurry_s:
             return End(code=INTERRUPTED, cause="rank 0 did not end at the second Ctrl-C")
+        if self._signals.asked_s > self._job.limits.stop_s and not self._has_begun():
+            return End(code=self._signals.exit_code)
         return self._end_of_rank_0() or self._end_of_others()
 
     def _end_of_rank_0(self) -> End | None:
@@ -84,7 +86,7 @@ class Watch:
         waited_s = time.monotonic() - self._first_bad_s
         limits = self._job.limits
         has_zero = any(death.rank == 0 for death in self._deaths)
-        if not has_zero and self._is_over():
+        if not has_zero and self._has_begun() and self._record.has_ended:
             limit_s = limits.leave_s
         else:
             limit_s = 0.0 if root.code < 0 else limits.linger_s
@@ -106,14 +108,6 @@ class Watch:
         who = death.told(self._job.launch.nnodes)
         return f"{who}; its last words: {death.words}" if death.words else who
 
-    def _is_over(self) -> bool:
-        """Whether rank 0 has written down how the run ended."""
-        status = self._run_dir.status() or {}
-        is_new = self._status_written_ns() != self._status_ns
-        return is_new and status.get("state") not in (None, "running")
-
-    def _status_written_ns(self) -> int:
-        try:
-            return (self._run_dir.path / "status.json").stat().st_mtime_ns
-        except OSError:
-            return 0
+    def _has_begun(self) -> bool:
+        """Whether rank 0 of this start has anything to save."""
+        return self._record.stamp() != self._stamp

@@ -79,6 +79,8 @@ def test_mismatch():
     assert got == {
         "prob_diff_mean": pytest.approx(0.075),
         "prob_diff_max": pytest.approx(0.1),
+        "logprob_diff_mean": pytest.approx(math.log(2)),
+        "logprob_diff_max": pytest.approx(math.log(2)),
         "kl_k3": pytest.approx(((0.5 + math.log(2) - 1) + (2 - math.log(2) - 1)) / 2),
     }
 

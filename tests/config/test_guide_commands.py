@@ -13,7 +13,7 @@ from guide_texts import CONFIGS, ENV, commands
 
 from rlcli.config.sources import resolve
 from rlcli.errors import ConfigError
-from rlcli.preflight import batch_arithmetic, check
+from rlcli.preflight import batch_arithmetic, check, settle_sampler
 
 
 class Expected(NamedTuple):
@@ -206,11 +206,12 @@ def test_what_a_command_of_the_guides_asks_of_vllm_and_fsdp_is_listed_in_two_lin
 ) -> None:
     small_memory = commands()[3]
     resolved = check(resolve(flags={}, overrides=small_memory, files=[], env=ENV, cwd=tmp_path))
+    resolved = settle_sampler(resolved, is_cuda=False)
     assert [note for note in resolved.notes if note.startswith("not used: ")] == [
-        "not used: rollout.memory_fraction, rollout.tensor_parallel "
-        "(this version samples with its own torch sampler).",
         "not used: train.offload_params "
         "(the torch engine keeps every model whole, where it computes).",
+        "not used: rollout.memory_fraction, rollout.tensor_parallel "
+        "(the native sampler samples on the CPU).",
     ]
 
 

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine_parts import config, make_batch, make_engine
+from engine_parts import config, make_engine
+from supervised import wait_until
+from tiny_runs import tiny_run, write_inputs
 
+import rlcli.session
 from rlcli.algos.algorithm import Algorithm
 from rlcli.causal_lm import load_causal_lm, load_tokenizer
 from rlcli.crew.follow import follow
@@ -97,15 +100,13 @@ def test_what_is_drawn_depends_on_the_place_and_not_on_the_neighbours(tiny_model
 
 def test_an_error_of_a_rank_is_told_with_its_place(tiny_model: Path, tmp_path: Path) -> None:
     class Broken:
-        def annotate(self, *args: Any) -> None:
+        def state(self) -> None:
             raise ValueError("no room left")
 
-    settings = config()
     with crew_of(tiny_model, tmp_path / "log", 2, Broken()) as crew:
-        engine = CrewEngine(crew, make_engine(tiny_model, settings))
-        algorithm = Algorithm(settings, corrects_sampler=False)
+        engine = CrewEngine(crew, make_engine(tiny_model, config()))
         with pytest.raises(RankError, match=r"rank 1 failed: ValueError: no room left \(test_crew"):
-            engine.annotate(make_batch(), algorithm)
+            engine.state()
 
 
 def test_a_rank_that_is_gone_is_named(tiny_model: Path, tmp_path: Path) -> None:
@@ -137,8 +138,51 @@ def test_who_is_waited_for_is_said_while_it_lasts() -> None:
     assert not told  # nobody is done yet
     answer.send_bytes(b"done")
     watch.done(0)
-    until = time.monotonic() + 5
-    while not told and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_until(lambda: bool(told), 5.0)
     watch.close()
     assert told[0].startswith("rank 1 in update for 0 s, others waiting")
+
+
+def test_what_only_rank_0_does_is_said_while_others_have_nothing_to_do() -> None:
+    here, _there = multiprocessing.Pipe()
+    watch = Watch({1: here}, first_word_s=0.2)
+    told: list[str] = []
+    watch.tell = told.append
+    watch.lead("reward")
+    watch.begin("generate")
+    time.sleep(0.5)
+    assert not told  # the other rank samples meanwhile
+    watch.end()
+    begun = time.monotonic()
+    wait_until(lambda: bool(told), 5.0)
+    assert time.monotonic() - begun >= 0.2
+    assert told[0] == "rank 0 in reward for 0 s, others waiting"
+    watch.lead("")
+    told.clear()
+    time.sleep(0.5)
+    assert not told  # between the parts of a step nobody waits long
+    watch.close()
+
+
+def test_a_run_says_when_rank_0_scores_evaluates_and_saves(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, told = rlcli.session.build_run, list[str]()
+
+    def listened(*given: Any, **more: Any) -> Any:
+        run = build(*given, **more)
+        run.monitor.on_phase = told.append
+        return run
+
+    monkeypatch.setattr(rlcli.session, "build_run", listened)
+    write_inputs(tmp_path)
+    words = [
+        "algorithm.name=grpo", f"model.path={tiny_model}", "model.dtype=float32",
+        f"data.train={tmp_path}/a.jsonl", f"data.val={tmp_path}/b.jsonl", "run.eval_every=0",
+        "data.max_prompt_tokens=40", "data.max_response_tokens=6", "rollout.n=2",
+        "train.prompts_per_step=3", "train.mini_batch_prompts=3", "train.max_steps=1",
+        f"reward.fn={tmp_path}/reward.py:compute_score", "train.device=cpu",
+    ]  # fmt: skip
+    tiny_run(tmp_path, "run", words)
+    parts = ["evaluation", "reward", "evaluation", "saving", "saving"]
+    assert told == [word for part in parts for word in (part, "")]

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlcli.monitor.run_dir import RunDir
+
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [
     "--preset", "quickstart", "--n_gpus", "2", "run.seed=3", "run.save_every=2", "run.eval_every=0",
@@ -42,16 +44,30 @@ def rank_process(supervisor: int, rank: int) -> psutil.Process | None:
     return None
 
 
-def kill_when(run: subprocess.Popen[str], folder: Path, rank: int, lines: int) -> None:
-    """Kill a rank once `lines` steps are in the metrics."""
+def await_steps(run: subprocess.Popen[str], folder: Path, lines: int) -> None:
+    """Until `lines` steps are in the metrics."""
     metrics, until = folder / "metrics.jsonl", time.monotonic() + 120
     while time.monotonic() < until and run.poll() is None:
         if metrics.is_file() and metrics.read_text().count("policy_loss") >= lines:
             break
         time.sleep(0.01)
+
+
+def kill_when(run: subprocess.Popen[str], folder: Path, rank: int, lines: int) -> None:
+    """Kill a rank once `lines` steps are in the metrics."""
+    await_steps(run, folder, lines)
     process = rank_process(run.pid, rank)
     assert process is not None
     process.send_signal(signal.SIGKILL)
+
+
+def states_until_end(run: subprocess.Popen[str], folder: Path) -> set[str]:
+    """What `rlcli runs list` has shown since."""
+    states: set[str] = set()
+    while run.poll() is None:
+        states.add(RunDir(folder).state())
+        time.sleep(0.02)
+    return states | {RunDir(folder).state()}
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +89,25 @@ def test_the_weights_are_those_of_the_run_that_was_not_disturbed(
     rank, lines = chance.randrange(2), chance.randrange(1, 13)
     run = start(tmp_path / "run")
     kill_when(run, tmp_path / "run", rank, lines)
+    states = states_until_end(run, tmp_path / "run")
     output, _ = run.communicate(timeout=200)
     assert run.returncode == 0, output
+    assert states == {"running", "finished"}
     assert f"rank {rank} was killed (SIGKILL)" in output
     assert "starting again from step" in output
     found = load_file(tmp_path / "run" / "checkpoints" / "step_14" / "policy.safetensors")
     assert all(torch.equal(value, undisturbed[name]) for name, value in found.items())
+
+
+def test_a_signal_to_every_process_saves_once(tmp_path: Path) -> None:
+    """As SLURM sends it to all that a job has started."""
+    run = start(tmp_path / "run", "train.max_steps=500", "run.preempt_exit_code=85")
+    await_steps(run, tmp_path / "run", 1)
+    for process in [*psutil.Process(run.pid).children(), run]:
+        process.send_signal(signal.SIGTERM)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 85, output
+    status = RunDir(tmp_path / "run").status()
+    assert status is not None
+    assert status["state"] == "preempted"
+    assert (tmp_path / "run" / "checkpoints" / f"step_{status['step']}").is_dir()

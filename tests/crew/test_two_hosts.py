@@ -90,6 +90,13 @@ def test_two_hosts_give_what_one_process_gives(hosts: Hosts, alone: Path) -> Non
 
 
 @pytest.mark.nightly
+def test_so_do_hosts_without_ipv4(hosts: Hosts, alone: Path) -> None:
+    hosts.only_ipv6("fd77::1", "fd77::2")
+    check_well(hosts, *(hosts.start(node, address="fd77::1") for node in range(2)))
+    check_same(hosts.run_dir, alone)
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize(("gpus", "stage"), [(2, 0), (2, 1), (2, 2), (2, 3), (1, 3)])
 def test_so_do_two_ranks_on_each_and_every_stage(
     hosts: Hosts, alone: Path, gpus: int, stage: int
@@ -193,6 +200,26 @@ def test_a_closed_port_is_told(hosts: Hosts) -> None:
     assert "node 1: did not come within 2 s" in told[0][1]
     assert f"no answer from 10.77.0.1:{PORT}" in told[1][1]
     assert f"open port {PORT} in node 0's firewall" in told[1][1]
+
+
+def test_a_firewall_that_lets_only_the_supervisors_meet_is_told(hosts: Hosts) -> None:
+    hosts.open_only(PORT)
+    told = ends_of(*(hosts.start(node, patience_s=3.0) for node in range(2)))
+    assert [code for code, _ in told] == [2, 2], told
+    said = told[0][1]
+    assert "rank 1 cannot speak with all other ranks: no answer from 10.77.0.1:" in said
+    assert "Open all TCP ports between the nodes" in said
+
+
+@pytest.mark.nightly
+def test_a_firewall_between_the_ranks_themselves_is_told_by_both(hosts: Hosts) -> None:
+    """They find each other at the one open port, and then no further."""
+    hosts.open_only(PORT)
+    told = ends_of(*(hosts.start_rank(node) for node in range(2)))
+    for rank, (code, said) in enumerate(told):
+        assert code == 2, said
+        assert f"error: rank {rank} cannot speak with all other ranks: " in said
+        assert "Traceback" not in said
 
 
 def test_another_setting_is_told_on_both(hosts: Hosts) -> None:

@@ -24,9 +24,10 @@ def updated(
     model: Path, settings: Config, *, ties: bool, plain: bool = False, zero: bool = False
 ) -> tuple[dict[str, Tensor], StepRecord, TorchEngine]:
     """(weights, metrics, engine) after two updates. ties: two groups' scores are all alike."""
-    engine = make_engine(model, settings)
+    engine: Any = make_engine(model, settings)
     algorithm: Any = Algorithm(settings, corrects_sampler=False)
     if plain:
+        engine._is_unmoved = lambda *_: False
         algorithm = Plain(settings, corrects_sampler=False)
     batch = make_batch()
     if ties:
@@ -118,6 +119,60 @@ def test_the_update_of_a_step_that_learns_once_takes_its_own_old_log_probs(
     assert_same(fast, slow)
     assert record["approx_kl"] == 0.0
     assert with_pass["approx_kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm__loss": "kl_cov", "algorithm__kl_cov_ratio": 0.3},
+        {"algorithm__kl_loss": True, "algorithm__kl_loss_type": "abs"},
+    ],
+    ids=["kl_cov", "abs"],
+)
+def test_rounding_of_old_log_probs_does_not_choose_a_gradients_sign(
+    tiny_model: Path, changes: dict[str, Any]
+) -> None:
+    """|lr| has a kink at 0, where the first update of a step is."""
+    settings = config(train__lr=1e-3, train__mini_batch_prompts=2, **changes)
+    ends = []
+    for sign in (1, -1):
+        engine, algorithm = (
+            make_engine(tiny_model, settings),
+            Algorithm(settings, corrects_sampler=False),
+        )
+        batch = engine.annotate(make_batch(), algorithm)
+        rounded = 1e-6 * sign * torch.randn(batch.token_ids_BT.shape)
+        batch = replace(batch, old_logprobs_BT=batch.old_logprobs_BT + rounded)
+        advantages = algorithm.advantages(batch, all_reduce=engine.all_reduce)
+        engine.update(batch, advantages, algorithm, step=0)
+        ends.append({name: value.clone() for name, value in engine.weights()})
+    assert_same(*ends)
+
+
+def test_until_the_policy_learns_the_kl_is_0_and_a_tie_is_a_tie(tiny_model: Path) -> None:
+    """The sampler's log-probs, which stand for the trainer's, are those but for rounding."""
+    settings = config(algorithm__advantage="remax", algorithm__kl_in_reward=True)
+    engine = make_engine(tiny_model, settings, exact=True)
+    algorithm = Algorithm(settings, corrects_sampler=False)
+    batch = make_batch()
+    known = make_engine(tiny_model, settings).annotate(batch, algorithm).old_logprobs_BT
+    sampled = known + 1e-6 * torch.randn(known.shape) * batch.response_mask_BT
+    # half of the rewards are their baselines: what KL is left is not lost beside a reward of 0
+    rewards = torch.tensor([0.0, 1.0]).repeat(8) * batch.valid_B
+    batch = replace(batch, rollout_logprobs_BT=sampled, rewards_B=rewards)
+    batch = replace(batch, baseline_B=torch.zeros(16))
+    shares, divergences = [], []
+    for step in range(2):
+        annotated = engine.annotate(batch, algorithm)
+        advantages = algorithm.advantages(annotated, all_reduce=engine.all_reduce)
+        record = engine.update(annotated, advantages, algorithm, step=step)
+        shares.append(record["update/learning_share"])
+        divergences.append(advantages.stats["kl_divergence"])
+        engine.sampler_is_exact = False  # these rollouts are of the policy before
+    # 8 of 15 are ties: one of the others is unscored
+    assert shares == [pytest.approx(7 / 15), 1.0]
+    assert divergences[0] == 0.0
+    assert abs(divergences[1]) > 1e-4
 
 
 @pytest.mark.parametrize(

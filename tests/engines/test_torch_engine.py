@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import save_tiny_model
 from engine_parts import config, make_batch, make_engine, one_update
 
 from rlcli.algos.algorithm import Algorithm
@@ -294,18 +295,18 @@ def test_the_saved_adapter_gives_the_trained_policy(
         )
 
 
+@pytest.mark.parametrize("is_tied", [False, True])
 def test_the_saved_model_is_plain_hugging_face_in_the_dtype_it_came_in(
-    tiny_model: Path, tmp_path: Path
+    tmp_path: Path, is_tied: bool
 ) -> None:
     import json
-    import shutil
 
+    from safetensors import safe_open
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = tmp_path / "bf16"
-    shutil.copytree(tiny_model, source)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
-    model.save_pretrained(source)
+    source = save_tiny_model(
+        tmp_path / "bf16", "Qwen2", dtype="bfloat16", tie_word_embeddings=is_tied
+    )
     settings = config()
     engine = make_engine(source, settings)
     one_update(engine, settings)
@@ -316,5 +317,7 @@ def test_the_saved_model_is_plain_hugging_face_in_the_dtype_it_came_in(
     trained = dict(engine.weights())
     for name, tensor in loaded.named_parameters():
         torch.testing.assert_close(tensor, trained[name].to(torch.bfloat16))
+    with safe_open(str(tmp_path / "final" / "model.safetensors"), "pt") as saved:
+        assert ("lm_head.weight" in saved.keys()) is not is_tied  # noqa: SIM118  # no mapping
     assert "rlcli" not in (tmp_path / "final" / "config.json").read_text()
     assert json.loads((tmp_path / "final" / "tokenizer_config.json").read_text())

@@ -16,6 +16,14 @@ def test_a_step_prints_the_guides_lines() -> None:
     ]
 
 
+def test_of_several_ranks_the_batch_is_rank_0s() -> None:
+    record = {"batch/samples": 85.0, "batch/tokens": 23847.0, "reward_mean": 0.456}
+    assert step_lines(2, 1, record, num_ranks=2) == [
+        "Epoch 1, Step 2: Dynamic Batch: 85 samples (23847 tokens) on rank 0",
+        "Reward: 0.456",
+    ]
+
+
 def test_a_term_the_run_does_not_have_is_left_out() -> None:
     assert step_lines(1, 1, {"policy_loss": 0.189, "reward_mean": 0.512}) == [
         "Actor Loss: 0.189, Reward: 0.512"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,18 +34,18 @@ def planned(resolved: Resolved, machine: Machine, **models: Any) -> MemoryPlan:
     return plan_memory(resolved.config, both, machine=machine, num_val=0)
 
 
-def test_zero_3_shares_16_bytes_a_parameter_among_8_gpus(settings: Settings) -> None:
+def test_zero_3_shares_18_bytes_a_parameter_among_8_gpus(settings: Settings) -> None:
     config = settings("train.engine=deepspeed", "train.zero_stage=3", "train.n_gpus=8").config
     numerics = numerics_of(config, device="cuda", devices=1)
     states = policy_states(known("Qwen2.5-7B"), config, numerics)
-    assert states.device == P_7B * 16 / 8
-    assert states.device / GIB == pytest.approx(14.185, abs=0.001)
+    assert states.device == P_7B * 18 / 8
+    assert states.device / GIB == pytest.approx(15.958, abs=0.001)
 
 
 @pytest.mark.parametrize(
     ("stage", "bytes_each"),
     # bfloat16: 2 weights, 2 gradients, 12 optimizer; 4 GPUs share what the stage shares
-    [(0, 16.0), (1, 4 + 12 / 4), (2, 2 + 2 / 4 + 12 / 4), (3, 16 / 4)],
+    [(0, 16.0), (1, 4 + 12 / 4), (2, 2 + 4 / 4 + 12 / 4), (3, 18 / 4)],
 )
 def test_every_zero_stage_shares_what_it_should(
     settings: Settings, stage: int, bytes_each: float
@@ -54,6 +55,13 @@ def test_every_zero_stage_shares_what_it_should(
     ).config
     numerics = numerics_of(config, device="cuda", devices=1)
     assert policy_states(known("Qwen2.5-7B"), config, numerics).device == P_7B * bytes_each
+
+
+def test_unset_every_gpu_of_the_machine_takes_its_share(settings: Settings) -> None:
+    sharded = settings("train.engine=deepspeed", "train.nnodes=2")
+    assert planned(sharded, replace(GPU, devices=8)).numerics.ranks == 16
+    alone = settings("train.engine=deepspeed", "train.n_gpus=1")
+    assert planned(alone, replace(GPU, devices=8)).numerics.ranks == 1
 
 
 def test_offloaded_optimizer_states_are_on_the_host(settings: Settings) -> None:

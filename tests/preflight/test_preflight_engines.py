@@ -45,22 +45,6 @@ def test_deepspeed_does_not_compile(checked: Any, monkeypatch: pytest.MonkeyPatc
         check_engines(checked("train.engine=deepspeed", "model.compile=true"))
 
 
-def test_the_guides_vllm_is_listed_and_the_run_goes_on(checked: Any) -> None:
-    file = """\
-actor_rollout_ref:
-  rollout:
-    name: vllm
-    tensor_model_parallel_size: 2
-    gpu_memory_utilization: 0.6
-    n: 5
-"""
-    resolved = check_engines(checked(file=file, algo="remax"))
-    assert resolved.notes[1:] == [
-        "not used: rollout.engine, rollout.memory_fraction, rollout.tensor_parallel "
-        "(this version samples with its own torch sampler)."
-    ]
-
-
 def test_an_address_alone_means_the_server(checked: Any) -> None:
     resolved = checked("rollout.url=http://h:8000")
     assert resolved.config.rollout.engine == "vllm_server"

@@ -58,6 +58,7 @@ def test_a_rank_is_told_its_place(lead: Lead) -> None:
         assert place is not None
         assert (place.rank, place.local_rank, place.size, place.local_size) == (rank, rank, 2, 2)
         assert (place.run_dir, place.relaunches) == (lead.run_dir, 0)
+        assert place.resume == "newest"
         assert env["MASTER_ADDR"] == "127.0.0.1"
         assert 0 < int(env["MASTER_PORT"]) < 65536
         assert env["GLOO_SOCKET_IFNAME"] == "lo"
@@ -99,6 +100,43 @@ def test_the_new_start_names_the_step_it_begins_at(lead: Lead) -> None:
     assert lead.told[0].endswith("starting again from step 12 (1 of 3 in 10 minutes)")
 
 
+DIES_FIRST = """
+write(f"resume_{rank}_{relaunches}", os.environ["RLCLI_RESUME"])
+await_file(f"resume_{1 - rank}_{relaunches}")
+if relaunches: sys.exit(0)
+BEGIN
+if rank: await_file("begun"); os.kill(os.getpid(), 9)
+write("begun")
+time.sleep(60)
+"""
+"""Both say what they go on from; in the first start rank 1 dies once rank 0 did BEGIN."""
+BEGUN = "if not rank: write('status.json', json.dumps({'state': 'running', 'step': STEP}))"
+
+
+@pytest.mark.parametrize("asked", [3, "no", "newest"])
+def test_a_new_start_before_the_run_has_begun_goes_on_from_what_was_asked(
+    lead: Lead, asked: int | str
+) -> None:
+    for step in (3, 9):
+        (lead.run_dir / "checkpoints" / f"step_{step}").mkdir(parents=True)
+    lead.resume = asked  # type: ignore[assignment]
+    assert lead(DIES_FIRST.replace("BEGIN", "")) == 0
+    assert (lead.run_dir / "resume_0_1").read_text() == str(asked)
+    where = {3: "from step 3", "no": "from the beginning", "newest": "from step 9"}[asked]
+    assert f"; starting again {where} (1 of 3" in lead.told[0]
+
+
+def test_a_new_start_of_a_run_that_has_begun_goes_on_from_its_newest_checkpoint(
+    lead: Lead,
+) -> None:
+    (lead.run_dir / "checkpoints" / "step_3").mkdir(parents=True)
+    lead.resume = 3
+    save = f"{BEGUN.replace('STEP', '5')}; (folder / 'checkpoints' / 'step_5').mkdir()"
+    assert lead(DIES_FIRST.replace("BEGIN", save)) == 0
+    assert (lead.run_dir / "resume_0_1").read_text() == "newest"
+    assert "; starting again from step 5 (1 of 3" in lead.told[0]
+
+
 def test_the_fourth_death_ends_the_run(lead: Lead) -> None:
     script = (
         "write('status.json', json.dumps({'state': 'running', 'step': 7}))\n"
@@ -125,7 +163,8 @@ def test_the_root_is_the_killed_rank_and_not_who_lost_contact(lead: Lead) -> Non
 
 
 def test_lost_contact_alone_is_a_reason_to_start_again(lead: Lead) -> None:
-    assert lead("sys.exit(0 if relaunches else 70)\n", linger_s=0.1) == 0
+    script = "if rank and not relaunches: time.sleep(60)\nsys.exit(0 if relaunches else 70)\n"
+    assert lead(script, linger_s=0.1) == 0
     assert lead.told[0].startswith("rank 0 lost contact with another rank; starting again")
 
 
@@ -160,6 +199,15 @@ def test_a_wrong_setting_is_told_once_and_leaves_nothing(tmp_path: Path) -> None
     assert lead(script) == 2
     assert lead.told == []
     assert not lead.run_dir.exists()
+
+
+def test_a_refusal_leaves_a_run_that_was_there_as_it_was(lead: Lead) -> None:
+    lead.run_dir.mkdir()
+    (lead.run_dir / "status.json").write_text('{"state": "finished", "step": 3}')
+    (lead.run_dir / "rank_1.log").write_text("before\n")
+    assert lead("print('wrong', flush=True)\nawait_file('pid_1_0')\nsys.exit(2)\n") == 2
+    assert (lead.run_dir / "rank_1.log").read_text() == "before\n"
+    assert "finished" in (lead.run_dir / "status.json").read_text()
 
 
 def test_a_rank_may_end_well_before_rank_0(lead: Lead) -> None:
@@ -222,10 +270,52 @@ def test_a_signal_goes_to_rank_0_alone(lead: Lead, number: int, code: int) -> No
     assert lead.told == []
 
 
-def test_a_signal_before_rank_0_handles_it_is_no_reason_to_start_again(lead: Lead) -> None:
+def test_a_signal_before_rank_0_handles_it_ends_all_at_once(lead: Lead) -> None:
+    begin_s = time.monotonic()
     meanwhile(signals_here(lead, signal.SIGTERM))
-    assert lead("if not rank: write('ready')\n" + WAIT, leave_s=0.1) == 143
+    assert lead("if not rank: write('ready')\n" + WAIT) == 143
+    assert time.monotonic() - begin_s < 5
     assert lead.told == []
+    assert not (lead.run_dir / "rank_1.log").exists()
+
+
+def test_a_rank_0_that_loads_and_does_not_listen_is_not_waited_for(lead: Lead) -> None:
+    begin_s = time.monotonic()
+    meanwhile(signals_here(lead, signal.SIGINT))
+    script = "signal.signal(signal.SIGINT, signal.SIG_IGN)\nif not rank: write('ready')\n" + WAIT
+    assert lead(script, stop_s=0.3) == 130
+    assert time.monotonic() - begin_s < 5
+    assert lead.told == []
+    assert not (lead.run_dir / "status.json").exists()
+
+
+def test_a_signal_while_the_other_ranks_leave_ends_the_wait(lead: Lead) -> None:
+    begin_s = time.monotonic()
+    meanwhile(signals_here(lead, signal.SIGTERM))
+    script = "if rank: time.sleep(60)\nawait_file('pid_1_0')\nwrite('ready')\n"
+    assert lead(script) == 0
+    assert time.monotonic() - begin_s < 5
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 85), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_between_two_starts_is_preempted(
+    lead: Lead, number: int, code: int
+) -> None:
+    lead.preempt_exit_code = 85
+    script = (
+        f"if not relaunches: {BEGUN.replace('STEP', '4').partition(': ')[2]} if not rank else 0\n"
+        "(folder / 'checkpoints' / 'step_3').mkdir(parents=True, exist_ok=True)\n"
+        "await_file(f'pid_{1 - rank}_{relaunches}')\n"
+        "if not relaunches and rank: await_file('status.json'); os.kill(os.getpid(), 9)\n"
+        "if relaunches and not rank: write('ready')\n"
+    )
+    meanwhile(signals_here(lead, number))
+    assert lead(script + WAIT, stop_s=0.3) == code
+    assert len(lead.told) == 1
+    status = RunDir(lead.run_dir).status()
+    assert status is not None
+    assert (status["state"], status["step"], status["resumable"]) == ("preempted", 4, True)
+    assert status["reason"] == ("SIGTERM" if code == 85 else "Ctrl-C")
 
 
 def test_a_death_after_a_stop_was_asked_for_is_no_reason_either(lead: Lead) -> None:
@@ -255,6 +345,29 @@ def test_all_ranks_are_gone_5_s_after_the_supervisor_was_killed(tmp_path: Path) 
     node.kill()
     assert wait_until(lambda: not any(map(is_alive, pids)), 5.0) < 5
     node.communicate()
+
+
+def test_a_second_run_in_the_directory_is_refused_and_does_not_touch_the_first(
+    tmp_path: Path,
+) -> None:
+    lead = Lead(tmp_path)
+    command = command_of("if rank: await_file('go'); os.kill(os.getpid(), 9)\n" + WAIT, tmp_path)
+    settings = ("train.n_gpus=2", "train.device=cpu", "run.resume=auto")
+    first = start_node(tmp_path, command, *settings, relaunches=50)
+    pids = [lead.pid(rank) for rank in range(2)]
+    second = start_node(tmp_path, command, *settings)
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"run is in use by process {first.pid}. Wait for it, or choose another" in said
+    assert all(map(is_alive, pids))
+    (lead.run_dir / "go").touch()  # from now on it starts again and again
+    lead.pid(1, 1)
+    holders = set()
+    while not (lead.run_dir / "pid_1_5").exists():
+        holders.add(RunDir(lead.run_dir).holder())
+    assert holders == {f"process {first.pid}"}
+    first.kill()
+    first.communicate()
 
 
 def test_a_rank_is_the_command_as_given_with_the_threads_asked_for(

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from supervised import command_of, free_port, is_alive, start_node, wait_until
 
+from rlcli.doctor.nodes.wire import Channel
+from rlcli.supervisor.nodes import OtherNodes
+
 Start = Callable[[str], "Nodes"]
 ROWS = '{"prompt": "1 + 1", "ground_truth": "2", "data_source": "sums"}\n'
 
@@ -166,6 +169,40 @@ def test_a_signal_to_another_node_reaches_rank_0(start_nodes: Start) -> None:
     nodes.file("ready")
     one.send_signal(signal.SIGTERM)
     assert [code for code, _ in end_of(zero, one)] == [9, 9]
+
+
+def test_a_refusal_leaves_no_log_on_any_node(start_nodes: Start) -> None:
+    """A script leaves its own files."""
+    script = ALL + "print('wrong', flush=True)\nif rank: time.sleep(60)\nsys.exit(2)\n"
+    nodes = start_nodes(script)
+    told = end_of(nodes.start(0), nodes.start(1))
+    assert [code for code, _ in told] == [2, 2]
+    assert told[1][1].endswith("the run was refused before it began; node 0 says why.\n")
+    assert not list(nodes.run_dir.glob("rank_*.log"))
+
+
+def test_rank_0_of_a_pod_meets_where_the_others_came(start_nodes: Start) -> None:
+    """Its own MASTER_ADDR is localhost, as a PyTorchJob sets it."""
+    nodes = start_nodes(ENV + ALL)
+    pods = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "WORLD_SIZE": "2", "NODE_RANK": ""}
+    zero = nodes.start(0, env={**pods, "RANK": "0", "MASTER_ADDR": "localhost"})
+    one = nodes.start(1, env={**pods, "RANK": "1", "MASTER_ADDR": "127.0.0.2"})
+    told = end_of(zero, one)
+    assert [code for code, _ in told] == [0, 0], told
+    envs = [json.loads(nodes.file(f"env_{rank}")) for rank in range(4)]
+    assert {env["MASTER_ADDR"] for env in envs} == {"127.0.0.2"}
+
+
+def test_a_signal_that_comes_while_ranks_are_ended_is_kept() -> None:
+    here, there = (Channel(end, 4096) for end in socket.socketpair())
+    others = OtherNodes({1: here}, silence_s=5.0)
+    for message in ({"signal": 15}, {"killed": 0}):
+        there.send(message)
+    others.kill()
+    assert others.poll() == ([], [15])
+    assert not others.lost
+    there.close()
+    others.close()
 
 
 def test_another_setting_is_named_with_both_values_on_both_nodes(start_nodes: Start) -> None:
