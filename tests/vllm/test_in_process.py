@@ -1,0 +1,188 @@
+"""vLLM beside the trainer: it samples the policy it was given, and says how likely it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm_parts import EOS, logits_of, move, prompts, reference, trainer_and_sampler
+
+from rlcli.errors import SamplerError
+from rlcli.in_sync import CheckedSampler
+from rlcli.rollout.base import SamplingParams
+from rlcli.types import Rollout
+
+KINDS: dict[str, dict[str, Any]] = {
+    "tied": {"tied": True},
+    "untied": {"tied": False},
+    "lora": {"lora__rank": 4, "lora__alpha": 8.0},
+    "warm": {"rollout__temperature": 0.7},
+}
+PARAMS = SamplingParams(n=3, max_tokens=24)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SimpleNamespace]:
+    folder = tmp_path_factory.mktemp(request.param)
+    with trainer_and_sampler(folder, **KINDS[request.param]) as made:
+        yield made
+
+
+def largest_gap(model: Any, rollouts: list[Rollout], temperature: float) -> float:
+    """Between the sampler's log-probs and those of the model's logits / temperature."""
+    largest = 0.0
+    for rollout in rollouts:
+        own = (logits_of(model, rollout) / temperature).log_softmax(-1)
+        own = own.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+        largest = max(largest, float((own - torch.tensor(rollout.logprobs)).abs().max()))
+    return largest
+
+
+def test_after_each_of_ten_updates_it_is_the_trainers_policy(pair: SimpleNamespace) -> None:
+    temperature = pair.config.rollout.temperature
+    params = SamplingParams(n=3, max_tokens=24, temperature=temperature)
+    greedy = SamplingParams(n=1, max_tokens=24, temperature=0.0)
+    for version in range(1, 11):
+        move(pair.engine, seed=version)
+        model = reference(pair)
+        stale = pair.sampler.generate(prompts(), params, seed=version)
+        assert largest_gap(model, stale, temperature) > 1e-2
+        pair.sampler.load_weights(pair.engine.weights(), version=version)
+        rollouts = pair.sampler.generate(prompts(), params, seed=version)
+        assert largest_gap(model, rollouts, temperature) < 1e-4
+        assert {rollout.policy_version for rollout in rollouts} == {version}
+        for rollout in pair.sampler.generate(prompts(), greedy, seed=version):
+            likeliest = logits_of(model, rollout).argmax(-1)
+            assert tuple(likeliest.tolist()) == rollout.token_ids
+            assert rollout.greedy
+
+
+def test_rollouts_end_at_any_end_token_or_at_the_limit(pair: SimpleNamespace) -> None:
+    params = SamplingParams(n=16, max_tokens=24)
+    seen: list[int] = []
+    rollouts = pair.sampler.generate(
+        prompts(), params, seed=3, on_finish=lambda index, rollout: seen.append(index)
+    )
+    assert sorted(seen) == list(range(64))
+    assert seen != sorted(seen)  # each as it ends
+    assert [rollout.prompt.id for rollout in rollouts] == [str(i // 16) for i in range(64)]
+    for rollout in rollouts:
+        assert len(rollout.logprobs) == len(rollout.token_ids) <= 24
+        assert not set(rollout.token_ids[:-1]) & set(EOS)
+        ended = rollout.token_ids[-1] in EOS
+        assert rollout.finish_reason == ("stop" if ended else "length")
+        assert ended or len(rollout.token_ids) == 24
+    assert {r.token_ids[-1] for r in rollouts if r.finish_reason == "stop"} == set(EOS)
+
+
+def test_what_is_drawn_depends_on_seed_and_place_alone(pair: SimpleNamespace) -> None:
+    def tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
+        return [rollout.token_ids for rollout in rollouts]
+
+    all_of_them = tokens(pair.sampler.generate(prompts(), PARAMS, seed=5))
+    some = pair.sampler.generate(prompts()[2:], PARAMS, seed=5, places=[2, 3])
+    assert tokens(some) == all_of_them[6:]
+    assert tokens(pair.sampler.generate(prompts(), PARAMS, seed=5)) == all_of_them
+    assert tokens(pair.sampler.generate(prompts(), PARAMS, seed=6)) != all_of_them
+    assert len(set(all_of_them[:3])) == 3
+
+
+def test_more_prompts_than_are_read_at_once(pair: SimpleNamespace) -> None:
+    many = prompts(4, length=60) * 20
+    params = SamplingParams(n=2, max_tokens=4, temperature=pair.config.rollout.temperature)
+    rollouts = pair.sampler.generate(many, params, seed=1)
+    assert len(rollouts) == 160
+    assert largest_gap(reference(pair), rollouts, params.temperature) < 1e-4
+
+
+class Failing:
+    """An engine whose steps fail from the third on."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._steps = engine, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self) -> Any:
+        self._steps += 1
+        if self._steps > 2:
+            raise RuntimeError("CUDA error: an illegal memory access")
+        return self._engine.step()
+
+
+def test_an_engine_that_fails_is_started_again_once(
+    pair: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = pair.sampler.generate(prompts(), PARAMS, seed=9)
+    pair.sampler.engine = Failing(pair.sampler.engine)
+    finished: list[int] = []
+    rollouts = pair.sampler.generate(
+        prompts(), PARAMS, seed=9, on_finish=lambda index, rollout: finished.append(index)
+    )
+    assert sorted(finished) == list(range(12))
+    assert [r.token_ids for r in rollouts] == [r.token_ids for r in undisturbed]
+
+    pair.sampler.engine = Failing(pair.sampler.engine)
+    fresh = "rlcli.rollout.vllm.sampler.start_engine"
+    last = pair.sampler.engine._engine
+    monkeypatch.setattr(fresh, lambda settings: Failing(last))
+    monkeypatch.setattr("rlcli.rollout.vllm.sampler.let_go", lambda engine: None)
+    with pytest.raises(SamplerError, match=r"failed twice.*illegal memory access"):
+        pair.sampler.generate(prompts(), PARAMS, seed=9)
+    pair.sampler.engine = last
+
+
+def test_a_sampler_that_was_interrupted_goes_on(pair: SimpleNamespace) -> None:
+    def interrupt(index: int, rollout: Rollout) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pair.sampler.generate(prompts(), PARAMS, seed=2, on_finish=interrupt)
+    assert not pair.sampler.engine.has_unfinished_requests()
+    assert len(pair.sampler.generate(prompts(), PARAMS, seed=2)) == 12
+
+
+def checked(pair: SimpleNamespace) -> CheckedSampler:
+    return CheckedSampler(
+        pair.sampler,
+        pair.engine,
+        prompts(),
+        temperature=pair.config.rollout.temperature,
+        max_tokens=24,
+        dtype=torch.float32,
+    )
+
+
+def test_a_wrong_sync_is_caught(pair: SimpleNamespace) -> None:
+    sampler = checked(pair)
+    sampler.load_weights(pair.engine.weights(), version=1)
+    good = list(pair.engine.weights())
+    name = "layers.1.mlp.down_proj"
+    broken = [(n, t + 0.1 * torch.randn_like(t) if name in n else t) for n, t in good]
+    with pytest.raises(SamplerError, match="does not have the trainer's weights of step 2"):
+        sampler.load_weights(iter(broken), version=2)
+    sampler.load_weights(pair.engine.weights(), version=2)
+
+
+def test_a_sync_that_does_nothing_is_caught(
+    pair: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = checked(pair)
+    sampler.load_weights(pair.engine.weights(), version=1)
+    monkeypatch.setattr(pair.sampler, "load_weights", lambda weights, version: None)
+
+    def take_small_steps() -> None:  # each alone is rounding
+        for version in range(2, 40):
+            move(pair.engine, by=1e-5, seed=version)
+            sampler.load_weights(pair.engine.weights(), version=version)
+
+    with pytest.raises(SamplerError, match="still has the weights of step 1"):
+        take_small_steps()
+    monkeypatch.undo()
+    pair.sampler.load_weights(pair.engine.weights(), version=40)

@@ -1,0 +1,397 @@
+"""vLLM servers beside the trainer: given its weights over a socket, asked over HTTP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from engine_parts import config, make_engine
+from vllm_parts import EOS, logits_of, move, prompts, reference, save_model
+
+from rlcli.errors import ConfigError, SamplerError
+from rlcli.rollout.base import SamplingParams
+from rlcli.rollout.vllm.client import Address, address_of
+from rlcli.rollout.vllm.engine import VllmSettings
+from rlcli.rollout.vllm.served import (
+    ServerSampler,
+    close_replicas,
+    join_replicas,
+    start_replicas,
+)
+from rlcli.rollout.vllm.transfer import Offer, receive, send
+from rlcli.types import Rollout
+
+PARAMS = SamplingParams(n=3, max_tokens=24)
+
+
+@contextmanager
+def served(folder: Path, **changes: Any) -> Iterator[SimpleNamespace]:
+    """A torch engine, and a server with its weights."""
+    from transformers import AutoTokenizer
+
+    save_model(folder)
+    settings = config(**changes)
+    engine = make_engine(folder, settings)
+    wanted = VllmSettings(
+        model_dir=folder,
+        dtype="float32",
+        device="cpu",
+        max_tokens=96,
+        max_rows=32,
+        temperature=settings.rollout.temperature,
+        lora_rank=settings.lora.rank,
+    )
+    replicas = start_replicas(wanted, [[]], run_dir=folder / "run")
+    try:
+        sampler = ServerSampler(
+            replicas,
+            AutoTokenizer.from_pretrained(folder),
+            eos_token_ids=EOS,
+            lora_alpha=settings.lora.alpha,
+            weights=engine.weights,
+        )
+        sampler.load_weights(engine.weights(), version=0)
+        yield SimpleNamespace(engine=engine, sampler=sampler, config=settings, settings=wanted)
+    finally:
+        close_replicas(replicas)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    with served(tmp_path_factory.mktemp("served")) as made:
+        yield made
+
+
+def tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
+    return [rollout.token_ids for rollout in rollouts]
+
+
+def check_is_the_trainers(pair: SimpleNamespace, *, version: int) -> None:
+    model = reference(pair)
+    rollouts = pair.sampler.generate(prompts(), PARAMS, seed=version)
+    assert {rollout.policy_version for rollout in rollouts} == {version}
+    for rollout in rollouts:
+        own = logits_of(model, rollout).log_softmax(-1)
+        own = own.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+        assert (own - torch.tensor(rollout.logprobs)).abs().max() < 1e-4
+    greedy = SamplingParams(n=1, max_tokens=24, temperature=0.0)
+    for rollout in pair.sampler.generate(prompts(), greedy, seed=version):
+        assert tuple(logits_of(model, rollout).argmax(-1).tolist()) == rollout.token_ids
+
+
+def test_after_each_update_it_is_the_trainers_policy(pair: SimpleNamespace) -> None:
+    before = tokens(pair.sampler.generate(prompts(), PARAMS, seed=9))
+    for version in (1, 2, 3):
+        move(pair.engine, seed=version)
+        pair.sampler.load_weights(pair.engine.weights(), version=version)
+        check_is_the_trainers(pair, version=version)
+    assert tokens(pair.sampler.generate(prompts(), PARAMS, seed=9)) != before
+
+
+def test_rollouts_end_at_any_end_token_or_at_the_limit(pair: SimpleNamespace) -> None:
+    params = SamplingParams(n=16, max_tokens=24)
+    seen: list[int] = []
+    rollouts = pair.sampler.generate(
+        prompts(), params, seed=3, on_finish=lambda index, rollout: seen.append(index)
+    )
+    assert sorted(seen) == list(range(64))
+    assert seen != sorted(seen)  # each as it ends
+    for rollout in rollouts:
+        assert len(rollout.logprobs) == len(rollout.token_ids) <= 24
+        assert not set(rollout.token_ids[:-1]) & set(EOS)
+        ended = rollout.token_ids[-1] in EOS
+        assert rollout.finish_reason == ("stop" if ended else "length")
+        assert ended or len(rollout.token_ids) == 24
+    assert {r.token_ids[-1] for r in rollouts if r.finish_reason == "stop"} == set(EOS)
+
+
+def test_what_is_drawn_depends_on_seed_and_place_alone(pair: SimpleNamespace) -> None:
+    everything = tokens(pair.sampler.generate(prompts(), PARAMS, seed=5))
+    some = pair.sampler.generate(prompts()[2:], PARAMS, seed=5, places=[2, 3])
+    assert tokens(some) == everything[6:]
+    assert tokens(pair.sampler.generate(prompts(), PARAMS, seed=6)) != everything
+
+
+def test_a_stop_takes_back_what_is_under_way(pair: SimpleNamespace) -> None:
+    def stop(index: int, rollout: Rollout) -> None:
+        raise KeyboardInterrupt
+
+    many = SamplingParams(n=32, max_tokens=80)
+    with pytest.raises(KeyboardInterrupt):
+        pair.sampler.generate(prompts(), many, seed=1, on_finish=stop)
+    stopped_s = time.monotonic()
+    (replica,) = pair.sampler.replicas
+    while replica.calls or num_running(replica.address):
+        assert time.monotonic() - stopped_s < 2.0
+        time.sleep(0.05)
+
+
+def test_a_stop_ends_an_update(pair: SimpleNamespace) -> None:
+    def until_stopped() -> Iterator[tuple[str, torch.Tensor]]:
+        yield next(pair.engine.weights())
+        nonlocal begin_s
+        begin_s = time.monotonic()
+        raise KeyboardInterrupt
+
+    begin_s = 0.0
+    with pytest.raises(KeyboardInterrupt):
+        pair.sampler.load_weights(until_stopped(), version=90)
+    assert time.monotonic() - begin_s < 2.0
+    (replica,) = pair.sampler.replicas
+    assert replica.version() is None
+    pair.sampler.load_weights(pair.engine.weights(), version=5)
+    check_is_the_trainers(pair, version=5)
+
+
+def num_running(address: Address) -> float:
+    """Requests that a server still works on."""
+    with socket.create_connection((address.host, address.port)) as line:
+        line.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = line.makefile().read()
+    return sum(
+        float(row.rsplit(" ", 1)[1])
+        for row in text.splitlines()
+        if row.startswith(("vllm:num_requests_running", "vllm:num_requests_waiting{"))
+    )
+
+
+def test_a_server_that_runs_already_is_joined(pair: SimpleNamespace) -> None:
+    (own,) = pair.sampler.replicas
+    (joined,) = join_replicas(pair.settings, [own.address.url + "/v1/"])
+    assert joined.server is None
+    assert joined.version() == pair.sampler.version
+    other = VllmSettings(
+        model_dir=pair.settings.model_dir,
+        dtype="bfloat16",
+        device="cpu",
+        max_tokens=96,
+        max_rows=32,
+        temperature=0.5,
+    )
+    with pytest.raises(ConfigError, match="dtype is float32, and this run needs bfloat16") as told:
+        join_replicas(other, [own.address.url])
+    assert str(told.value).count("\n") == 1
+    assert "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints" in str(told.value)
+    assert "--logprobs-mode processed_logprobs" in str(told.value)
+
+
+def test_a_request_that_the_server_refuses_is_told(pair: SimpleNamespace) -> None:
+    too_many = SamplingParams(n=1, max_tokens=1000)
+    with pytest.raises(SamplerError, match=r"refuses a request: HTTP 400: .*max_tokens"):
+        pair.sampler.generate(prompts(1), too_many, seed=0)
+
+
+def test_a_server_that_is_killed_is_started_again_once(pair: SimpleNamespace) -> None:
+    many = SamplingParams(n=12, max_tokens=60)
+    undisturbed = pair.sampler.generate(prompts(), many, seed=5)
+    (replica,) = pair.sampler.replicas
+
+    def kill_engine(index: int, rollout: Rollout) -> None:
+        if replica.deaths == 0 and not killed:
+            for process in psutil.Process(replica.server.pid).children(recursive=True):
+                killed.append(process.pid)
+                process.kill()
+
+    killed: list[int] = []
+    rollouts = pair.sampler.generate(prompts(), many, seed=5, on_finish=kill_engine)
+    assert len(killed) > 1
+    assert replica.deaths == 1
+    assert tokens(rollouts) == tokens(undisturbed)
+
+    def kill_again(index: int, rollout: Rollout) -> None:
+        os.killpg(replica.server.pid, signal.SIGKILL)
+
+    with pytest.raises(SamplerError, match="died twice"):
+        pair.sampler.generate(prompts(), many, seed=5, on_finish=kill_again)
+
+
+@pytest.mark.nightly
+def test_a_server_that_died_between_steps_comes_back(pair: SimpleNamespace) -> None:
+    (replica,) = pair.sampler.replicas
+    replica.server.kill()
+    pair.sampler.load_weights(pair.engine.weights(), version=8)
+    assert replica.version() == 8
+    check_is_the_trainers(pair, version=8)
+
+
+def test_adapters_are_sent_alone(tmp_path: Path) -> None:
+    with served(tmp_path, lora__rank=4, lora__alpha=8.0) as pair:
+        for version in (1, 2):
+            move(pair.engine, seed=version)
+            pair.sampler.load_weights(pair.engine.weights(), version=version)
+            check_is_the_trainers(pair, version=version)
+
+
+def test_only_who_knows_the_key_is_given_weights() -> None:
+    weights = [
+        ("a", torch.arange(6, dtype=torch.bfloat16).view(2, 3)),
+        ("b", torch.tensor(1.5)),
+        ("c", torch.randn(300, 200).t()),
+        ("d", torch.empty(0, 4)),
+    ]
+    offer = Offer("127.0.0.1")
+    taken: list[Any] = []
+
+    def take() -> None:
+        with pytest.raises(ConnectionError, match="gives no weights"):
+            receive(offer.host, offer.port, "0" * len(offer.key))
+        taken.extend(receive(offer.host, offer.port, offer.key))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    offer.meet(1, is_over=lambda: False)
+    assert send(iter(weights), [offer]) == {}
+    thread.join()
+    offer.close()
+    for (name, tensor), (own_name, own) in zip(weights, taken, strict=True):
+        assert name == own_name
+        assert tensor.dtype == own.dtype
+        assert torch.equal(tensor, own)
+
+
+def test_weights_that_end_early_are_an_error() -> None:
+    offer = Offer("127.0.0.1")
+    errors: list[Exception] = []
+
+    def take() -> None:
+        try:
+            list(receive(offer.host, offer.port, offer.key))
+        except ConnectionError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    offer.meet(1, is_over=lambda: False)
+    offer.close()
+    thread.join()
+    assert "ended before the weights did" in str(errors[0])
+    nobody = Offer("127.0.0.1")
+    with pytest.raises(ConnectionError, match="0 of 1 workers"):
+        nobody.meet(1, is_over=lambda: True)
+    nobody.close()
+
+
+class Plain(BaseHTTPRequestHandler):
+    """What a server says that was started in the usual way."""
+
+    def do_GET(self) -> None:
+        self._say(200, b'{"data": [{"id": "m", "parent": null, "max_model_len": 96}]}')
+
+    def do_POST(self) -> None:
+        self._say(404, b'{"detail": "Not Found"}')
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def _say(self, status: int, text: bytes) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+def test_a_plain_server_is_refused_with_what_starts_one_that_is_fit(tmp_path: Path) -> None:
+    settings = VllmSettings(
+        model_dir=tmp_path,
+        dtype="float32",
+        device="cuda",
+        max_tokens=96,
+        max_rows=32,
+        temperature=1.0,
+        lora_rank=5,
+    )
+    with HTTPServer(("127.0.0.1", 0), Plain) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(ConfigError, match="does not take weights") as told:
+            join_replicas(settings, [url])
+        server.shutdown()
+    command = str(told.value).splitlines()[1]
+    assert "VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 python -m vllm" in command
+    assert f"--port {server.server_port} --worker-extension-cls rlcli" in command
+    assert "--max-lora-rank 8" in command
+    with pytest.raises(ConfigError, match="it does not answer"):
+        join_replicas(settings, [url])
+
+
+def test_addresses() -> None:
+    assert address_of("http://host:8000/v1/") == Address("host", 8000)
+    assert address_of("https://host/models/a/v1").url == "https://host:443/models/a"
+    assert address_of("http://[::1]:80").url == "http://[::1]:80"
+    for wrong in ("host:8000", "ftp://host", "http://", "http://host:port", "http://h?a=b"):
+        with pytest.raises(ConfigError, match="is no address"):
+            address_of(wrong)
+
+
+START = """
+import sys, time
+from pathlib import Path
+from rlcli.rollout.vllm.engine import VllmSettings
+from rlcli.rollout.vllm.server import Server
+settings = VllmSettings(
+    model_dir=Path(sys.argv[1]), dtype="float32", device="cpu",
+    max_tokens=96, max_rows=32, temperature=1.0,
+)
+server = Server(settings, gpus=[], log=Path(sys.argv[1]) / "vllm_0.log")
+server.start()
+print(server.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_server_ends_with_whoever_started_it(tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-c", START, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as starter:
+        assert starter.stdout is not None
+        group = int(starter.stdout.readline())
+        time.sleep(0.5)
+        assert members(group)
+        starter.send_signal(number)
+    deadline_s = time.monotonic() + 5
+    while members(group):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def members(group: int) -> list[int]:
+    """Processes of a group that live."""
+    found = []
+    for process in psutil.process_iter(["pid", "status"]):
+        try:
+            if process.info["status"] != "zombie" and os.getpgid(process.pid) == group:
+                found.append(process.pid)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def test_a_server_that_cannot_start_is_told_with_its_last_words(tmp_path: Path) -> None:
+    settings = VllmSettings(
+        model_dir=tmp_path / "nothing",
+        dtype="float32",
+        device="cpu",
+        max_tokens=96,
+        max_rows=32,
+        temperature=1.0,
+    )
+    with pytest.raises(SamplerError, match=r"ended while it started: .*Error") as told:
+        start_replicas(settings, [[]], run_dir=tmp_path)
+    assert "vllm_0.log" in str(told.value)

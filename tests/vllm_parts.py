@@ -1,0 +1,125 @@
+"""Real vLLM, on the CPU, beside real trainers of tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from engine_parts import config, make_engine
+
+from rlcli.engines.torch_engine import TorchEngine
+from rlcli.types import Prompt, Rollout
+
+EOS = (2, 5)
+
+
+def save_model(folder: Path, *, tied: bool = True) -> Path:
+    """A Qwen2 of a size that vLLM's CPU attention takes (32 numbers a head), and a tokenizer."""
+    from conftest import save_tokenizer
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(1)
+    size = save_tokenizer(folder)
+    settings = Qwen2Config(
+        vocab_size=size,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        initializer_range=0.1,
+        tie_word_embeddings=tied,
+        eos_token_id=list(EOS),
+        pad_token_id=0,
+    )
+    model = Qwen2ForCausalLM(settings)
+    with torch.no_grad():  # biases and norms are not 0 and 1 either
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def trainer_and_sampler(
+    folder: Path, *, tied: bool = True, **changes: Any
+) -> Iterator[SimpleNamespace]:
+    """A torch engine, and vLLM with its weights; lora__rank and so on as settings."""
+    from transformers import AutoTokenizer
+
+    from rlcli.rollout.vllm.engine import VllmSettings
+    from rlcli.rollout.vllm.sampler import VllmSampler
+
+    save_model(folder, tied=tied)
+    settings = config(**changes)
+    engine = make_engine(folder, settings)
+    sampler = VllmSampler(
+        VllmSettings(
+            model_dir=folder,
+            dtype="float32",
+            device="cpu",
+            max_tokens=96,
+            max_rows=32,
+            temperature=settings.rollout.temperature,
+            lora_rank=settings.lora.rank,
+        ),
+        AutoTokenizer.from_pretrained(folder),
+        eos_token_ids=EOS,
+        lora_alpha=settings.lora.alpha,
+        weights=engine.weights,
+    )
+    sampler.load_weights(engine.weights(), version=0)
+    try:
+        yield SimpleNamespace(engine=engine, sampler=sampler, config=settings)
+    finally:
+        sampler.close()
+
+
+def prompts(count: int = 4, *, length: int = 5) -> list[Prompt]:
+    """Questions of tokens; their lengths differ."""
+    return [
+        Prompt(
+            id=str(i), messages=(), token_ids=tuple(range(20 + 7 * i, 20 + 7 * i + length + i % 3))
+        )
+        for i in range(count)
+    ]
+
+
+@torch.no_grad()
+def move(engine: TorchEngine, *, by: float = 0.03, seed: int = 0) -> None:
+    """Other weights, of those that are trained."""
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in engine.policy.model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(by * torch.randn(parameter.shape, generator=draw))
+
+
+def reference(pair: SimpleNamespace) -> Any:
+    """The trainer's policy as transformers runs it, from what the trainer saves."""
+    from transformers import AutoModelForCausalLM
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder)
+        uses_lora = pair.config.lora.rank > 0
+        pair.engine.save_model(path, pair.sampler.tokenizer, merge_lora=uses_lora)
+        path = path / "merged" if uses_lora else path
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def logits_of(model: Any, rollout: Rollout) -> torch.Tensor:
+    """[T, V] before each token of the response."""
+    question = rollout.prompt.token_ids
+    ids = torch.tensor([[*question, *rollout.token_ids]])
+    return model(ids).logits[0, len(question) - 1 : -1].float()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
