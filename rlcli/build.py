@@ -213,7 +213,7 @@ def _build_run(
     from rlcli.trainer import Run
 
     config = plan.config
-    algorithm, engine, sampler, model_notes = _lead(plan, crew)
+    algorithm, engine, sampler, model_notes = _lead(plan, crew, run_dir.path)
     console = RunConsole(
         run_dir.console_log,
         num_steps=plan.num_steps,
@@ -257,9 +257,12 @@ def _build_run(
     )
 
 
-def _lead(plan: Plan, crew: Crew | None) -> tuple[Algorithm, TrainEngine, Sampler, list[str]]:
+def _lead(
+    plan: Plan, crew: Crew | None, run_dir: Path
+) -> tuple[Algorithm, TrainEngine, Sampler, list[str]]:
     """What `_load` gives, as the loop sees it: of this process, or of all ranks."""
-    algorithm, engine, sampler, notes = _load(plan, 0, 1 if crew is None else crew.size)
+    size = 1 if crew is None else crew.size
+    algorithm, engine, sampler, notes = _load(plan, 0, size, run_dir)
     if crew is None:
         return algorithm, engine, sampler, notes
     from rlcli.crew.lead import CrewEngine, CrewSampler
@@ -269,7 +272,9 @@ def _lead(plan: Plan, crew: Crew | None) -> tuple[Algorithm, TrainEngine, Sample
     return algorithm, CrewEngine(crew, engine), CrewSampler(crew, sampler, width=width), notes
 
 
-def _load(plan: Plan, rank: int, size: int) -> tuple[Algorithm, TrainEngine, Sampler, list[str]]:
+def _load(
+    plan: Plan, rank: int, size: int, run_dir: Path
+) -> tuple[Algorithm, TrainEngine, Sampler, list[str]]:
     """(algorithm, engine, sampler, notes) of one of `size` ranks."""
     import torch
 
@@ -279,13 +284,13 @@ def _load(plan: Plan, rank: int, size: int) -> tuple[Algorithm, TrainEngine, Sam
     config = plan.config
     torch.manual_seed(config.run.seed)
     algorithm = Algorithm(config, corrects_sampler=config.algorithm.corrects_sampler)
-    return algorithm, *build_models(plan, algorithm, Ranks(rank, size))
+    return algorithm, *build_models(plan, algorithm, Ranks(rank, size), run_dir)
 
 
 def serve_rank(plan: Plan, place: Place, connection: Connection) -> bool:
     """Build this rank's models, do what rank 0 says until it stops; whether all ended well."""
     from rlcli.crew.follow import follow
 
-    algorithm, engine, sampler, _ = _load(plan, place.rank, place.size)
+    algorithm, engine, sampler, _ = _load(plan, place.rank, place.size, place.run_dir)
     seed = (plan.config.run.seed, place.rank)
     return follow(connection, engine, sampler, algorithm, seed=seed, log=place.log)

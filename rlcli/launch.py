@@ -46,12 +46,19 @@ class Launch:
         return {PASSED_ON: json.dumps(asdict(self))}
 
 
+def num_served(config: Config) -> int:
+    """GPUs that servers of vLLM, started by rlcli, have for themselves."""
+    rollout = config.rollout
+    is_own = rollout.engine == "vllm_server" and rollout.url is None
+    return rollout.replicas * rollout.tensor_parallel if is_own else 0
+
+
 def num_local(config: Config, num_gpus: int) -> int:
-    """Processes on this machine: where nobody says how many, one for each of its GPUs.
+    """Processes on this machine: where nobody says how many, one for each GPU that is left.
 
     num_gpus: those that the run may use here.
     """
-    return config.train.n_gpus or max(1, num_gpus)
+    return config.train.n_gpus or max(1, num_gpus - num_served(config))
 
 
 def count_nodes(resolved: Resolved, env: Mapping[str, str]) -> Resolved:
@@ -183,9 +190,28 @@ def check_processes(
             f"node 0 is {launch.master_addr}."
         )
     num_gpus = num_visible_gpus if train.device in ("auto", "cuda") else 0
+    _refuse_servers(resolved, num_processes, num_gpus=num_gpus)
     _refuse_too_many(resolved, num_processes, num_gpus=num_gpus, num_cores=num_cores)
-    counts = _counts(resolved, num_processes, num_gpus=num_gpus or 0, num_cores=num_cores)
+    left = max(0, (num_gpus or 0) - num_served(resolved.config))
+    counts = _counts(resolved, num_processes, num_gpus=left, num_cores=num_cores)
     return notes + counts
+
+
+def _refuse_servers(resolved: Resolved, here: int, *, num_gpus: int | None) -> None:
+    served = num_served(resolved.config)
+    if served and resolved.config.train.nnodes > 1:
+        raise LaunchError(
+            f"{resolved.where('rollout.engine')}: rlcli starts servers for one machine, and this "
+            f"run has {resolved.where('train.nnodes')}.\n"
+            "Start them yourself, and give rollout.url=http://HOST:8000 (docs/vllm.md)."
+        )
+    if served and num_gpus and here + served > num_gpus:
+        raise LaunchError(
+            f"{here} to train and {served} for vLLM's servers are more GPUs than the {num_gpus} "
+            "of this machine.\n"
+            f"Set N_GPUS={max(1, num_gpus - served)}, lower rollout.replicas, or use "
+            "rollout.engine=vllm, which shares them."
+        )
 
 
 def _refuse_too_many(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rlcli.config.schema import Config
 from rlcli.machine import keep_freed_memory, limit_kernels, usable_cores
+from rlcli.samplers import build_vllm, check_width, end_tokens, make_sampler
 
 if TYPE_CHECKING:
     import torch
@@ -17,13 +18,10 @@ if TYPE_CHECKING:
 
     from rlcli.algos.algorithm import Algorithm
     from rlcli.build import Plan
-    from rlcli.causal_lm import CausalLM
     from rlcli.engines.critic import Critic
     from rlcli.engines.ranks import Ranks
     from rlcli.engines.torch_engine import TorchEngine
-    from rlcli.evaluation.planning import EvalPlan
     from rlcli.rollout.base import Sampler
-    from rlcli.rollout.native import NativeSampler
 
 SINGLE_THREAD_PARAMETERS = 20_000_000
 
@@ -54,40 +52,8 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if is_half else torch.float32
 
 
-def end_tokens(plan: Plan | EvalPlan, folder: Path) -> tuple[tuple[int, ...], int]:
-    """(tokens that end a response, the token that pads) of the model in `folder`."""
-    from rlcli.causal_lm import eos_token_ids
-
-    eos = tuple(eos_token_ids(str(folder), plan.tokenizer, plan.model_config))
-    pad = plan.tokenizer.pad_token_id
-    return eos, eos[0] if pad is None else pad
-
-
-def make_sampler(
-    lm: CausalLM,
-    plan: Plan | EvalPlan,
-    folder: Path,
-    *,
-    shares_weights: bool = True,
-    autocast_dtype: torch.dtype | None = None,
-) -> NativeSampler:
-    """The sampler of a model; `folder` has its end tokens."""
-    from rlcli.rollout.native import NativeSampler
-
-    eos, pad = end_tokens(plan, folder)
-    return NativeSampler(
-        lm,
-        plan.tokenizer,
-        eos_token_ids=eos,
-        pad_token_id=pad,
-        max_rows=plan.config.rollout.max_rows,
-        shares_weights=shares_weights,
-        autocast_dtype=autocast_dtype,
-    )
-
-
 def build_models(
-    plan: Plan, algorithm: Algorithm, ranks: Ranks
+    plan: Plan, algorithm: Algorithm, ranks: Ranks, run_dir: Path
 ) -> tuple[TorchEngine, Sampler, list[str]]:
     """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute.
 
@@ -99,6 +65,7 @@ def build_models(
     from rlcli.engines.lora import add_lora
 
     config, device = plan.config, plan.device
+    check_width(plan, ranks.size)
     engine_class = choose_engine(config)
     compute = compute_dtype(config, device)
     is_half = compute is torch.bfloat16
@@ -110,7 +77,7 @@ def build_models(
     load = partial(load_causal_lm, str(plan.model_dir), device=device, trust_remote_code=trust)
     policy = load(dtype=compute if uses_lora or trains_half else torch.float32)
     set_up_cpu(device, policy.model.num_parameters())
-    is_native = config.rollout.engine != "vllm"
+    is_native = config.rollout.engine in ("auto", "native")
     is_own = not is_native or not is_half or uses_lora or trains_half
     sampled = policy if is_own else load(dtype=compute)
     peft_model = add_lora(policy.model, config.lora) if uses_lora else None
@@ -141,7 +108,8 @@ def build_models(
         ranks=ranks,
     )
     if not is_native:
-        return engine, _build_vllm(plan, engine, compute), policy.notes
+        sampler = build_vllm(plan, engine, compute, run_dir)
+        return engine, sampler, policy.notes
     sampler = make_sampler(
         sampled,
         plan,
@@ -150,56 +118,6 @@ def build_models(
         autocast_dtype=autocast if uses_lora else None,
     )
     return engine, sampler, policy.notes
-
-
-def _build_vllm(plan: Plan, engine: TorchEngine, dtype: torch.dtype) -> Sampler:
-    """vLLM in this process, held against the trainer after each new weights."""
-    import psutil
-
-    from rlcli.in_sync import CheckedSampler
-    from rlcli.rollout.vllm.engine import VllmSettings, cache_bytes
-    from rlcli.rollout.vllm.sampler import VllmSampler
-
-    config, rollout = plan.config, plan.config.rollout
-    prompts = [*plan.train.prompts, *(plan.val.prompts if plan.val else ())]
-    longest = max(len(prompt.token_ids) for prompt in prompts)
-    max_tokens = longest + config.data.max_response_tokens
-    needed = cache_bytes(
-        plan.model_config,
-        rows=rollout.max_rows,
-        tokens=max_tokens,
-        bytes_per_number=dtype.itemsize,
-    )
-    settings = VllmSettings(
-        model_dir=plan.model_dir,
-        dtype="bfloat16" if dtype.itemsize == 2 else "float32",
-        device=plan.device.type,
-        max_tokens=max_tokens,
-        max_rows=rollout.max_rows,
-        temperature=rollout.temperature,
-        memory_fraction=rollout.memory_fraction,
-        cache_bytes=min(needed, int(rollout.memory_fraction * psutil.virtual_memory().available)),
-        tensor_parallel=rollout.tensor_parallel,
-        num_ranks=engine.ranks.size,
-        lora_rank=config.lora.rank,
-        trust_remote_code=config.model.trust_remote_code,
-        seed=config.run.seed % 2**31,
-    )
-    sampler = VllmSampler(
-        settings,
-        plan.tokenizer,
-        eos_token_ids=end_tokens(plan, plan.model_dir)[0],
-        lora_alpha=config.lora.alpha,
-        weights=engine.weights if engine.ranks.size == 1 else None,
-    )
-    return CheckedSampler(
-        sampler,
-        engine,
-        plan.train.prompts,
-        temperature=rollout.temperature,
-        max_tokens=config.data.max_response_tokens,
-        dtype=dtype,
-    )
 
 
 def choose_engine(config: Config) -> type[TorchEngine]:

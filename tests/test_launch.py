@@ -247,3 +247,25 @@ def test_a_rank_reads_what_its_supervisor_read() -> None:
     again = count_nodes(open_run, in_rank)
     assert again == counted
     assert read_launch(again.config, in_rank) == launch
+
+
+def served(**train: int | None) -> Resolved:
+    resolved = run(**train)
+    rollout = resolved.config.rollout.model_copy(
+        update={"engine": "vllm_server", "replicas": 2, "tensor_parallel": 2}
+    )
+    return replace(resolved, config=resolved.config.model_copy(update={"rollout": rollout}))
+
+
+def test_servers_of_vllm_have_gpus_of_their_own() -> None:
+    assert num_local(served().config, 8) == 4
+    assert num_local(served().config, 0) == 1
+    assert not [note for note in notes(served(), 8, 4) if "not set" in note and "of 8" in note]
+    with pytest.raises(LaunchError, match=r"6 to train and 4 for vLLM's servers .* the 8 of"):
+        notes(served(n_gpus=6), 8, 6)
+    assert notes(served(n_gpus=4), 8, 4)
+
+
+def test_servers_are_started_for_one_machine_only() -> None:
+    with pytest.raises(LaunchError, match=r"(?s)starts servers for one machine.*rollout\.url"):
+        notes(served(nnodes=2, n_gpus=1), 8, 1, MASTER_ADDR="10.0.0.1", NODE_RANK="0")

@@ -218,8 +218,10 @@ class RolloutConfig(Section):
     """GPUs that share one copy of the model while vLLM samples."""
     memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Share of each GPU's memory that vLLM takes."""
+    replicas: Positive = 1
+    """vLLM servers that rlcli starts on GPUs of their own (vllm_server without an address)."""
     url: str | None = None
-    """Address of a running vLLM server (vllm_server)."""
+    """Address of a running vLLM server (vllm_server), or several with commas."""
     async_steps: Annotated[int, Field(ge=0, le=1)] = 0
     """Steps that sampling may run ahead of training."""
 

@@ -6,7 +6,7 @@ import pickle
 import traceback
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 
 from rlcli.crew.parcel import receive
 from rlcli.crew.watch import stack_dump
+from rlcli.crew.words import BEAT_S, Outbox
 from rlcli.engines.base import PolicyObjective, TrainEngine
 from rlcli.engines.packing import on_device
 from rlcli.errors import RankLostError
@@ -29,31 +30,34 @@ def follow(
     *,
     seed: tuple[int, int],
     log: Path,
+    beat_s: float = BEAT_S,
 ) -> bool:
     """Serve rank 0 until it says stop; whether the run ended well.
 
     seed: the run's, and the rank. log: where the stack goes when something takes too long.
     Raises: RankLostError when rank 0 is gone; an error of this rank, after telling rank 0 of it.
     """
-    follower = _Follower(connection, engine, sampler, objective, seed)
-    while True:
-        try:
-            name, args, has_parcel = pickle.loads(connection.recv_bytes())
-        except (EOFError, OSError) as error:
-            raise RankLostError("rank 0 is gone") from error
-        if name == "stop":
-            sampler.close()
-            return bool(args[0])
-        try:
-            with stack_dump(log):
-                if has_parcel:
-                    args = (receive(), *args)
-                getattr(follower, name)(*args)
-            connection.send_bytes(pickle.dumps(("done",)))
-        except Exception as error:
-            with suppress(OSError):
-                connection.send_bytes(pickle.dumps(("error", _said(error))))
-            raise
+    with closing(Outbox(connection, beat_s=beat_s)) as outbox:
+        follower = _Follower(outbox, engine, sampler, objective, seed)
+        while True:
+            try:
+                name, args, has_parcel = pickle.loads(connection.recv_bytes())
+            except (EOFError, OSError) as error:
+                raise RankLostError("rank 0 is gone") from error
+            if name == "stop":
+                sampler.close()
+                return bool(args[0])
+            outbox.begin()
+            try:
+                with stack_dump(log):
+                    if has_parcel:
+                        args = (receive(), *args)
+                    getattr(follower, name)(*args)
+                outbox.end("done")
+            except Exception as error:
+                with suppress(OSError):
+                    outbox.end("error", _said(error))
+                raise
 
 
 def _said(error: Exception) -> str:
@@ -67,13 +71,13 @@ class _Follower:
 
     def __init__(
         self,
-        connection: Connection,
+        outbox: Outbox,
         engine: TrainEngine,
         sampler: Sampler,
         objective: PolicyObjective,
         seed: tuple[int, int],
     ) -> None:
-        self._connection, self._objective, self._seed = connection, objective, seed
+        self._outbox, self._objective, self._seed = outbox, objective, seed
         self._engine, self._sampler = engine, sampler
         self._annotated: AnnotatedBatch | None = None
 
@@ -89,7 +93,7 @@ class _Follower:
         reports: bool,
     ) -> None:
         def report(index: int, rollout: Rollout) -> None:
-            self._connection.send_bytes(pickle.dumps(("rollout", index, rollout)))
+            self._outbox.say("rollout", index, rollout)
 
         on_finish = report if reports else None
         self._sampler.generate(prompts, params, seed=seed, places=places, on_finish=on_finish)

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from rlcli.crew.parcel import Parcel, pack, send
-from rlcli.crew.watch import Watch, stack_dump
+from rlcli.crew.watch import FIRST_WORD_S, Watch, stack_dump
+from rlcli.crew.words import BEAT_S, Inbox
 from rlcli.engines.base import EngineState, PolicyObjective, TrainEngine
 from rlcli.engines.ranks import spread
 from rlcli.errors import RankError, RankLostError
@@ -35,13 +36,21 @@ LAST_WORDS_S = 10.0
 class Crew:
     """The other ranks, as rank 0 sees them. connections: of ranks 1, 2, ...
 
-    log: where rank 0's stack goes when it waits too long.
+    log: where rank 0's stack goes when it waits too long. beat_s: that of the ranks.
     """
 
-    def __init__(self, connections: Sequence[Connection], log: Path) -> None:
+    def __init__(
+        self,
+        connections: Sequence[Connection],
+        log: Path,
+        *,
+        first_word_s: float = FIRST_WORD_S,
+        beat_s: float = BEAT_S,
+    ) -> None:
         self._connections = dict(enumerate(connections, start=1))
+        self._inboxes = {rank: Inbox(line) for rank, line in self._connections.items()}
         self._log = log
-        self.watch = Watch(self._connections)
+        self.watch = Watch(self._inboxes, first_word_s=first_word_s, beat_s=beat_s)
 
     @property
     def size(self) -> int:
@@ -69,18 +78,23 @@ class Crew:
 
         Raises: RankError with its traceback, RankLostError.
         """
-        while True:
-            try:
-                what, *said = pickle.loads(self._connections[rank].recv_bytes())
-            except (EOFError, OSError) as error:
-                raise RankLostError(f"rank {rank} is gone") from error
+        while words := self._take(rank):
+            what, *said = words
             if what == "done":
                 self.watch.done(rank)
                 return
-            if what == "error":
-                raise RankError(f"rank {rank} failed: {said[0]}")
             assert on_news is not None
             on_news(*said)
+
+    def _take(self, rank: int, timeout_s: float | None = None) -> tuple[Any, ...] | None:
+        """What a rank says next; None where that is nothing in time."""
+        try:
+            words = self._inboxes[rank].take(timeout_s)
+        except (EOFError, OSError) as error:
+            raise RankLostError(f"rank {rank} is gone") from error
+        if words is not None and words[0] == "error":
+            raise RankError(f"rank {rank} failed: {words[1]}")
+        return words
 
     @contextmanager
     def doing(self, name: str, *args: Any, parcel: Parcel | None = None) -> Iterator[None]:
@@ -110,10 +124,9 @@ class Crew:
         until = time.monotonic() + LAST_WORDS_S
         lost: RankLostError | None = None
         while time.monotonic() < until:
-            for rank, connection in self._connections.items():
+            for rank in self._connections:
                 try:
-                    if connection.poll(0.1):
-                        self.hear(rank, lambda *_: None)
+                    self._take(rank, 0.1)
                 except RankLostError as found:
                     lost = lost or found
                 except RankError as found:
@@ -180,7 +193,7 @@ class CrewSampler:
             self._crew.tell(rank, "generate", *work, rank % self._width == 0)
         for listener in listeners:
             listener.start()
-        self._crew.watch.begin("generate")
+        self._crew.watch.begin("generate", in_step=False)
         try:
             self._sampler.generate(
                 [prompts[i] for i in shares[0]],

@@ -35,6 +35,8 @@ class Ranks:
     def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over ranks, in place."""
         if self.size > 1:
+            if values.is_cuda:  # a GPU that hangs keeps its own rank from getting here: see crew
+                torch.cuda.current_stream(values.device).synchronize()
             dist.all_reduce(values)
         return values
 
@@ -126,6 +128,21 @@ class _Tensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def collectives_begun() -> int:
+    """How many this process has begun with all other ranks, those of DeepSpeed included.
+
+    Every rank begins the same ones: who has begun fewer is waited for.
+    """
+    if not dist.is_initialized():
+        return 0
+    size = dist.get_world_size()
+    groups = [group for group in list(dist.distributed_c10d._world.pg_map) if group.size() == size]
+    backends: list[Any] = [
+        group._get_backend(device) for group in groups for device in group._device_types
+    ]
+    return sum(backend._get_sequence_number_for_group() for backend in backends)
 
 
 def from_first(values: list[Any]) -> list[Any]:

@@ -15,12 +15,13 @@ import torch
 from rlcli.causal_lm import load_causal_lm
 from rlcli.evaluation.estimates import METHOD, confidence_interval, pass_at_k
 from rlcli.evaluation.planning import EvalPlan
-from rlcli.models import compute_dtype, make_sampler, set_up_cpu
+from rlcli.models import compute_dtype, set_up_cpu
 from rlcli.monitor.monitor import rollout_row
 from rlcli.rewards import PASSED, build_scorer, pass_scores, probe_reward
 from rlcli.rewards.base import Scorer
 from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.native import NativeSampler
+from rlcli.samplers import make_sampler
 from rlcli.trained import kept_scale, load_policy
 from rlcli.types import Reward, Rollout
 

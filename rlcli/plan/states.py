@@ -95,7 +95,8 @@ def trained_states(count: int, config: Config, numerics: Numerics) -> TrainedSta
     """Of `count` trained parameters under the run's engine.
 
     torch keeps float32 weights, gradients and moments, 16 bytes in all. So does DeepSpeed: in
-    bfloat16 it has 2 + 2 (stages 2 and 3: 4) for weights and gradients, and 12 for a float32 copy and the moments.
+    bfloat16 it has 2 + 2 (stages 2 and 3: 4) for weights and gradients, and 12 for a float32 copy
+    and the moments.
     """
     if not numerics.deepspeed:
         return TrainedStates(

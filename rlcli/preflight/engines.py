@@ -19,14 +19,9 @@ def settle_address(resolved: Resolved) -> Resolved:
     """`resolved` with the vLLM server as sampler where only its address was given.
 
     Raises:
-        ConfigError: an address beside another sampler, or a server without an address.
+        ConfigError: an address beside another sampler.
     """
     rollout = resolved.config.rollout
-    if rollout.engine == "vllm_server" and rollout.url is None:
-        raise ConfigError(
-            f"{resolved.where(SAMPLER)} needs the server's address. "
-            f"Add {URL}=http://HOST:8000, or leave {SAMPLER} out."
-        )
     if rollout.url is None or rollout.engine == "vllm_server":
         return resolved
     if SAMPLER in resolved.explicit:
@@ -91,10 +86,5 @@ def check_engines(resolved: Resolved) -> Resolved:
         raise ConfigError(
             f"{resolved.where('model.compile')} and {resolved.where('train.engine')} do not go "
             "together in this version. Leave one of them out."
-        )
-    if config.rollout.engine == "vllm_server":
-        raise ConfigError(
-            f"{resolved.where(SAMPLER)} is not in this version, which samples with its own torch "
-            f"sampler.\nLeave {SAMPLER} and {URL} out."
         )
     return resolved

@@ -200,8 +200,13 @@ SWITCHES = (
     ),
     Switch(
         _keys("rollout", "tensor_parallel memory_fraction"),
-        lambda config: config.rollout.engine != "vllm_server",
+        lambda config: config.rollout.url is None,
         "the server at rollout.url has its own",
+    ),
+    Switch(
+        _keys("rollout", "replicas"),
+        lambda config: config.rollout.engine == "vllm_server" and config.rollout.url is None,
+        "rlcli starts no vLLM servers for this run",
     ),
     Switch(
         _keys("rollout", "tensor_parallel memory_fraction"),

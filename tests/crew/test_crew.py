@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from rlcli.causal_lm import load_causal_lm, load_tokenizer
 from rlcli.crew.follow import follow
 from rlcli.crew.lead import Crew, CrewEngine, CrewSampler
 from rlcli.crew.watch import Watch
+from rlcli.crew.words import Inbox
 from rlcli.errors import RankError, RankLostError
 from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.native import NativeSampler
@@ -130,22 +133,63 @@ def test_a_collective_that_another_rank_left_ends_with_its_cause(tmp_path: Path)
 
 def test_who_is_waited_for_is_said_while_it_lasts() -> None:
     (slow, _keep), (quick, answer) = multiprocessing.Pipe(), multiprocessing.Pipe()
-    watch = Watch({1: slow, 2: quick}, first_word_s=0.05)
+    watch = Watch({1: Inbox(slow), 2: Inbox(quick)}, first_word_s=0.05, beat_s=0.3)
     told: list[str] = []
     watch.tell = told.append
     watch.begin("update")
-    time.sleep(0.2)
-    assert not told  # nobody is done yet
-    answer.send_bytes(b"done")
+    time.sleep(0.5)
+    assert not told  # nobody is done yet, and nobody has had to say how far it is
+    answer.send_bytes(pickle.dumps(("done",)))
     watch.done(0)
     wait_until(lambda: bool(told), 5.0)
     watch.close()
-    assert told[0].startswith("rank 1 in update for 0 s, others waiting")
+    assert re.fullmatch(r"rank 1 in update for \d s, others waiting", told[0])
+
+
+def test_rollouts_come_whole_and_in_order_between_beats(tmp_path: Path) -> None:
+    """From two threads, and some of them longer than a pipe holds."""
+    here, there = multiprocessing.Pipe()
+    reports = [(i, "x" * (i % 7 * 20_000 if i % 50 == 0 else i % 300)) for i in range(2000)]
+
+    class Sampler:
+        def generate(self, *_: Any, on_finish: Any, **__: Any) -> None:
+            time.sleep(0.01)
+            threads = [
+                threading.Thread(target=lambda part=part: [on_finish(*r) for r in reports[part::2]])
+                for part in (0, 1)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        def close(self) -> None:
+            pass
+
+    more: Any = {"seed": (0, 1), "log": tmp_path / "log", "beat_s": 0.0005}
+    rank = threading.Thread(target=follow, args=(there, None, Sampler(), None), kwargs=more)
+    rank.start()
+    crew = Crew([here], tmp_path / "log", first_word_s=0.001, beat_s=0.0005)
+    told: list[str] = []
+    crew.watch.tell = told.append
+    found: list[tuple[int, str]] = []
+    for _ in range(2):
+        found.clear()
+        crew.tell(1, "generate", (), PARAMS, 0, (), True)
+        crew.watch.begin("generate", in_step=False)
+        crew.hear(1, lambda index, rollout: found.append((index, rollout)))
+        crew.watch.end()
+        for part in (0, 1):
+            assert [row for row in found if row[0] % 2 == part] == reports[part::2]
+        assert len(found) == len(reports)
+    crew.dismiss()
+    rank.join()
+    assert not [note for note in told if "others waiting" in note]
 
 
 def test_what_only_rank_0_does_is_said_while_others_have_nothing_to_do() -> None:
     here, _there = multiprocessing.Pipe()
-    watch = Watch({1: here}, first_word_s=0.2)
+    watch = Watch({1: Inbox(here)}, first_word_s=0.2)
     told: list[str] = []
     watch.tell = told.append
     watch.lead("reward")

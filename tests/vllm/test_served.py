@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,54 +26,61 @@ from rlcli.errors import ConfigError, SamplerError
 from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.vllm.client import Address, address_of
 from rlcli.rollout.vllm.engine import VllmSettings
-from rlcli.rollout.vllm.served import (
-    ServerSampler,
-    close_replicas,
-    join_replicas,
-    start_replicas,
-)
+from rlcli.rollout.vllm.replica import Replica
+from rlcli.rollout.vllm.served import ServerSampler, join_replicas, start_replicas
 from rlcli.rollout.vllm.transfer import Offer, receive, send
 from rlcli.types import Rollout
 
 PARAMS = SamplingParams(n=3, max_tokens=24)
 
 
-@contextmanager
-def served(folder: Path, **changes: Any) -> Iterator[SimpleNamespace]:
-    """A torch engine, and a server with its weights."""
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, SimpleNamespace]]:
+    """Torch engines, each with a server that has its weights: whole ones, or adapters."""
     from transformers import AutoTokenizer
 
-    save_model(folder)
-    settings = config(**changes)
-    engine = make_engine(folder, settings)
-    wanted = VllmSettings(
-        model_dir=folder,
-        dtype="float32",
-        device="cpu",
-        max_tokens=96,
-        max_rows=32,
-        temperature=settings.rollout.temperature,
-        lora_rank=settings.lora.rank,
-    )
-    replicas = start_replicas(wanted, [[]], run_dir=folder / "run")
-    try:
-        sampler = ServerSampler(
+    made: dict[str, SimpleNamespace] = {}
+    for name, changes in {"whole": {}, "lora": {"lora__rank": 4, "lora__alpha": 8.0}}.items():
+        folder = save_model(tmp_path_factory.mktemp(name))
+        settings = config(**changes)
+        wanted = wanted_of(folder, lora_rank=settings.lora.rank)
+        engine = make_engine(folder, settings)
+        made[name] = SimpleNamespace(engine=engine, config=settings, settings=wanted)
+
+    def start(pair: SimpleNamespace) -> list[Replica]:
+        return start_replicas(pair.settings, [[]], run_dir=pair.settings.model_dir / "run")
+
+    with ThreadPoolExecutor() as pool:
+        started = list(pool.map(start, made.values()))
+    for pair, replicas in zip(made.values(), started, strict=True):
+        pair.sampler = ServerSampler(
             replicas,
-            AutoTokenizer.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(pair.settings.model_dir),
             eos_token_ids=EOS,
-            lora_alpha=settings.lora.alpha,
-            weights=engine.weights,
+            lora_alpha=pair.config.lora.alpha,
+            weights=pair.engine.weights,
         )
-        sampler.load_weights(engine.weights(), version=0)
-        yield SimpleNamespace(engine=engine, sampler=sampler, config=settings, settings=wanted)
-    finally:
-        close_replicas(replicas)
+        pair.sampler.load_weights(pair.engine.weights(), version=0)
+    yield made
+    for pair in made.values():
+        pair.sampler.close()
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    with served(tmp_path_factory.mktemp("served")) as made:
-        yield made
+@pytest.fixture
+def pair(pairs: dict[str, SimpleNamespace]) -> SimpleNamespace:
+    return pairs["whole"]
+
+
+def wanted_of(folder: Path, **changes: Any) -> VllmSettings:
+    wanted: dict[str, Any] = {
+        "model_dir": folder,
+        "dtype": "float32",
+        "device": "cpu",
+        "max_tokens": 96,
+        "max_rows": 32,
+        "temperature": 1.0,
+    }
+    return VllmSettings(**(wanted | changes))
 
 
 def tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
@@ -174,14 +181,7 @@ def test_a_server_that_runs_already_is_joined(pair: SimpleNamespace) -> None:
     (joined,) = join_replicas(pair.settings, [own.address.url + "/v1/"])
     assert joined.server is None
     assert joined.version() == pair.sampler.version
-    other = VllmSettings(
-        model_dir=pair.settings.model_dir,
-        dtype="bfloat16",
-        device="cpu",
-        max_tokens=96,
-        max_rows=32,
-        temperature=0.5,
-    )
+    other = wanted_of(pair.settings.model_dir, dtype="bfloat16", temperature=0.5)
     with pytest.raises(ConfigError, match="dtype is float32, and this run needs bfloat16") as told:
         join_replicas(other, [own.address.url])
     assert str(told.value).count("\n") == 1
@@ -195,28 +195,34 @@ def test_a_request_that_the_server_refuses_is_told(pair: SimpleNamespace) -> Non
         pair.sampler.generate(prompts(1), too_many, seed=0)
 
 
-def test_a_server_that_is_killed_is_started_again_once(pair: SimpleNamespace) -> None:
+def test_a_server_that_dies_is_started_again_once(pair: SimpleNamespace) -> None:
     many = SamplingParams(n=12, max_tokens=60)
     undisturbed = pair.sampler.generate(prompts(), many, seed=5)
     (replica,) = pair.sampler.replicas
+    killed: list[int] = []
+    limit = 1
 
     def kill_engine(index: int, rollout: Rollout) -> None:
-        if replica.deaths == 0 and not killed:
-            for process in psutil.Process(replica.server.pid).children(recursive=True):
-                killed.append(process.pid)
-                process.kill()
+        if len(killed) < limit:
+            killed.append(engine_of(replica).pid)
+            os.kill(killed[-1], signal.SIGKILL)
 
-    killed: list[int] = []
     rollouts = pair.sampler.generate(prompts(), many, seed=5, on_finish=kill_engine)
-    assert len(killed) > 1
     assert replica.deaths == 1
     assert tokens(rollouts) == tokens(undisturbed)
-
-    def kill_again(index: int, rollout: Rollout) -> None:
-        os.killpg(replica.server.pid, signal.SIGKILL)
-
+    limit = 2
     with pytest.raises(SamplerError, match="died twice"):
-        pair.sampler.generate(prompts(), many, seed=5, on_finish=kill_again)
+        pair.sampler.generate(prompts(), many, seed=5, on_finish=kill_engine)
+    assert len(killed) == 2
+
+
+def engine_of(replica: Replica) -> psutil.Process:
+    (engine,) = [
+        process
+        for process in psutil.Process(replica.server.pid).children(recursive=True)
+        if "EngineCore" in "".join(process.cmdline())
+    ]
+    return engine
 
 
 @pytest.mark.nightly
@@ -228,12 +234,12 @@ def test_a_server_that_died_between_steps_comes_back(pair: SimpleNamespace) -> N
     check_is_the_trainers(pair, version=8)
 
 
-def test_adapters_are_sent_alone(tmp_path: Path) -> None:
-    with served(tmp_path, lora__rank=4, lora__alpha=8.0) as pair:
-        for version in (1, 2):
-            move(pair.engine, seed=version)
-            pair.sampler.load_weights(pair.engine.weights(), version=version)
-            check_is_the_trainers(pair, version=version)
+def test_adapters_are_sent_alone(pairs: dict[str, SimpleNamespace]) -> None:
+    pair = pairs["lora"]
+    for version in (1, 2):
+        move(pair.engine, seed=version)
+        pair.sampler.load_weights(pair.engine.weights(), version=version)
+        check_is_the_trainers(pair, version=version)
 
 
 def test_only_who_knows_the_key_is_given_weights() -> None:
@@ -306,15 +312,7 @@ class Plain(BaseHTTPRequestHandler):
 
 
 def test_a_plain_server_is_refused_with_what_starts_one_that_is_fit(tmp_path: Path) -> None:
-    settings = VllmSettings(
-        model_dir=tmp_path,
-        dtype="float32",
-        device="cuda",
-        max_tokens=96,
-        max_rows=32,
-        temperature=1.0,
-        lora_rank=5,
-    )
+    settings = wanted_of(tmp_path, device="cuda", lora_rank=5)
     with HTTPServer(("127.0.0.1", 0), Plain) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
@@ -361,10 +359,14 @@ def test_a_server_ends_with_whoever_started_it(tmp_path: Path, number: int) -> N
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as starter:
         assert starter.stdout is not None
-        group = int(starter.stdout.readline())
-        time.sleep(0.5)
-        assert members(group)
-        starter.send_signal(number)
+        try:
+            group = int(starter.stdout.readline())
+            time.sleep(0.5)
+            assert members(group)
+            starter.send_signal(number)
+            starter.wait(5)
+        finally:
+            starter.kill()
     deadline_s = time.monotonic() + 5
     while members(group):
         assert time.monotonic() < deadline_s
@@ -384,14 +386,7 @@ def members(group: int) -> list[int]:
 
 
 def test_a_server_that_cannot_start_is_told_with_its_last_words(tmp_path: Path) -> None:
-    settings = VllmSettings(
-        model_dir=tmp_path / "nothing",
-        dtype="float32",
-        device="cpu",
-        max_tokens=96,
-        max_rows=32,
-        temperature=1.0,
-    )
+    settings = wanted_of(tmp_path / "nothing")
     with pytest.raises(SamplerError, match=r"ended while it started: .*Error") as told:
         start_replicas(settings, [[]], run_dir=tmp_path)
     assert "vllm_0.log" in str(told.value)

@@ -17,7 +17,7 @@ from rlcli.errors import SamplerError
 from rlcli.rollout.base import OnFinish, SamplingParams, finished_rollout
 from rlcli.rollout.vllm.adapter import write_adapter
 from rlcli.rollout.vllm.engine import VllmSettings, load_vllm, start_engine
-from rlcli.rollout.vllm.versions import let_go
+from rlcli.rollout.vllm.versions import let_go, part
 from rlcli.types import Prompt, Rollout
 
 Weights = Callable[[], Iterator[tuple[str, Tensor]]]
@@ -179,12 +179,10 @@ class VllmSampler:
         )
 
     def _load_adapter(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        from vllm.lora.request import LoRARequest
-
         folder = TemporaryDirectory(prefix="rlcli-adapter-")
         rank = self.settings.lora_rank
         write_adapter(weights, Path(folder.name), rank=rank, alpha=self.lora_alpha)
-        adapter = LoRARequest(folder.name, next(self._numbers), folder.name)
+        adapter = part("lora.request").LoRARequest(folder.name, next(self._numbers), folder.name)
         if self._adapter is not None:
             self.engine.remove_lora(self._adapter.lora_int_id)
         self.engine.add_lora(adapter)
@@ -216,4 +214,3 @@ class VllmSampler:
     def _wake(self, part: str | None) -> None:
         if self.settings.device == "cuda" and self.engine.is_sleeping():
             self.engine.wake_up(tags=None if part is None else [part])
-

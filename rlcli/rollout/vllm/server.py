@@ -25,7 +25,8 @@ TICK_S = 0.05
 LAST_BYTES, LAST_LINES, LINE_LIMIT = 32768, 3, 200
 """Of a log that is quoted."""
 ERROR = re.compile(r"\b((?:\w+\.)*\w*(?:Error|Exception): \S.*)")
-POINTER = "See root cause above"
+ELSEWHERE = (" WARNING ", "See root cause above", "See stack trace (above)")
+"""In lines that do not tell why a server ended."""
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that place a process among those that train, where a server has no place."""
 
@@ -145,7 +146,7 @@ class Server:
         except OSError:
             return ""
         lines = ["".join(filter(str.isprintable, line)).strip() for line in text.splitlines()]
-        told = [line for line in lines if POINTER not in line and " WARNING " not in line]
+        told = [line for line in lines if not any(words in line for words in ELSEWHERE)]
         found = [ERROR.search(line) for line in told]
         said = [error[1] for error in found if error][-1:]
         said = said or [line for line in lines if line][-LAST_LINES:]

