@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from vllm_parts import read_lines
 
@@ -70,3 +71,26 @@ def test_two_processes_sample_what_one_does(
     assert steps[0]["reward_mean"] == first["reward_mean"]
     assert steps[0]["response_length_mean"] == first["response_length_mean"]
     assert all(line["sampler/logprob_diff_max"] < 1e-4 for line in steps)
+
+
+def test_servers_sample_what_an_engine_in_the_process_does(
+    tmp_path: Path, alone: list[dict[str, Any]]
+) -> None:
+    folder = tmp_path / "run"
+    served = ["rollout.engine=vllm_server", "rollout.replicas=2"]
+    sharded = ["--n_gpus", "2", "train.engine=deepspeed", "train.zero_stage=3"]
+    lines = train(folder, "--max_steps", "2", *served, *sharded)
+    steps = [line for line in lines if "reward_mean" in line]
+    first = next(line for line in alone if "reward_mean" in line)
+    assert steps[0]["reward_mean"] == first["reward_mean"]
+    assert all(line["sampler/logprob_diff_max"] < 1e-4 for line in steps)
+    assert {"vllm_0.log", "vllm_1.log"} <= {path.name for path in folder.iterdir()}
+    left = [process for process in psutil.process_iter() if str(folder) in _command(process)]
+    assert not left
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
