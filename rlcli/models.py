@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rlcli.config.schema import Config
 from rlcli.machine import keep_freed_memory, limit_kernels, usable_cores
-from rlcli.samplers import build_vllm, check_width, end_tokens, make_sampler
+from rlcli.samplers import build_vllm, check_width, end_tokens, find_servers, make_sampler
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +68,7 @@ def build_models(
     check_width(plan, ranks.size)
     engine_class = choose_engine(config)
     compute = compute_dtype(config, device)
+    servers = find_servers(plan, compute, run_dir, ranks)
     is_half = compute is torch.bfloat16
     uses_lora = config.lora.rank > 0
     trains_half = is_half and not uses_lora and engine_class.in_lockstep
@@ -108,7 +109,7 @@ def build_models(
         ranks=ranks,
     )
     if not is_native:
-        sampler = build_vllm(plan, engine, compute, run_dir)
+        sampler = build_vllm(plan, engine, compute, servers)
         return engine, sampler, policy.notes
     sampler = make_sampler(
         sampled,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from rlcli.build import Plan
     from rlcli.causal_lm import CausalLM
+    from rlcli.engines.ranks import Ranks
     from rlcli.engines.torch_engine import TorchEngine
     from rlcli.evaluation.planning import EvalPlan
     from rlcli.rollout.base import Sampler
@@ -71,8 +73,13 @@ def check_width(plan: Plan, num_ranks: int) -> None:
     )
 
 
-def build_vllm(plan: Plan, engine: TorchEngine, dtype: torch.dtype, run_dir: Path) -> Sampler:
-    """vLLM, in this process or served, held against the trainer after each new weights."""
+def build_vllm(
+    plan: Plan, engine: TorchEngine, dtype: torch.dtype, servers: Sequence[Replica]
+) -> Sampler:
+    """vLLM, in this process or served, held against the trainer after each new weights.
+
+    servers: what `find_servers` found.
+    """
     from rlcli.in_sync import CheckedSampler
     from rlcli.rollout.vllm.sampler import VllmSampler
 
@@ -86,7 +93,7 @@ def build_vllm(plan: Plan, engine: TorchEngine, dtype: torch.dtype, run_dir: Pat
     }
     sampler: VllmSampler | ServerSampler
     if is_served:
-        sampler = _share_servers(plan, engine, settings, run_dir, **more)
+        sampler = _share_servers(plan, engine, settings, servers, **more)
     else:
         sampler = VllmSampler(settings, plan.tokenizer, **more)
     return CheckedSampler(
@@ -134,15 +141,18 @@ def _vllm_settings(plan: Plan, dtype: torch.dtype, *, num_ranks: int) -> VllmSet
 
 
 def _share_servers(
-    plan: Plan, engine: TorchEngine, settings: VllmSettings, run_dir: Path, **more: Any
+    plan: Plan,
+    engine: TorchEngine,
+    settings: VllmSettings,
+    replicas: Sequence[Replica],
+    **more: Any,
 ) -> ServerSampler:
-    """All ranks ask the same servers; rank 0 finds or starts them, and gives them weights."""
+    """All ranks ask the same servers; rank 0 found or started them, and gives them weights."""
     from rlcli.rollout.vllm.client import address_of
     from rlcli.rollout.vllm.replica import Replica
     from rlcli.rollout.vllm.served import ServerSampler
 
     ranks = engine.ranks
-    replicas = _find_servers(plan, settings, run_dir, ranks.size) if ranks.is_first else []
     found = ranks.gather([(one.address.url, one.base) for one in replicas])[0]
     if not ranks.is_first:
         replicas = [Replica(address_of(url), settings, base=base) for url, base in found]
@@ -155,15 +165,23 @@ def _share_servers(
     )
 
 
-def _find_servers(
-    plan: Plan, settings: VllmSettings, run_dir: Path, num_ranks: int
-) -> list[Replica]:
+def find_servers(plan: Plan, dtype: torch.dtype, run_dir: Path, ranks: Ranks) -> list[Replica]:
+    """On rank 0 the servers of vLLM that this run samples from, where it does.
+
+    Asked before weights are loaded: what is wrong with one is told at once.
+
+    Raises: ConfigError where one that runs already is not fit; SamplerError where one ends while
+    it starts.
+    """
     from rlcli.rollout.vllm.served import join_replicas, start_replicas
 
     rollout = plan.config.rollout
+    if rollout.engine != "vllm_server" or not ranks.is_first:
+        return []
+    settings = _vllm_settings(plan, dtype, num_ranks=ranks.size)
     if rollout.url is not None:
         return join_replicas(settings, [url.strip() for url in rollout.url.split(",")])
-    gpus = _servers_gpus(rollout.replicas, rollout.tensor_parallel, first=num_ranks)
+    gpus = _servers_gpus(rollout.replicas, rollout.tensor_parallel, first=ranks.size)
     wait = progress_line(translator(plan.config.run.lang))
     try:
         return start_replicas(
