@@ -48,18 +48,20 @@ def is_faster() -> bool:
 
 
 class OneDnnLinear(nn.Linear):
-    """nn.Linear by oneDNN while its input and weight are large and float32; else as it is."""
+    """nn.Linear by oneDNN while its input and weight are large and float32; else as it is.
+
+    The size chooses the kernel, never the graph: in DeepSpeed's buckets gradients lie in the order
+    in which they are ready, which must be the same on ranks whose numbers of tokens differ.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """x W^T + b."""
-        weight = self.weight
-        is_single = input.dtype is weight.dtype is torch.float32
-        is_large = input.numel() * weight.shape[0] >= FEWEST
-        if not is_single or not is_large or torch.is_autocast_enabled("cpu"):
-            return F.linear(input, weight, self.bias)
+        is_single = input.dtype is self.weight.dtype is torch.float32
+        if not is_single or torch.is_autocast_enabled("cpu"):
+            return F.linear(input, self.weight, self.bias)
         if torch.is_grad_enabled():
-            return _OneDnn.apply(input, weight, self.bias)
-        return _linear(input, weight, self.bias)
+            return _OneDnn.apply(input, self.weight, self.bias)
+        return _linear(input, self.weight, self.bias)
 
 
 class _OneDnn(torch.autograd.Function):
@@ -90,4 +92,6 @@ def _outer(grad_NO: Tensor, x_NI: Tensor) -> Tensor:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if x.numel() * weight.shape[0] < FEWEST:
+        return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

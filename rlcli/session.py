@@ -22,9 +22,10 @@ from rlcli.disk_need import check_disk, disk_need
 from rlcli.errors import ConfigError, Paused, RankLostError, RlcliError
 from rlcli.lang import translator
 from rlcli.monitor.run_dir import RunDir
-from rlcli.monitor.signals import INTERRUPTED
+from rlcli.monitor.signals import BY_CTRL_C, INTERRUPTED
 from rlcli.report import write_report
 from rlcli.run_path import open_run_dir
+from rlcli.supervisor.sign import give_signs
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -66,6 +67,8 @@ def run_session(
     from rlcli.crew.lines import speaker
     from rlcli.crew.meet import connect, leave_together, own_device, process_group
 
+    if place.rank == 0:
+        give_signs(place.run_dir)
     plan = replace(plan, device=own_device(plan.device, place))
     run_dir = RunDir(place.run_dir)
     tell = speaker(plan.config.run.lang)
@@ -218,13 +221,14 @@ def _train(run: Run, path: Path, banner: Sequence[str]) -> int:
         monitor.stop.install()
         done = train(run)
         finished = done >= run.num_steps
-        reason = "" if finished else "Ctrl-C" if monitor.was_interrupted else "SIGTERM"
+        by_ctrl_c = monitor.was_interrupted
+        reason = "" if finished else BY_CTRL_C if by_ctrl_c else "SIGTERM"
         monitor.end("finished" if finished else "preempted", done, resumable=True, reason=reason)
         for line in _closing_lines(run, path, done):
             monitor.console.line(say(line))
         if finished:
             return 0
-        return INTERRUPTED if monitor.was_interrupted else run.config.run.preempt_exit_code
+        return INTERRUPTED if by_ctrl_c else run.config.run.preempt_exit_code
     except Paused as error:
         resumable = monitor.run_dir.has_checkpoint
         monitor.end("paused", monitor.last_step, resumable=resumable, reason=str(error))
@@ -245,7 +249,7 @@ def _train(run: Run, path: Path, banner: Sequence[str]) -> int:
         if report is not None:
             monitor.console.line(say(f"Report: {report}"))
         monitor.console.close()
-        monitor.stop.uninstall()
+        monitor.stop.ignore()
         sys.stdout.flush()
 
 

@@ -83,9 +83,27 @@ def test_other_dtypes_autocast_and_no_rows_go_the_usual_way() -> None:
 
 def test_small_matrices_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_linear, "FEWEST", 2**20)
-    monkeypatch.setattr(cpu_linear, "_linear", lambda *all: 1 / 0)
+    monkeypatch.setattr(cpu_linear.F, "linear", lambda *all: 1 / 0)
     layer = nn.Linear(64, 64)
     speed_up_linears(nn.Sequential(layer))
-    assert layer(torch.ones(255, 64)).shape == (255, 64)
+    assert layer(torch.ones(256, 64)).shape == (256, 64)
     with pytest.raises(ZeroDivisionError):
-        layer(torch.ones(256, 64))
+        layer(torch.ones(255, 64))
+
+
+def test_gradients_get_ready_in_one_order_whatever_the_number_of_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DeepSpeed adds them up between ranks by their place in that order."""
+    monkeypatch.setattr(cpu_linear, "FEWEST", 2**20)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 8))
+    speed_up_linears(model)
+    ready: list[str] = []
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: ready.append(name))
+    orders = set()
+    for rows in (1, 255, 256, 2047, 2048):
+        model(torch.ones(rows, 64)).sum().backward()
+        orders.add(tuple(ready))
+        ready.clear()
+    assert len(orders) == 1

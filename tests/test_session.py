@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -219,16 +220,36 @@ def test_sigterm_ends_with_the_exit_code_asked_for(session: Session) -> None:
         f"        os.kill({os.getpid()}, signal.SIGTERM)\n"
         "    return 0.0\n"
     )
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    try:
-        arguments = ["--reward", f"{reward}:compute_score", "data.val=[]"]
-        code, _, _ = session(*arguments, "--max_steps", "9", "run.preempt_exit_code=85")
-    finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-            signal.signal(number, handler)
+    arguments = ["--reward", f"{reward}:compute_score", "data.val=[]"]
+    code, _, _ = session(*arguments, "--max_steps", "9", "run.preempt_exit_code=85")
     assert code == 85
     assert session.status["state"] == "preempted"
     assert session.status["resumable"] is True
+
+
+@pytest.mark.parametrize(("num_ranks", "steps"), [(1, 2), (1, 500), (2, 500)])
+def test_signals_that_go_on_to_the_last_moment_change_no_exit_code(
+    tmp_path: Path, num_ranks: int, steps: int
+) -> None:
+    words = [*BASE, "data.val=[]", f"train.max_steps={steps}", f"train.n_gpus={num_ranks}"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    run = subprocess.Popen(
+        [sys.executable, "-m", "rlcli.cli.main", *words, "run.preempt_exit_code=85"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+    )
+    until = time.monotonic() + 120
+    while run.poll() is None and time.monotonic() < until:
+        done = metrics.read_text().count("policy_loss") if metrics.is_file() else 0
+        if done >= min(steps, 2):
+            run.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+    said, _ = run.communicate(timeout=30)
+    state = json.loads((tmp_path / "run" / "status.json").read_text())["state"]
+    assert (state, run.returncode) == (("preempted", 85) if steps > 2 else ("finished", 0)), said
 
 
 def test_a_stop_gives_up_an_evaluation_that_waits_for_rewards(session: Session) -> None:
@@ -245,13 +266,8 @@ def test_a_stop_gives_up_an_evaluation_that_waits_for_rewards(session: Session) 
         "    return 0.0\n"
     )
     session.patch.setattr("rlcli.collect.STOP_PATIENCE_S", 0.2)
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     arguments = ["--reward", f"{reward}:compute_score", "reward.timeout_s=90", "--max_steps", "1"]
-    try:
-        assert session(*arguments)[0] == 0
-    finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-            signal.signal(number, handler)
+    assert session(*arguments)[0] == 0
     assert (session.status["state"], session.status["resumable"]) == ("preempted", True)
     assert not (session.folder / "run" / "metrics.jsonl").exists()
     switch.touch()

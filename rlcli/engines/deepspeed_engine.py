@@ -11,9 +11,10 @@ import logging
 import os
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ from rlcli.engines.optimizer import NamedParameters, Updater
 from rlcli.engines.packing import PackedRows
 from rlcli.engines.ranks import Ranks, from_first
 from rlcli.engines.torch_engine import TorchEngine
+from rlcli.errors import TrainingError
 
 Cast = Callable[[], AbstractContextManager[Any]]
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -133,6 +135,26 @@ class ShardedUpdater(Updater):
         )[0]
         for buffer, value in buffers.items():
             buffer.data = value.to(self.engine.device)
+        self._ready: list[int] = []
+        for number, parameter in enumerate(self.parameters.values()):
+            parameter.register_post_accumulate_grad_hook(partial(self._note_ready, number))
+
+    def _note_ready(self, number: int, parameter: Tensor) -> None:
+        self._ready.append(number)
+
+    def _check_order(self) -> None:
+        """Stages 1 and 2 lay gradients into buckets as they get ready, and add these up by place.
+
+        Raises: TrainingError where ranks differ: one weight's gradient went to another.
+        """
+        orders = self.ranks.gather(zlib.crc32(repr(self._ready).encode()))
+        self._ready.clear()
+        if self.stage < 3 and len(set(orders)) > 1:
+            raise TrainingError(
+                "the ranks' gradients were ready in different orders, which DeepSpeed's stage "
+                f"{self.stage} mixes up; nothing was learned from them.\n"
+                "Use train.zero_stage=3, or --engine torch, and report this with the model's name."
+            )
 
     @property
     def has_stepped(self) -> bool:
@@ -151,6 +173,7 @@ class ShardedUpdater(Updater):
 
     def step(self, factor: float) -> tuple[float, bool]:
         """See Updater; all ranks take the step, or none."""
+        self._check_order()
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self.lr * factor
         self.engine.step()

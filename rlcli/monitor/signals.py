@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
-from typing import Any
 
 INTERRUPTED = 130
+BY_CTRL_C = "Ctrl-C"
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
@@ -15,17 +16,16 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before: dict[int, Any] = {}
 
     def install(self) -> None:
         """Listen from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._on_signal)
+        for number in STOPS:
+            signal.signal(number, self._on_signal)
 
-    def uninstall(self) -> None:
-        """Leave signals to whoever had them before."""
-        while self._before:
-            signal.signal(*self._before.popitem())
+    def ignore(self) -> None:
+        """Ignore signals until this process ends, with an exit code that is decided."""
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:

@@ -26,6 +26,8 @@ def follow(job: Job, *, tell: Callable[[str], None], wait: Callable[[str], None]
         wait("")
         with Signals() as signals:
             code = _Follower(job, channel, signals, tell).serve()
+            if code is not None:
+                signals.ignore()
         if code is not None:
             return code
         tell("node 0 is lost or starts again; the ranks of this node are stopped until it is back.")

@@ -21,7 +21,9 @@ class Limits:
     meeting_s: for the other nodes. leave_s: for the other ranks, after rank 0 has ended.
     linger_s: for a better cause than a rank that ended because of another. stop_s: for ranks that
     have nothing to save, once the run was asked to stop. hurry_s: for rank 0 after a second
-    Ctrl-C. silence_s: of a node that is taken for lost.
+    Ctrl-C. silence_s: of a node that is taken for lost. sign_s: without a sign of rank 0 until it
+    is told, then twice as long. stuck_s: until it is taken for lost; grace_s: the same where the
+    run was asked to stop, or has ended.
     """
 
     meeting_s: float = 120.0
@@ -30,6 +32,9 @@ class Limits:
     stop_s: float = 2.0
     hurry_s: float = 5.0
     silence_s: float = 30.0
+    sign_s: float = 60.0
+    stuck_s: float = 30 * 60.0
+    grace_s: float = 5 * 60.0
     relaunches: int = 3
     window_s: float = 600.0
 

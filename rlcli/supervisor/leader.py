@@ -10,12 +10,14 @@ from dataclasses import replace
 
 from rlcli.doctor.nodes.meeting import interface_of
 from rlcli.errors import LaunchError, TrainingError, UsageError
+from rlcli.monitor.signals import BY_CTRL_C
 from rlcli.place import LOOPBACK
 from rlcli.supervisor.budget import Budget
 from rlcli.supervisor.job import Job, Start
 from rlcli.supervisor.nodes import TURN_S, OtherNodes, meet_others
 from rlcli.supervisor.processes import Ranks
 from rlcli.supervisor.record import Record
+from rlcli.supervisor.sign import forget_signs
 from rlcli.supervisor.signals import Signals
 from rlcli.supervisor.watch import End, Watch
 
@@ -39,6 +41,8 @@ def lead(
     while True:
         with leader.signals:
             code = leader.run()
+            if code is not None:
+                leader.signals.ignore()
         if code is not None:
             return code
         leader.meet_again()
@@ -95,6 +99,7 @@ class _Leader:
 
     def _run_once(self) -> End:
         start = self._next_start()
+        self._record.start()
         try:
             ranks = Ranks(self._job, start)
         except OSError as error:
@@ -102,7 +107,14 @@ class _Leader:
                 f"the ranks cannot be started: {error.filename or start.run_dir}: {error.strerror}."
             ) from error
         try:
-            watch = Watch(self._job, self._record, ranks, self._others, self.signals)
+            watch = Watch(
+                self._job,
+                self._record,
+                ranks,
+                self._others,
+                self.signals,
+                tell=self._report,
+            )
             self._others.start(start)
             while (end := watch.turn()) is None:
                 time.sleep(TURN_S)
@@ -111,6 +123,7 @@ class _Leader:
                 self._let_leave(ranks, end.code)
         finally:
             ranks.kill()
+            forget_signs(start.run_dir)
         if not end.starts_again and not end.has_left:
             end = self._settled(end)
         if not end.starts_again and self._is_void(end.code):
@@ -136,7 +149,7 @@ class _Leader:
             if not self._is_void(end.code):
                 self._record.fail(end.cause)
         elif self.signals.handed_on:
-            reason = "Ctrl-C" if self.signals.is_interrupt else "SIGTERM"
+            reason = BY_CTRL_C if self.signals.is_interrupt else "SIGTERM"
             if self._record.preempt(reason) and not self.signals.is_interrupt:
                 return replace(end, code=self._job.preempt_exit_code)
         return end

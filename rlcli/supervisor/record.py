@@ -7,7 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rlcli.checkpoint import Resume, saved_steps
+from rlcli.errors import Paused
 from rlcli.monitor.run_dir import RunDir, State
+from rlcli.monitor.signals import BY_CTRL_C, INTERRUPTED
 from rlcli.supervisor.logs import missing_folders
 
 LOCK = "run.lock"
@@ -39,7 +41,7 @@ class Record:
     def __init__(self, path: Path, resume: Resume) -> None:
         self.run_dir = RunDir(path)
         self._resume: Resume = resume
-        self._before = self.stamp()
+        self._before = self._at_start = self.stamp()
 
     def stamp(self) -> tuple[int, int] | None:
         """Another one whenever status.json was written anew; None without it."""
@@ -57,11 +59,29 @@ class Record:
         """
         return self.stamp() != self._before
 
+    def start(self) -> None:
+        """All ranks are started, for the first time or again."""
+        self._at_start = self.stamp()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether rank 0 of this start has anything to save: it has written so too."""
+        return self.stamp() != self._at_start
+
     @property
     def has_ended(self) -> bool:
         """Whether rank 0 has written down how the run ended."""
         status = self.run_dir.status() or {}
         return self.has_begun and status.get("state") not in (None, "running")
+
+    def exit_code(self, preempt_exit_code: int) -> int | None:
+        """What rank 0 is to end with by what it has written down; None before it has ended."""
+        if not self.has_ended:
+            return None
+        status = self.run_dir.status() or {}
+        if status["state"] == "preempted":
+            return INTERRUPTED if status.get("reason") == BY_CTRL_C else preempt_exit_code
+        return {"finished": 0, "paused": Paused.exit_code}.get(status["state"], 1)
 
     @property
     def resume(self) -> Resume:

@@ -7,7 +7,7 @@ import time
 from types import FrameType
 from typing import Any, Self
 
-from rlcli.monitor.signals import INTERRUPTED
+from rlcli.monitor.signals import INTERRUPTED, STOPS
 
 
 class Signals:
@@ -21,13 +21,19 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *error: object) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
+
+    def ignore(self) -> None:
+        """Ignore them until this process ends, with an exit code that is decided."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+        self._before.clear()
 
     def add(self, number: int) -> None:
         """One that came to this process, or to another node."""

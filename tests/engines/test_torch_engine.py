@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -321,3 +325,20 @@ def test_the_saved_model_is_plain_hugging_face_in_the_dtype_it_came_in(
         assert ("lm_head.weight" in saved.keys()) is not is_tied  # noqa: SIM118  # no mapping
     assert "rlcli" not in (tmp_path / "final" / "config.json").read_text()
     assert json.loads((tmp_path / "final" / "tokenizer_config.json").read_text())
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+@pytest.mark.parametrize(("stage", "is_refused"), [(1, True), (2, True), (3, False)])
+def test_gradients_that_ranks_have_in_other_orders_are_not_learned_from(
+    stage: int, is_refused: bool
+) -> None:
+    from rlcli.engines.deepspeed_engine import ShardedUpdater
+
+    updater: Any = ShardedUpdater.__new__(ShardedUpdater)
+    other = zlib.crc32(b"[1, 0]")
+    updater.stage, updater._ready = stage, [0, 1]
+    updater.ranks = SimpleNamespace(gather=lambda own: [own, other])
+    with pytest.raises(TrainingError, match="different orders") if is_refused else nullcontext():
+        updater._check_order()
+    updater._ready = [1, 0]
+    updater._check_order()
