@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcli.errors import ConfigError
+from rlcli.errors import ConfigError, SamplerError
 from rlcli.lang import translator
 from rlcli.text import progress_line
 
@@ -95,7 +95,13 @@ def build_vllm(
     if is_served:
         sampler = _share_servers(plan, engine, settings, servers, **more)
     else:
-        sampler = VllmSampler(settings, plan.tokenizer, **more)
+        try:
+            sampler = VllmSampler(settings, plan.tokenizer, **more)
+        except Exception as error:
+            raise SamplerError(
+                f"vLLM does not start: {error}\n"
+                "Change rollout.memory_fraction, or use rollout.engine=native."
+            ) from error
     return CheckedSampler(
         sampler,
         engine,
@@ -121,6 +127,7 @@ def _vllm_settings(plan: Plan, dtype: torch.dtype, *, num_ranks: int) -> VllmSet
         tokens=max_tokens,
         bytes_per_number=dtype.itemsize,
     )
+    free, served = psutil.virtual_memory().available, rollout.replicas
     is_asked = "rollout.memory_fraction" in plan.resolved.explicit
     is_alone = rollout.engine == "vllm_server" and not is_asked
     return VllmSettings(
@@ -131,7 +138,7 @@ def _vllm_settings(plan: Plan, dtype: torch.dtype, *, num_ranks: int) -> VllmSet
         max_rows=rollout.max_rows,
         temperature=rollout.temperature,
         memory_fraction=SERVERS_FRACTION if is_alone else rollout.memory_fraction,
-        cache_bytes=min(needed, int(rollout.memory_fraction * psutil.virtual_memory().available)),
+        cache_bytes=min(needed, int(rollout.memory_fraction * free / max(num_ranks, served))),
         tensor_parallel=rollout.tensor_parallel,
         num_ranks=num_ranks,
         lora_rank=config.lora.rank,

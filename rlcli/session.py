@@ -22,10 +22,10 @@ from rlcli.disk_need import check_disk, disk_need
 from rlcli.errors import ConfigError, Paused, RankLostError, RlcliError
 from rlcli.lang import translator
 from rlcli.monitor.run_dir import RunDir
+from rlcli.monitor.sign import give_signs
 from rlcli.monitor.signals import BY_CTRL_C, INTERRUPTED
 from rlcli.report import write_report
 from rlcli.run_path import open_run_dir
-from rlcli.supervisor.sign import give_signs
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -79,6 +79,7 @@ def _train(run: Run) -> int:
         with suppress(StepAbandoned), run.monitor.step(done, ahead or run.prompts) as record:
             with run.monitor.phase("reward"):
                 collected = collect_or_go_back(run, record, done, ahead)
+            run.sampler.rest()
             batch = collate(collected, needs=run.algorithm.needs)
             batch = run.engine.annotate(batch, run.algorithm)
             advantages = run.algorithm.advantages(batch, all_reduce=run.engine.all_reduce)

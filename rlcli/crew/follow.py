@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from rlcli.crew.meet import is_broken_collective, why_broken
 from rlcli.crew.parcel import receive
 from rlcli.crew.watch import stack_dump
 from rlcli.crew.words import BEAT_S, Outbox
@@ -56,7 +57,10 @@ def follow(
                 outbox.end("done")
             except Exception as error:
                 with suppress(OSError):
-                    outbox.end("error", _said(error))
+                    if is_broken_collective(error):  # another rank is its cause
+                        outbox.end("lost", why_broken(error))
+                    else:
+                        outbox.end("error", _said(error))
                 raise
 
 
@@ -83,6 +87,9 @@ class _Follower:
 
     def load_weights(self, version: int) -> None:
         self._sampler.load_weights(self._engine.weights(), version=version)
+
+    def rest(self) -> None:
+        self._sampler.rest()
 
     def generate(
         self,

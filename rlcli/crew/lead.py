@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlcli.crew.lines import limit, named
+from rlcli.crew.meet import is_broken_collective, why_broken
 from rlcli.crew.parcel import Parcel, pack, send
-from rlcli.crew.watch import FIRST_WORD_S, Watch, stack_dump
+from rlcli.crew.watch import FIRST_WORD_S, PATIENCE_S, Watch, stack_dump
 from rlcli.crew.words import BEAT_S, Inbox
 from rlcli.engines.base import EngineState, PolicyObjective, TrainEngine
 from rlcli.engines.ranks import spread
@@ -31,12 +33,19 @@ from rlcli.types import Advantages, AnnotatedBatch, Batch, Prompt, Rollout, Step
 
 LAST_WORDS_S = 10.0
 """How long a rank has to say why it left."""
+LATE_WORDS_S = 2.0
+"""The same where all that have said nothing are those that the others wait for."""
+
+
+class _BystanderError(RankLostError):
+    """A rank lost contact with another, which is the one to name."""
 
 
 class Crew:
     """The other ranks, as rank 0 sees them. connections: of ranks 1, 2, ...
 
-    log: where rank 0's stack goes when it waits too long. beat_s: that of the ranks.
+    log: where rank 0's stack goes when it waits too long. beat_s: that of the ranks. patience_s:
+    how long one may be silent that is waited for.
     """
 
     def __init__(
@@ -46,10 +55,14 @@ class Crew:
         *,
         first_word_s: float = FIRST_WORD_S,
         beat_s: float = BEAT_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._connections = dict(enumerate(connections, start=1))
+        for connection in connections:
+            limit(connection, patience_s)
         self._inboxes = {rank: Inbox(line) for rank, line in self._connections.items()}
-        self._log = log
+        self._log, self._patience_s = log, patience_s
+        self._bystanders = set[int]()
         self.watch = Watch(self._inboxes, first_word_s=first_word_s, beat_s=beat_s)
 
     @property
@@ -70,31 +83,48 @@ class Crew:
     def _send(self, rank: int, words: bytes) -> None:
         try:
             self._connections[rank].send_bytes(words)
+        except BlockingIOError as error:
+            raise self._silent([rank]) from error
         except OSError:
             self._explain(rank)
 
     def hear(self, rank: int, on_news: Callable[..., None] | None = None) -> None:
         """Wait until a rank is done; what it reports before goes to `on_news`.
 
-        Raises: RankError with its traceback, RankLostError.
+        Raises: RankError with its traceback, RankLostError, where it is silent for too long too.
         """
-        while words := self._take(rank):
+        while words := self._take(rank, self._patience_s):
             what, *said = words
             if what == "done":
                 self.watch.done(rank)
                 return
             assert on_news is not None
             on_news(*said)
+        raise self._silent([rank])
 
-    def _take(self, rank: int, timeout_s: float | None = None) -> tuple[Any, ...] | None:
-        """What a rank says next; None where that is nothing in time."""
+    def _silent(self, ranks: Collection[int]) -> RankLostError:
+        return RankLostError(f"{named(ranks)} did not answer in {self.watch.name}")
+
+    def _take(self, rank: int, timeout_s: float) -> tuple[Any, ...] | None:
+        """What a rank says next; None where it is silent for so long."""
         try:
             words = self._inboxes[rank].take(timeout_s)
+        except BlockingIOError as error:
+            raise self._silent([rank]) from error
         except (EOFError, OSError) as error:
             raise RankLostError(f"rank {rank} is gone") from error
         if words is not None and words[0] == "error":
             raise RankError(f"rank {rank} failed: {words[1]}")
+        if words is not None and words[0] == "lost":
+            self._bystanders.add(rank)
+            raise _BystanderError(f"rank {rank} lost contact with another: {words[1]}")
         return words
+
+    @contextmanager
+    def dumping(self) -> Iterator[None]:
+        """Inside, rank 0's stack goes to its log before patience ends."""
+        with stack_dump(self._log, patience_s=self._patience_s):
+            yield
 
     @contextmanager
     def doing(self, name: str, *args: Any, parcel: Parcel | None = None) -> Iterator[None]:
@@ -103,36 +133,48 @@ class Crew:
         Raises: RankError or RankLostError in place of what a collective ends with here when
         another rank has left it.
         """
-        self.tell_all(name, *args, has_parcel=parcel is not None)
         self.watch.begin(name)
         try:
-            with stack_dump(self._log):
+            with self.dumping():
+                self.tell_all(name, *args, has_parcel=parcel is not None)
                 if parcel is not None:
                     send(parcel)
                 yield
                 self.watch.done(0)
                 for rank in self._connections:
                     self.hear(rank)
-        except RuntimeError as error:
+        except (RuntimeError, _BystanderError) as error:
             self._find_cause(error)
             raise
         finally:
             self.watch.end()
 
-    def _find_cause(self, error: RuntimeError) -> None:
-        """The rank that left first said why, or is gone."""
-        until = time.monotonic() + LAST_WORDS_S
+    def _find_cause(self, error: Exception) -> None:
+        """The rank that left first said why, or is gone, or is the one that others wait for."""
+        late, begun = self.watch.late, time.monotonic()
         lost: RankLostError | None = None
-        while time.monotonic() < until:
-            for rank in self._connections:
+        while waiting := self._connections.keys() - self._bystanders:
+            limit_s = LATE_WORDS_S if waiting <= set(late) else LAST_WORDS_S
+            if time.monotonic() - begun >= limit_s:
+                break
+            for rank in sorted(waiting):
                 try:
                     self._take(rank, 0.1)
+                except _BystanderError:
+                    continue
                 except RankLostError as found:
                     lost = lost or found
                 except RankError as found:
                     raise found from error
             if lost is not None:
                 raise lost from error
+        is_broken = is_broken_collective(error)
+        silent = [rank for rank in late if rank not in self._bystanders]
+        if silent and (is_broken or isinstance(error, _BystanderError)):
+            raise self._silent(silent) from error
+        if is_broken:
+            why = f"rank 0 lost contact with another: {why_broken(error)}"
+            raise RankLostError(why) from error
 
     def _explain(self, rank: int) -> None:
         """A connection that takes nothing any more may still hold its last words."""
@@ -164,6 +206,11 @@ class CrewSampler:
         with self._crew.doing("load_weights", version):
             self._sampler.load_weights(weights, version=version)
 
+    def rest(self) -> None:
+        """Every rank's sampler makes room."""
+        with self._crew.doing("rest"):
+            self._sampler.rest()
+
     def close(self) -> None:
         """See Sampler; other ranks close theirs when they stop."""
         self._sampler.close()
@@ -188,25 +235,26 @@ class CrewSampler:
             for rank, share in enumerate(shares)
             if rank
         ]
-        for rank, share in enumerate(shares[1:], start=1):
-            work = [prompts[i] for i in share], params, seed, [places[i] for i in share]
-            self._crew.tell(rank, "generate", *work, rank % self._width == 0)
-        for listener in listeners:
-            listener.start()
         self._crew.watch.begin("generate", in_step=False)
-        try:
-            self._sampler.generate(
-                [prompts[i] for i in shares[0]],
-                params,
-                seed=seed,
-                places=[places[i] for i in shares[0]],
-                on_finish=gathered.taker(shares[0]),
-            )
-            self._crew.watch.done(0)
-        finally:
+        with self._crew.dumping():
+            for rank, share in enumerate(shares[1:], start=1):
+                work = [prompts[i] for i in share], params, seed, [places[i] for i in share]
+                self._crew.tell(rank, "generate", *work, rank % self._width == 0)
             for listener in listeners:
-                listener.join()
-            self._crew.watch.end()
+                listener.start()
+            try:
+                self._sampler.generate(
+                    [prompts[i] for i in shares[0]],
+                    params,
+                    seed=seed,
+                    places=[places[i] for i in shares[0]],
+                    on_finish=gathered.taker(shares[0]),
+                )
+                self._crew.watch.done(0)
+            finally:
+                for listener in listeners:
+                    listener.join()
+                self._crew.watch.end()
         return gathered.all()
 
 
@@ -240,8 +288,8 @@ class _Gathered:
             self._errors.append(error)
 
     def all(self) -> list[Rollout]:
-        """All of them. Raises: what a rank ended with."""
-        for error in self._errors:
+        """All of them. Raises: what a rank ended with, first one that was not another's fault."""
+        for error in sorted(self._errors, key=lambda error: isinstance(error, _BystanderError)):
             raise error
         return [self._rollouts[i] for i in range(len(self._prompts) * self._n)]
 

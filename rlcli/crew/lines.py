@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import sys
@@ -87,19 +88,27 @@ def let_in(
 
 def _greet(guest: socket.socket, key: bytes) -> tuple[int, Connection]:
     guest.setblocking(True)
-    _limit_reading(guest, GREETING_S)
+    _limit(guest, socket.SO_RCVTIMEO, GREETING_S)
     with guest:
         connection = Connection(guest.dup().detach())
         deliver_challenge(connection, key)
         answer_challenge(connection, key)
         rank = connection.recv()
-        _limit_reading(guest, 0)
+        _limit(guest, socket.SO_RCVTIMEO, 0)
     return rank, connection
 
 
-def _limit_reading(line: socket.socket, seconds: int) -> None:
-    """For whoever reads its descriptor too; 0: no limit."""
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
+def _limit(line: socket.socket, what: int, seconds: float) -> None:
+    """For whoever uses its descriptor too; 0: no limit."""
+    whole, part = divmod(seconds, 1)
+    line.setsockopt(socket.SOL_SOCKET, what, struct.pack("ll", int(whole), int(part * 1e6)))
+
+
+def limit(connection: Connection, seconds: float) -> None:
+    """From here on what neither comes nor goes for so long ends with BlockingIOError."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as line:
+        _limit(line, socket.SO_RCVTIMEO, seconds)
+        _limit(line, socket.SO_SNDTIMEO, seconds)
 
 
 def enter(address: Sequence[str | int], key: bytes, *, rank: int, limit_s: float) -> Connection:

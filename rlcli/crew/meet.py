@@ -31,7 +31,12 @@ GLOO_TRIES = 5
 """How often gloo tries to connect, each time for as long as it is given."""
 TRY_S, TURN_S = 5.0, 0.1
 SOURCE = re.compile(r"\[\S+:\d+\] ")
-"""Where in torch's own source an error was raised."""
+"""Where in torch's own source an error was raised; gloo does not always say it."""
+BROKEN = re.compile(
+    "gloo|Application timeout caused pair closure|Timed out waiting [0-9]+ ?ms"
+    "|Connection (closed|reset) by peer|Broken pipe|NCCL communicator was aborted"
+    "|collective operation timeout"
+)
 V6 = socket.AF_INET6
 
 
@@ -139,7 +144,7 @@ def _join_group(store: Store, place: Place, device: torch.device) -> None:
         _set_pg_timeout(timedelta(seconds=MEETING_S))
         dist.all_reduce(torch.zeros(1))  # over gloo: NCCL does not tell what keeps it waiting
     except RuntimeError as error:
-        why = SOURCE.sub("", str(error).partition("\n")[0]).rstrip(".")
+        why = why_broken(error)
         if place.is_one_machine or place.relaunches:  # they could speak before
             raise RankLostError(f"rank {place.rank} lost contact with another: {why}") from error
         raise _kept_apart(place.rank, why) from error
@@ -176,9 +181,14 @@ def group_of_one(device: torch.device) -> Iterator[None]:
 
 
 def is_broken_collective(error: Exception) -> bool:
-    """Whether this is what torch.distributed says when another rank has left."""
-    is_gloo = type(error) is RuntimeError and "gloo" in str(error)
-    return is_gloo or isinstance(error, dist.DistError)
+    """Whether this is what torch.distributed says of a rank that has left or does not answer."""
+    is_told = type(error) is RuntimeError and BROKEN.search(str(error)) is not None
+    return is_told or isinstance(error, dist.DistError)
+
+
+def why_broken(error: Exception) -> str:
+    """The first line of what torch.distributed says, without where it says it."""
+    return SOURCE.sub("", str(error).partition("\n")[0]).rstrip(".")
 
 
 def own_device(device: torch.device, place: Place) -> torch.device:

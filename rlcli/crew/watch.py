@@ -19,15 +19,16 @@ FIRST_WORD_S = 60.0
 LOOK_EVERY_S = 1.0
 SILENT_BEATS = 3
 PATIENCE_S = 30 * 60.0
-"""How far ranks may be apart within an update or a pass before torch gives up."""
+"""How far ranks may be apart within an update or a pass before torch gives up, and how long a rank
+that rank 0 waits for may be silent."""
 DUMP_AT = 0.8
 
 
 @contextmanager
-def stack_dump(log: Path) -> Iterator[None]:
+def stack_dump(log: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
     """Inside, every thread's stack goes to the end of `log` at DUMP_AT of the patience."""
     with log.open("a") as file:
-        faulthandler.dump_traceback_later(DUMP_AT * PATIENCE_S, file=file)
+        faulthandler.dump_traceback_later(DUMP_AT * patience_s, file=file)
         try:
             yield
         finally:
@@ -48,6 +49,7 @@ class _Command:
     begun_at: int = field(default_factory=collectives_begun)
     done: set[int] = field(default_factory=set[int])
     unheard_s: dict[int, float] = field(default_factory=dict[int, float])
+    late: frozenset[int] = frozenset()
     slowest: float = 0
     waited_s: float = 0.0
     """How long others have been waiting for the slowest where it is."""
@@ -86,6 +88,16 @@ class Watch:
         if self._command is not None:
             self._command.done.add(rank)
 
+    @property
+    def name(self) -> str:
+        """What all ranks are doing."""
+        return "" if self._command is None else self._command.name
+
+    @property
+    def late(self) -> list[int]:
+        """The other ranks that were behind, or silent, when it looked last."""
+        return [] if self._command is None else sorted(self._command.late - {0})
+
     def end(self) -> None:
         """All are done; rank 0 goes on with what it does alone."""
         self._command = None
@@ -123,6 +135,7 @@ class Watch:
         late = dict.fromkeys(behind, command.waited_s)
         silent = self._silent(command, places)
         late |= {rank: max(seconds, late.get(rank, 0.0)) for rank, seconds in silent.items()}
+        command.late = frozenset(late)
         told = {rank for rank, seconds in late.items() if seconds >= command.next_word_s}
         if not told:
             return

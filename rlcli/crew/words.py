@@ -13,7 +13,8 @@ from rlcli.engines.ranks import collectives_begun
 
 BEAT_S = 10.0
 """How often a rank says how far it is, in what lasts longer than that."""
-ENDS = ("done", "error")
+ENDS = ("done", "lost", "error")
+TURN_S = 1.0
 
 
 class Outbox:
@@ -70,12 +71,22 @@ class Inbox:
         self.place, self.was_heard = 0, False
 
     def take(self, timeout_s: float | None = None) -> tuple[Any, ...] | None:
-        """The next word; None where there is none in time. Raises: EOFError, OSError."""
+        """The next word; None where it says nothing at all for so long, not how far it is either.
+
+        Time is counted in turns: while this process is stopped, others are not silent.
+        Raises: BlockingIOError in the midst of a word, EOFError, OSError.
+        """
+        silent_s = 0.0
         with self._reading:
             while not self._words:
-                if timeout_s is not None and not self._connection.poll(timeout_s):
-                    return None
-                self._read()
+                turn_s = None if timeout_s is None else min(TURN_S, timeout_s - silent_s)
+                if self._connection.poll(turn_s):
+                    self._read()
+                    silent_s = 0.0
+                elif timeout_s is not None and turn_s is not None:
+                    silent_s += turn_s
+                    if silent_s >= timeout_s:
+                        return None
             return self._words.popleft()
 
     def look(self) -> bool:

@@ -19,20 +19,37 @@ def settle_address(resolved: Resolved) -> Resolved:
     """`resolved` with the vLLM server as sampler where only its address was given.
 
     Raises:
-        ConfigError: an address beside another sampler.
+        ConfigError: an address beside another sampler, or none of a server.
     """
     rollout = resolved.config.rollout
-    if rollout.url is None or rollout.engine == "vllm_server":
+    if rollout.url is None:
         return resolved
-    if SAMPLER in resolved.explicit:
+    if rollout.engine != "vllm_server" and SAMPLER in resolved.explicit:
         raise ConfigError(
             f"{resolved.where(URL)} is the address of a vLLM server, and "
             f"{resolved.where(SAMPLER)} samples elsewhere.\n"
             f"Use {SAMPLER}=vllm_server, or remove the address."
         )
+    _check_addresses(resolved, rollout.url)
+    if rollout.engine == "vllm_server":
+        return resolved
     origin = resolved.sources[URL]
     note = f"{origin} turns {SAMPLER} to vllm_server."
     return resolved.adjust({SAMPLER: "vllm_server"}, note=note, origin=origin)
+
+
+def _check_addresses(resolved: Resolved, urls: str) -> None:
+    """Their form alone; whether a server answers there is seen when the run begins."""
+    from rlcli.rollout.vllm.client import address_of
+
+    for url in urls.split(","):
+        try:
+            address_of(url)
+        except ConfigError:
+            raise ConfigError(
+                f"{resolved.where(URL)} is no address of a vLLM server.\n"
+                "Expected http://HOST:PORT, several with commas."
+            ) from None
 
 
 def settle_ahead(resolved: Resolved) -> Resolved:

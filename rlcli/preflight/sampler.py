@@ -5,11 +5,13 @@ from __future__ import annotations
 from rlcli.config.resolved import Resolved
 from rlcli.errors import ConfigError
 from rlcli.preflight.algorithm import cuts
-from rlcli.rollout.vllm.versions import KNOWN, installed_version, is_known
+from rlcli.rollout.vllm.versions import KNOWN, LORA_RANKS, installed_version, is_known
 
 SAMPLER = "rollout.engine"
 CORRECTION = "algorithm.correction"
 OF_VLLM = (SAMPLER, "rollout.memory_fraction", "rollout.tensor_parallel")
+NOT_LINEAR = {"embed_tokens", "wte", "lm_head", "embed_out"}
+"""Modules whose adapters vLLM does not take."""
 INSTALL = "pip install 'rlcli[vllm]' (from a checkout: pip install -e '.[vllm]')"
 INSTALL_ON_CPU = "scripts/install_vllm_cpu.sh"
 
@@ -34,7 +36,7 @@ def settle_sampler(resolved: Resolved, *, is_cuda: bool) -> Resolved:
         return _native(resolved, reason)
     if wanted == "vllm" or resolved.config.rollout.url is None:
         _check_version(resolved, version, is_cuda=is_cuda)
-    _check_cuts(resolved)
+    _check_fit(resolved)
     return _correct(resolved)
 
 
@@ -51,11 +53,8 @@ def _choose(resolved: Resolved, version: str | None, *, is_cuda: bool) -> Resolv
         return resolved.tell(
             f"{SAMPLER}=auto: the native sampler samples, as vllm {version} is not one of {KNOWN}."
         )
-    if _lacks_logprobs(resolved):
-        return resolved.tell(
-            f"{SAMPLER}=auto: the native sampler samples, as vLLM has no log-probs from before "
-            "top_p and top_k."
-        )
+    if misfit := _misfit(resolved):
+        return resolved.tell(f"{SAMPLER}=auto: the native sampler samples, as {misfit[1]}.")
     note = f"{SAMPLER}=auto: vllm {version} samples, as it is installed and there is a GPU."
     return _correct(resolved.adjust({SAMPLER: "vllm"}, note=note, origin="this machine"))
 
@@ -83,20 +82,27 @@ def _check_version(resolved: Resolved, version: str | None, *, is_cuda: bool) ->
         )
 
 
-def _check_cuts(resolved: Resolved) -> None:
-    if _lacks_logprobs(resolved):
-        key = next(key for key in ("rollout.top_p", "rollout.top_k") if cuts(resolved, key))
+def _check_fit(resolved: Resolved) -> None:
+    if misfit := _misfit(resolved):
+        key, why = misfit
         raise ConfigError(
-            f"{resolved.where(key)} at {resolved.where('rollout.temperature')}: vLLM then gives "
-            "log-probs of the cut distribution only.\n"
-            f"Use rollout.temperature=1.0, leave {key} out, or use {SAMPLER}=native."
+            f"{resolved.where(key)} and {resolved.where(SAMPLER)} do not go together: {why}.\n"
+            f"Leave {key} out, or use {SAMPLER}=native."
         )
 
 
-def _lacks_logprobs(resolved: Resolved) -> bool:
-    """Whether vLLM could not say how likely a token was before the cut."""
-    is_cut = cuts(resolved, "rollout.top_p") or cuts(resolved, "rollout.top_k")
-    return is_cut and resolved.config.rollout.temperature != 1.0
+def _misfit(resolved: Resolved) -> tuple[str, str] | None:
+    """A setting that vLLM cannot sample for, and why."""
+    config = resolved.config
+    if config.rollout.temperature != 1.0:
+        for key in ("rollout.top_p", "rollout.top_k"):
+            if cuts(resolved, key):
+                return key, "at another temperature than 1 vLLM has log-probs after the cut only"
+    if config.lora.rank > LORA_RANKS[-1]:
+        return "lora.rank", f"vLLM takes adapters up to rank {LORA_RANKS[-1]}"
+    if config.lora.rank and NOT_LINEAR & set(config.lora.targets):
+        return "lora.targets", "vLLM takes adapters of linear layers inside the model only"
+    return None
 
 
 def _correct(resolved: Resolved) -> Resolved:

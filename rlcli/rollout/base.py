@@ -35,6 +35,10 @@ class Sampler(Protocol):
         """Sample from these weights from now on."""
         ...
 
+    def rest(self) -> None:
+        """Make room: nothing is sampled before the next weights."""
+        ...
+
     def close(self) -> None:
         """Let go of what is not this process's."""
         ...

@@ -60,6 +60,9 @@ class NativeSampler:
                 if name in own:
                     own[name].copy_(tensor)
 
+    def rest(self) -> None:
+        """Nothing: its buffers live as long as a call."""
+
     def close(self) -> None:
         """Nothing: all is this process's."""
 

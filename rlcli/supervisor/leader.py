@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from rlcli.doctor.nodes.meeting import interface_of
 from rlcli.errors import LaunchError, TrainingError, UsageError
+from rlcli.monitor.sign import forget_signs
 from rlcli.monitor.signals import BY_CTRL_C
 from rlcli.place import LOOPBACK
 from rlcli.supervisor.budget import Budget
@@ -17,7 +18,6 @@ from rlcli.supervisor.job import Job, Start
 from rlcli.supervisor.nodes import TURN_S, OtherNodes, meet_others
 from rlcli.supervisor.processes import Ranks
 from rlcli.supervisor.record import Record
-from rlcli.supervisor.sign import forget_signs
 from rlcli.supervisor.signals import Signals
 from rlcli.supervisor.watch import End, Watch
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rlcli.monitor.sign import LOOK_EVERY_S, Silence
 from rlcli.monitor.signals import INTERRUPTED
 from rlcli.supervisor.job import Death, Job, root_cause
 from rlcli.supervisor.nodes import OtherNodes
 from rlcli.supervisor.processes import Ranks
 from rlcli.supervisor.record import Record
-from rlcli.supervisor.sign import LOOK_EVERY_S, Silence
 from rlcli.supervisor.signals import Signals
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import re
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -128,6 +130,69 @@ def test_a_collective_that_another_rank_left_ends_with_its_cause(tmp_path: Path)
     there.close()
     with pytest.raises(RankLostError, match="rank 1"), crew.doing("state"):
         raise RuntimeError("Connection closed by peer")
+    crew.dismiss()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Application timeout caused pair closure",
+        "[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 2000ms for recv operation "
+        "to complete",
+        "NCCL communicator was aborted on rank 0.",
+    ],
+)
+def test_a_collective_ends_as_a_lost_rank_where_nobody_is_known_to_be_late(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlcli.crew.lead.LAST_WORDS_S", 0.2)
+    here, _there = multiprocessing.Pipe()
+    crew = Crew([here], tmp_path / "log")
+    why = text.partition("] ")[2] or text.rstrip(".")
+    lost = f"^rank 0 lost contact with another: {why}$"
+    with pytest.raises(RankLostError, match=lost), crew.doing("state"):
+        raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match=r"^a bug$"), crew.doing("state"):
+        raise RuntimeError("a bug")
+    crew.dismiss()
+
+
+def test_a_rank_that_lost_contact_is_not_the_one_that_is_named(tmp_path: Path) -> None:
+    """It has said so and left; the other fell silent in the midst of it."""
+    pairs = [multiprocessing.Pipe() for _ in range(2)]
+    crew = Crew([pair[0] for pair in pairs], tmp_path / "log", first_word_s=0.1, beat_s=0.1)
+
+    def state() -> None:
+        wait_until(lambda: 2 in crew.watch.late, 5.0)
+        pairs[0][1].send_bytes(pickle.dumps(("lost", "Connection closed by peer")))
+        pairs[0][1].close()
+
+    lost = r"^rank 2 did not answer in state$"
+    with pytest.raises(RankLostError, match=lost), crew.doing("state"):
+        state()
+    crew.dismiss()
+
+
+def test_a_rank_that_stops_in_the_midst_of_a_word_is_given_up(tmp_path: Path) -> None:
+    here, there = multiprocessing.Pipe()
+    crew = Crew([here], tmp_path / "log", patience_s=0.3)
+    os.write(there.fileno(), struct.pack("!i", 1000) + b"half")
+    with (
+        pytest.raises(RankLostError, match=r"^rank 1 did not answer in state$"),
+        crew.doing("state"),
+    ):
+        pass
+    crew.dismiss()
+
+
+def test_a_rank_that_takes_nothing_is_given_up(tmp_path: Path) -> None:
+    here, _there = multiprocessing.Pipe()
+    crew = Crew([here], tmp_path / "log", patience_s=0.3)
+    with (
+        pytest.raises(RankLostError, match=r"^rank 1 did not answer in state$"),
+        crew.doing("state", "x" * 10_000_000),
+    ):
+        pass
     crew.dismiss()
 
 

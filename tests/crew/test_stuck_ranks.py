@@ -1,4 +1,4 @@
-"""Three real ranks in one collective: who is waited for is said while it lasts, and nobody else."""
+"""Three real ranks: who is waited for is said while it lasts, and nobody waits for ever."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 3
 RANK = """
-import os, signal, threading, time, torch
+import os, signal, sys, threading, time, torch
 import torch.distributed as dist
+from dataclasses import dataclass
+from datetime import timedelta
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from rlcli.crew.follow import follow
-from rlcli.crew.lead import Crew, CrewEngine
+from rlcli.crew.lead import Crew, CrewEngine, CrewSampler
 from rlcli.crew.meet import connect, process_group
 from rlcli.place import read_place
+from rlcli.rollout.base import SamplingParams
+from rlcli.types import Prompt
 
 place = read_place(os.environ)
-BEAT_S, FIRST_WORD_S = 0.1, 1.0
+BEAT_S, FIRST_WORD_S, PATIENCE_S = 0.1, 1.0, 1.5
 CASES = {
     "short": [{}],
     "even": [{0: 0.1, 1: 0.1, 2: 0.1}] * 14,
@@ -41,6 +46,42 @@ class Engine:
             total = torch.tensor(float(place.rank))
             dist.all_reduce(total)
             assert total == 3
+
+class Sampler:
+    # rank 1 is slow at first, and rank 2 is stopped for good the second time
+    is_exact = True
+
+    def generate(self, prompts, params, *, seed, places, on_finish):
+        if (seed, place.rank) == (0, 1):
+            time.sleep(PATIENCE_S + 0.5)
+        if (seed, place.rank) == (1, 2):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        for i, prompt in enumerate(prompts):
+            on_finish(i, Rollout(prompt))
+
+@dataclass
+class Rollout:
+    prompt: object
+
+def lose(connections):
+    limits = {"first_word_s": FIRST_WORD_S, "beat_s": BEAT_S, "patience_s": PATIENCE_S}
+    crew = Crew(connections, place.log, **limits)
+    sampler, engine = CrewSampler(crew, Sampler()), CrewEngine(crew, Engine())
+    prompts = [Prompt(id=str(i), messages=(), token_ids=(3,), ground_truth=i) for i in range(3)]
+    share = lambda seed: sampler.generate(prompts, SamplingParams(n=1, max_tokens=1), seed=seed)
+    cases = {
+        "slow": lambda: share(0),
+        "generate": lambda: share(1),
+        "torn": lambda: engine.load_state([{}]),
+    }
+    for case, work in cases.items():
+        begun = time.monotonic()
+        try:
+            work()
+            print(f"{case}: ended", flush=True)
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}, {time.monotonic() - begun:.0f} s"
+            print(f"{case}: {told}", flush=True)
 
 def lead(connections, pids):
     crew = Crew(connections, place.log, first_word_s=FIRST_WORD_S, beat_s=BEAT_S)
@@ -65,27 +106,29 @@ def lead(connections, pids):
 with process_group(place, torch.device("cpu"), tell=print):
     connections, pids = connect(place, tell=print), [0] * place.size
     dist.all_gather_object(pids, os.getpid())
+    if loses := sys.argv[1:] == ["lose"]:
+        _set_pg_timeout(timedelta(seconds=PATIENCE_S))
     try:
-        if place.rank == 0:
+        if place.rank == 0 and loses:
+            lose(connections)
+        elif place.rank == 0:
             lead(connections, pids)
         else:
             more = {"seed": (0, place.rank), "log": place.log, "beat_s": BEAT_S}
-            follow(connections[0], Engine(), None, None, **more)
+            follow(connections[0], Engine(), Sampler(), None, **more)
     finally:
         os._exit(0)
 """
 """By case: what each rank does before each collective, for so many seconds or until it fails."""
 
 
-@pytest.fixture(scope="module")
-def notes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What rank 0 said, by case."""
-    folder = tmp_path_factory.mktemp("ranks")
+def said(folder: Path, *words: str) -> dict[str, list[str]]:
+    """What rank 0 says, by case."""
     env = {"WORLD_SIZE": str(SIZE), "LOCAL_WORLD_SIZE": str(SIZE), "RLCLI_RUN_DIR": str(folder)}
     env |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK],
+            [sys.executable, "-c", RANK, *words],
             env={**os.environ, **env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -104,6 +147,12 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         case, _, note = line.partition(": ")
         found.setdefault(case, []).append(note)
     return found
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What rank 0 said while all came through, and of one that failed."""
+    return said(tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", ["short", "even"])
@@ -129,3 +178,15 @@ def test_a_stopped_rank_is_named_and_goes_on(notes: dict[str, list[str]]) -> Non
 
 def test_an_error_is_told_though_beats_came_before(notes: dict[str, list[str]]) -> None:
     assert notes["broken"][-1].startswith("rank 1 failed: ValueError: no room left"), notes
+
+
+def test_a_silent_rank_is_given_up_and_a_slow_one_is_not(tmp_path: Path) -> None:
+    """While it samples, and in a collective that ends in torch's own words, some without gloo."""
+    notes = said(tmp_path, "lose")
+    assert notes["slow"] == ["ended"], notes
+    for case, name in (("generate", "generate"), ("torn", "load_state")):
+        lost = rf"RankLostError: rank 2 did not answer in {name}, [1-5] s"
+        assert re.fullmatch(lost, notes[case][-1]), notes
+    stacks = "".join(file.read_text() for file in tmp_path.rglob("*.log"))
+    assert "Timeout (0:00:01.2" in stacks
+    assert "in generate" in stacks

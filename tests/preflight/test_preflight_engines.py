@@ -38,6 +38,17 @@ def test_an_address_beside_another_sampler_is_refused(checked: Any, engine: str)
         checked("rollout.url=http://h:8000", f"rollout.engine={engine}")
 
 
+@pytest.mark.parametrize("url", ["foo", "http://h:port", "http://a:1,", "http://a:1,b:2"])
+def test_what_is_no_address_is_refused_with_where_it_came_from(checked: Any, url: str) -> None:
+    for more in ([], ["rollout.engine=vllm_server"]):
+        with pytest.raises(ConfigError, match=r"rollout\.url=.* \(from .*is no address"):
+            checked(f"rollout.url={url}", *more)
+
+
+def test_several_addresses_go_with_commas(checked: Any) -> None:
+    assert checked("rollout.url=http://a:1, http://b:2/v1").config.rollout.url
+
+
 def test_a_message_has_three_lines_whatever_the_value_holds(checked: Any) -> None:
     with pytest.raises(ConfigError) as refused:
         checked("rollout.engine=native", flags={}, file='rollout.url: "a\\nb\\nc\\nd"')

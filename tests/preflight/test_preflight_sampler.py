@@ -45,7 +45,11 @@ def test_auto_is_vllm_on_a_gpu_where_it_is_installed(checked: Any, has_vllm: Any
         (None, [], "vllm is not installed. It is faster on a GPU: pip install 'rlcli[vllm]'"),
         ("0.33.1", [], "vllm 0.33.1 is not one of 0.26 to 0.32."),
         ("0.25.0", [], "vllm 0.25.0 is not one of 0.26 to 0.32."),
-        ("0.32.0", ["rollout.top_p=0.9", "rollout.temperature=0.7"], "no log-probs from before"),
+        (
+            "0.32.0",
+            ["rollout.top_p=0.9", "rollout.temperature=0.7"],
+            "log-probs after the cut only",
+        ),
     ],
 )
 def test_auto_says_on_a_gpu_why_it_is_native(
@@ -117,11 +121,23 @@ def test_rollouts_of_vllm_are_corrected_for_where_that_is_right(
     assert resolved.config.algorithm.correction == correction
 
 
-def test_a_cut_distribution_at_another_temperature_is_refused(checked: Any, has_vllm: Any) -> None:
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["rollout.top_k=20", "rollout.temperature=0.7"], r"log-probs after the cut only"),
+        (["lora.rank=600"], r"lora\.rank=600 .*up to rank 512"),
+        (["lora.rank=4", "lora.targets=[q_proj,embed_tokens]"], r"linear layers inside the model"),
+    ],
+)
+def test_what_vllm_cannot_sample_for_is_refused(
+    checked: Any, has_vllm: Any, settings: list[str], words: str
+) -> None:
     has_vllm("0.32.0")
-    settings = ["rollout.engine=vllm", "rollout.top_k=20", "rollout.temperature=0.7"]
-    with pytest.raises(ConfigError, match=r"(?s)rollout\.top_k=20.*Use rollout\.temperature=1\.0"):
-        settle_sampler(checked(*settings), is_cuda=False)
+    with pytest.raises(ConfigError, match=rf"(?s){words}.*Leave .*rollout\.engine=native"):
+        settle_sampler(checked("rollout.engine=vllm", *settings), is_cuda=False)
+    resolved = settle_sampler(checked(*settings), is_cuda=True)
+    assert resolved.config.rollout.engine == "auto"
+    assert "the native sampler samples, as" in resolved.notes[-1]
 
 
 def test_top_p_with_a_correction_is_refused(checked: Any) -> None:

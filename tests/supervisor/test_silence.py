@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from supervised import ROOT, Lead, is_alive, wait_until
 
-from rlcli.supervisor.sign import SIGN, Silence, forget_signs
+from rlcli.monitor.sign import SIGN, Silence, forget_signs
 
 HANGS = """
 if relaunches: sys.exit(0)
@@ -26,7 +27,7 @@ if not rank:
     os.kill(os.getpid(), signal.SIGSTOP)
 time.sleep(60)
 """
-SHORT = {"sign_s": 0.3, "stuck_s": 1.5, "grace_s": 0.8, "leave_s": 0.1, "stop_s": 0.1}
+SHORT: dict[str, Any] = {"sign_s": 0.3, "stuck_s": 1.5, "grace_s": 0.8, "leave_s": 0.1}
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_rank_0_that_lives_may_save_as_long_as_it_takes(lead: Lead) -> None:
         "for _ in range(4): give_signs()\nsys.exit(9)\n"
     )
     signal_once_ready(lead, signal.SIGTERM)
-    limits = {"sign_s": 1.0, "grace_s": 1.2, "stuck_s": 1.2, "leave_s": 0.1}
+    limits: dict[str, Any] = {"sign_s": 1.0, "grace_s": 1.2, "stuck_s": 1.2, "leave_s": 0.1}
     assert lead(script, **limits) == 9
     assert lead.told == []
 
@@ -149,7 +150,7 @@ def test_a_machine_that_was_frozen_has_not_been_silent(
 def test_signs_are_given_until_the_process_stops(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from rlcli.supervisor.sign import give_signs\n"
+        "from rlcli.monitor.sign import give_signs\n"
         "give_signs(Path(sys.argv[1]), every_s=0.05)\ntime.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)

@@ -24,10 +24,11 @@ from vllm_parts import EOS, logits_of, move, prompts, reference, save_model
 
 from rlcli.errors import ConfigError, SamplerError
 from rlcli.rollout.base import SamplingParams
+from rlcli.rollout.vllm import flight
 from rlcli.rollout.vllm.client import Address, address_of
 from rlcli.rollout.vllm.engine import VllmSettings
 from rlcli.rollout.vllm.replica import Replica
-from rlcli.rollout.vllm.served import ServerSampler, join_replicas, start_replicas
+from rlcli.rollout.vllm.served import ServerSampler, for_server, join_replicas, start_replicas
 from rlcli.rollout.vllm.transfer import Offer, receive, send
 from rlcli.types import Rollout
 
@@ -195,25 +196,56 @@ def test_a_request_that_the_server_refuses_is_told(pair: SimpleNamespace) -> Non
         pair.sampler.generate(prompts(1), too_many, seed=0)
 
 
-def test_a_server_that_dies_is_started_again_once(pair: SimpleNamespace) -> None:
+def test_a_server_that_dies_or_hangs_is_started_again_once(
+    pair: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     many = SamplingParams(n=12, max_tokens=60)
     undisturbed = pair.sampler.generate(prompts(), many, seed=5)
     (replica,) = pair.sampler.replicas
     killed: list[int] = []
-    limit = 1
 
     def kill_engine(index: int, rollout: Rollout) -> None:
-        if len(killed) < limit:
+        if not killed:
             killed.append(engine_of(replica).pid)
             os.kill(killed[-1], signal.SIGKILL)
 
     rollouts = pair.sampler.generate(prompts(), many, seed=5, on_finish=kill_engine)
     assert replica.deaths == 1
     assert tokens(rollouts) == tokens(undisturbed)
-    limit = 2
+    monkeypatch.setattr(flight, "PULSE_S", 0.5)
+    monkeypatch.setattr(flight, "SILENT_S", 4.0)
+    begin_s = time.monotonic()
+
+    def stop_engine(index: int, rollout: Rollout) -> None:
+        engine_of(replica).suspend()
+
     with pytest.raises(SamplerError, match="died twice"):
-        pair.sampler.generate(prompts(), many, seed=5, on_finish=kill_engine)
-    assert len(killed) == 2
+        pair.sampler.generate(prompts(), many, seed=5, on_finish=stop_engine)
+    assert time.monotonic() - begin_s < 12
+
+
+def test_the_last_server_ends_a_run_that_cannot_give_it_weights_alone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    gone = Replica(Address("127.0.0.1", port), wanted_of(Path()))
+    sampler = ServerSampler([gone], None, eos_token_ids=EOS, sends=False)
+    begin_s = time.monotonic()
+    with pytest.raises(SamplerError, match=r"the last vLLM server died.*\nResume this run"):
+        sampler.generate(prompts(1), PARAMS, seed=0)
+    assert time.monotonic() - begin_s < 5
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_matrices_are_sent_as_wide_as_the_server_keeps_them(rank: int) -> None:
+    weights = [("a.lora_A.b", torch.randn(4, 3)), ("c", torch.randn(3, 4)), ("d", torch.randn(3))]
+    settings = wanted_of(Path(), dtype="bfloat16", lora_rank=rank)
+    sent = {name: tensor.dtype for name, tensor in for_server(weights, settings)}
+    if rank:
+        assert sent == {"a.lora_A.b": torch.float32}
+    else:
+        assert sent == {"a.lora_A.b": torch.bfloat16, "c": torch.bfloat16, "d": torch.float32}
+    exact = for_server(weights[1:], wanted_of(Path()))
+    assert all(tensor is own for (_, tensor), (_, own) in zip(exact, weights[1:], strict=True))
 
 
 def engine_of(replica: Replica) -> psutil.Process:

@@ -10,6 +10,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlcli.errors import SamplerError
+
 PARTS = (".lora_A.", ".lora_B.")
 PREFIX, NAME = "base_model.model.", ".default."
 
@@ -17,7 +19,13 @@ PREFIX, NAME = "base_model.model.", ".default."
 def write_adapter(
     weights: Iterable[tuple[str, Tensor]], folder: Path, *, rank: int, alpha: float
 ) -> None:
-    """The adapters among `weights`; all others are what the engine has already."""
+    """The adapters among `weights`; all others are what the engine has already.
+
+    Raises: SamplerError for adapters that vLLM does not take: those of embeddings.
+    """
+    weights = list(weights)
+    if others := [n for n, _ in weights if ".lora_" in n and not any(p in n for p in PARTS)]:
+        raise SamplerError(f"vLLM takes adapters of linear layers only, not {others[0]}")
     tensors = {
         PREFIX + name.replace(NAME, "."): tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in weights

@@ -10,11 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from rlcli.rollout.vllm.versions import own_no_groups
+from rlcli.rollout.vllm.versions import LORA_RANKS, own_no_groups
 
 RECEIVER = "rlcli.rollout.vllm.worker.Receiver"
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM makes room for."""
 BLOCK = 128
 """Tokens that a key-value block holds at most."""
 SMALLEST_CACHE = 2**26
@@ -80,7 +78,7 @@ def start_engine(settings: VllmSettings) -> Any:
     if settings.num_ranks > 1:
         args["distributed_executor_backend"] = "external_launcher"
     if settings.lora_rank:
-        room = min(rank for rank in LORA_RANKS if rank >= settings.lora_rank)
+        room = room_for(settings.lora_rank)
         args |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 1}
     if settings.device == "cpu":
         # a prompt in parts would take back what its generator drew, which a CPU's cannot
@@ -100,6 +98,11 @@ def start_engine(settings: VllmSettings) -> Any:
         engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**args))
     own_no_groups(engine)
     return engine
+
+
+def room_for(lora_rank: int) -> int:
+    """The smallest rank of adapters that vLLM can be told."""
+    return min(rank for rank in LORA_RANKS if rank >= lora_rank)
 
 
 def logprobs_mode(settings: VllmSettings) -> str:

@@ -11,19 +11,20 @@ from threading import Thread
 from typing import Any
 
 from rlcli.errors import SamplerError
+from rlcli.rollout.vllm.asked import Asked
 from rlcli.rollout.vllm.client import Call, ServerFailedError, ServerRefusedError
-from rlcli.rollout.vllm.replica import Replica
-from rlcli.rollout.vllm.sampler import Asked
+from rlcli.rollout.vllm.replica import PULSE, Replica
 
 PULSE_S = 10.0
 SILENT_S = 60.0
-"""A server that says nothing of its health for so long is dead."""
+"""An engine that says nothing for so long is dead. It is heard between two of its steps: this
+leaves room for one that reads long prompts on a CPU."""
 MAX_TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one request; asked None: of a look at the server's health.
+    """What came of one request; asked None: of a word with the server's engine.
 
     start: which life of the replica it was asked in.
     """
@@ -113,13 +114,14 @@ class Flight:
         """In a thread of its own, which leaves an answer in any case."""
         start = replica.starts
         call = Call(replica.address, timeout_s=None if one else SILENT_S)
-        method, path = ("POST", "/v1/completions") if one else ("GET", "/health")
-        body = self.body(one, replica) if one else None
+        path, body = PULSE
+        if one is not None:
+            path, body = "/v1/completions", self.body(one, replica)
         replica.calls.add(call)
 
         def run() -> None:
             try:
-                content = call.ask(method, path, body)
+                content = call.ask("POST", path, body)
                 answer = Answer(one, replica, start, content)
             except Exception as error:
                 answer = Answer(one, replica, start, error=error)
@@ -146,7 +148,8 @@ class Flight:
             ) from error
         if not isinstance(error, ServerFailedError):
             raise error
-        if not replica.is_alive():
+        is_silent = one is None and isinstance(error.__cause__, TimeoutError)
+        if is_silent or not replica.is_alive():
             self.on_death(replica, error)
         elif one is not None:
             self._shunned[one.index] = replica

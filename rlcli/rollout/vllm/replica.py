@@ -28,7 +28,11 @@ START_LIMIT_S = 1800.0
 RETURN_LIMIT_S = 120.0
 """How long a server that others started may be away."""
 UPDATE_LIMIT_S = 1800.0
+PAUSE_LIMIT_S = 60.0
+"""For the step that the engine is at."""
 GIVE_UP_S = 1.0
+PULSE: tuple[str, Any] = ("/collective_rpc", {"method": "rlcli_about"})
+"""What the engine answers; /health speaks for the process in front of it, even where it hangs."""
 TICK_S = 0.5
 ADAPTER = "rlcli-"
 """And the version of its weights: the name by which a request asks for an adapter."""
@@ -93,8 +97,7 @@ class Replica:
     def about(self) -> list[dict[str, Any]]:
         """What each of its workers says of itself. Raises: ConfigError."""
         try:
-            body = {"method": "rlcli_about"}
-            return ask(self.address, "/collective_rpc", body, timeout_s=ANSWER_S)["results"]
+            return ask(self.address, *PULSE, timeout_s=ANSWER_S)["results"]
         except ServerRefusedError as error:
             raise self._unfit(f"it does not take weights (/collective_rpc: {error})") from error
         except Failures as error:
@@ -111,11 +114,13 @@ class Replica:
         return versions.pop() if len(versions) == 1 else None
 
     def is_alive(self) -> bool:
-        """Whether its process is there and its engine well."""
+        """Whether its process is there and its engine answers."""
         if self.server is not None and not self.server.is_running():
             return False
         try:
-            ask(self.address, "/health", timeout_s=ANSWER_S)
+            ask(self.address, *PULSE, timeout_s=ANSWER_S)
+        except ServerRefusedError:
+            return True  # what it lacks is for `check` to say
         except Failures:
             return False
         return True
@@ -210,7 +215,7 @@ class Update:
         """Nothing samples there any more, and its workers are here to take weights."""
         address = self.replica.address
         try:
-            ask(address, "/pause?mode=abort", {}, timeout_s=UPDATE_LIMIT_S)
+            ask(address, "/pause?mode=abort", {}, timeout_s=PAUSE_LIMIT_S)
             offer = self.offer = Offer(route_to(address.host, address.port))
             self._thread = Thread(target=self._fetch, args=(offer,), daemon=True)
             self._thread.start()
@@ -222,7 +227,8 @@ class Update:
         """It samples from the new weights; nothing is remembered of the ones before."""
         address = self.replica.address
         if self._thread is not None:
-            self._thread.join(UPDATE_LIMIT_S)
+            # what the engine has to say of an error comes soon, or not at all
+            self._thread.join(ANSWER_S if self.error else UPDATE_LIMIT_S)
         try:
             if self.error is None and self.replica.settings.lora_rank:
                 self._load_adapter()

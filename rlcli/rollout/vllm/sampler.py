@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from rlcli.errors import SamplerError
-from rlcli.rollout.base import OnFinish, SamplingParams, finished_rollout
+from rlcli.rollout.base import OnFinish, SamplingParams
 from rlcli.rollout.vllm.adapter import write_adapter
+from rlcli.rollout.vllm.asked import Asked, answered, wanted
 from rlcli.rollout.vllm.engine import VllmSettings, load_vllm, start_engine
-from rlcli.rollout.vllm.versions import let_go, part
+from rlcli.rollout.vllm.versions import free_memory, let_go, part
 from rlcli.types import Prompt, Rollout
 
 Weights = Callable[[], Iterator[tuple[str, Tensor]]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One response that is wanted. index: its place in the final list."""
-
-    index: int
-    prompt: Prompt
-    seed: int
 
 
 class EngineFailedError(Exception):
@@ -60,9 +50,10 @@ class VllmSampler:
         self.weights = weights
         self.version = 0
         self._numbers = count(1)
+        self._asleep: set[str] = set()
         self._adapter: Any = None
         self._adapter_folder: TemporaryDirectory[str] | None = None
-        self.engine = start_engine(settings)
+        self.engine: Any = start_engine(settings)
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]], *, version: int) -> None:
         """Sample from these weights from now on; nothing is remembered of the ones before."""
@@ -71,8 +62,16 @@ class VllmSampler:
             self._load_adapter(weights)
         else:
             self.engine.collective_rpc("rlcli_take_weights", args=(weights,))
-        self.engine.reset_prefix_cache()
+        if not self.engine.reset_prefix_cache():
+            raise SamplerError("vLLM keeps what it remembers of the weights before")
         self.version = version
+
+    def rest(self) -> None:
+        """On a GPU: give its memory to the trainer. Weights of the model's own are kept in the
+        host's memory; those that come anew are not."""
+        if self.settings.device == "cuda":
+            self.engine.sleep(level=1 if self.settings.lora_rank else 2)
+            self._asleep = {"weights", "kv_cache"}
 
     def generate(
         self,
@@ -88,16 +87,7 @@ class VllmSampler:
         An engine that fails is started again once, with the same weights, and samples what is
         still missing from the same seeds. Raises: SamplerError where that fails too.
         """
-        places = range(len(prompts)) if places is None else places
-        asked = [
-            Asked(
-                index=number * params.n + member,
-                prompt=prompt,
-                seed=zlib.crc32(repr((seed, place, member)).encode()),
-            )
-            for number, (prompt, place) in enumerate(zip(prompts, places, strict=True))
-            for member in range(params.n)
-        ]
+        asked = wanted(prompts, params, seed=seed, places=places)
         done: dict[int, Rollout] = {}
 
         def take(index: int, rollout: Rollout) -> None:
@@ -108,7 +98,7 @@ class VllmSampler:
         try:
             self._sample(asked, params, take)
         except EngineFailedError as error:
-            self._start_again(error)
+            self._start_again(str(error))
             try:
                 self._sample([one for one in asked if one.index not in done], params, take)
             except EngineFailedError as again:
@@ -117,32 +107,36 @@ class VllmSampler:
 
     def close(self) -> None:
         """Let go of the engine."""
-        with suppress(Exception):
-            let_go(self.engine)
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            with suppress(Exception):
+                let_go(engine)
         if self._adapter_folder is not None:
             self._adapter_folder.cleanup()
 
     def _sample(self, asked: Sequence[Asked], params: SamplingParams, take: OnFinish) -> None:
         running: dict[str, Asked] = {}
-        with self._awake():
-            try:
-                for one in asked:
-                    running[self._ask(one, params)] = one
-                while running:
-                    for output in self._step():
-                        if output.finished:
-                            one = running.pop(output.request_id)
-                            take(one.index, self._rollout(one.prompt, output.outputs[0], params))
-            except BaseException:
-                with suppress(Exception):
-                    self.engine.abort_request(list(running))
-                raise
+        self._wake("kv_cache")
+        try:
+            for one in asked:
+                running[self._ask(one, params)] = one
+            while running:
+                for output in self._step():
+                    if output.finished:
+                        one = running.pop(output.request_id)
+                        take(one.index, self._rollout(one.prompt, output.outputs[0], params))
+        except BaseException:
+            with suppress(Exception):
+                self.engine.abort_request(list(running))
+            raise
 
     def _step(self) -> Sequence[Any]:
         try:
             return self.engine.step()
         except Exception as error:
-            raise EngineFailedError(f"{type(error).__name__}: {error}") from error
+            told = f"{type(error).__name__}: {error}"
+        # outside, so that no traceback keeps the engine and its memory
+        raise EngineFailedError(told)
 
     def _ask(self, one: Asked, params: SamplingParams) -> str:
         """The number of a request that is on its way."""
@@ -165,16 +159,13 @@ class VllmSampler:
         return number
 
     def _rollout(self, prompt: Prompt, output: Any, params: SamplingParams) -> Rollout:
-        reason: Literal["stop", "length"] = "length" if output.finish_reason == "length" else "stop"
-        if output.finish_reason != reason:
-            raise SamplerError(f"vLLM ended a response with {output.finish_reason!r}")
-        return finished_rollout(
+        return answered(
             self.tokenizer,
             prompt,
             output.token_ids,
             output.logprobs.logprobs,
-            finish_reason=reason,
-            policy_version=self.version,
+            told=output.finish_reason,
+            version=self.version,
             greedy=params.temperature == 0,
         )
 
@@ -185,32 +176,33 @@ class VllmSampler:
         adapter = part("lora.request").LoRARequest(folder.name, next(self._numbers), folder.name)
         if self._adapter is not None:
             self.engine.remove_lora(self._adapter.lora_int_id)
-        self.engine.add_lora(adapter)
+        try:
+            self.engine.add_lora(adapter)
+        except ValueError as error:
+            raise SamplerError(f"vLLM does not take the adapter: {error}") from error
         if self._adapter_folder is not None:
             self._adapter_folder.cleanup()
         self._adapter, self._adapter_folder = adapter, folder
 
-    def _start_again(self, error: EngineFailedError) -> None:
+    def _start_again(self, told: str) -> None:
         """A fresh engine with the current weights. Raises: SamplerError where there is none."""
         if self.weights is None:
-            raise SamplerError(f"vLLM failed: {error}") from error
+            raise SamplerError(f"vLLM failed: {told}")
         try:
             self.close()
             self._adapter = self._adapter_folder = None
+            self._asleep.clear()
+            free_memory(self.settings.device)
             self.engine = start_engine(self.settings)
             self.load_weights(self.weights(), version=self.version)
         except Exception as again:
-            told = f"vLLM failed: {error}\nIt could not be started again: {again}"
-            raise SamplerError(told) from again
+            raise SamplerError(
+                f"vLLM failed: {told}\nIt could not be started again: {again}"
+            ) from again
 
-    @contextmanager
-    def _awake(self) -> Iterator[None]:
-        """Inside, a GPU has room for keys and values; afterwards for the trainer."""
-        self._wake(None)
-        yield
-        if self.settings.device == "cuda":
-            self.engine.sleep(level=1)
-
-    def _wake(self, part: str | None) -> None:
-        if self.settings.device == "cuda" and self.engine.is_sleeping():
-            self.engine.wake_up(tags=None if part is None else [part])
+    def _wake(self, part: str) -> None:
+        """`weights` or `kv_cache`, each by itself: vLLM 0.26 maps what is awake a second time."""
+        if part in self._asleep:
+            free_memory(self.settings.device)
+            self.engine.wake_up(tags=[part])
+            self._asleep.discard(part)

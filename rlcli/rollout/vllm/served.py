@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlcli.errors import SamplerError
-from rlcli.rollout.base import OnFinish, SamplingParams, finished_rollout
+from rlcli.rollout.base import OnFinish, SamplingParams
 from rlcli.rollout.vllm.adapter import PARTS
+from rlcli.rollout.vllm.asked import Asked, answered, wanted
 from rlcli.rollout.vllm.client import address_of
 from rlcli.rollout.vllm.engine import VllmSettings
 from rlcli.rollout.vllm.flight import Flight
 from rlcli.rollout.vllm.replica import OnWait, Replica, Update
-from rlcli.rollout.vllm.sampler import Asked, Weights
+from rlcli.rollout.vllm.sampler import Weights
 from rlcli.rollout.vllm.server import Server
 from rlcli.rollout.vllm.transfer import send
 from rlcli.types import Prompt, Rollout
 
 MAX_DEATHS = 1
 """Of one server between two updates."""
-VERSION_LIMIT_S = 1800.0
-"""How long another rank may take to start a server and give it weights."""
-TICK_S = 0.5
 
 
 def start_replicas(
@@ -74,6 +71,22 @@ def close_replicas(replicas: Sequence[Replica]) -> None:
         server.kill()
 
 
+def for_server(
+    weights: Iterable[tuple[str, Tensor]], settings: VllmSettings
+) -> Iterator[tuple[str, Tensor]]:
+    """What of `weights` goes to a server: with LoRA the adapters, else all, in its dtype.
+
+    Vectors go as they are: they cost nothing, and some models keep theirs in float32.
+    """
+    dtype = getattr(torch, settings.dtype)
+    for name, tensor in weights:
+        if not settings.lora_rank:
+            is_wider = tensor.dtype.itemsize > dtype.itemsize
+            yield name, tensor.detach().to(dtype) if is_wider and tensor.ndim > 1 else tensor
+        elif any(part in name for part in PARTS):
+            yield name, tensor
+
+
 class ServerSampler:
     """vLLM servers that the ranks of a run share.
 
@@ -114,7 +127,7 @@ class ServerSampler:
                 if replica.is_alive() or self.weights is None:
                     raise self._not_taken(replica, error) from error
                 replica.bury()
-                self._bring_back(replica)
+                self._bring_back(replica, self.weights)
         else:
             for _ in weights:
                 pass
@@ -136,16 +149,7 @@ class ServerSampler:
         What a dead server leaves undone is asked of another, or of itself once it is back, with
         the same seeds. Raises: SamplerError where that fails too.
         """
-        places = range(len(prompts)) if places is None else places
-        asked = [
-            Asked(
-                index=number * params.n + member,
-                prompt=prompt,
-                seed=zlib.crc32(repr((seed, place, member)).encode()),
-            )
-            for number, (prompt, place) in enumerate(zip(prompts, places, strict=True))
-            for member in range(params.n)
-        ]
+        asked = wanted(prompts, params, seed=seed, places=places)
         flight = Flight(
             self.replicas,
             lambda one, replica: self._body(one, params, model=replica.model(self.version)),
@@ -163,6 +167,9 @@ class ServerSampler:
             flight.abort()
             raise
         return [done[index] for index in range(len(asked))]
+
+    def rest(self) -> None:
+        """Nothing: the servers have memory of their own."""
 
     def close(self) -> None:
         """End the servers that this process started."""
@@ -187,17 +194,13 @@ class ServerSampler:
 
     def _rollout(self, prompt: Prompt, answer: Any, params: SamplingParams) -> Rollout:
         choice = answer["choices"][0]
-        told = choice["finish_reason"]
-        reason: Literal["stop", "length"] = "length" if told == "length" else "stop"
-        if told != reason:
-            raise SamplerError(f"vLLM ended a response with {told!r}")
-        return finished_rollout(
+        return answered(
             self.tokenizer,
             prompt,
             choice["token_ids"],
             choice["logprobs"]["token_logprobs"],
-            finish_reason=reason,
-            policy_version=self.version,
+            told=choice["finish_reason"],
+            version=self.version,
             greedy=params.temperature == 0,
         )
 
@@ -211,26 +214,16 @@ class ServerSampler:
             raise SamplerError(f"a vLLM server died twice in one step: {replica.last_words()}")
         if any(not other.is_dead for other in self.replicas):
             return
-        if self.sends and self.weights is None:
+        if self.weights is None:
             said = replica.last_words() if replica.server else error
             raise SamplerError(f"the last vLLM server died: {said}\nResume this run.") from error
-        self._bring_back(replica)
+        self._bring_back(replica, self.weights)
 
-    def _bring_back(self, replica: Replica) -> None:
+    def _bring_back(self, replica: Replica, weights: Weights) -> None:
         """Alive, with the current weights. Raises: SamplerError."""
         replica.revive()
-        if self.sends and self.weights is not None:
-            for failed, error in self._give([replica], self.weights()).items():
-                raise self._not_taken(failed, error) from error
-            return
-        deadline_s = time.monotonic() + VERSION_LIMIT_S
-        while replica.version() != self.version:
-            if time.monotonic() > deadline_s:
-                raise SamplerError(
-                    f"the vLLM server at {replica.address.url} came back without the weights of "
-                    f"step {self.version}"
-                )
-            time.sleep(TICK_S)
+        for failed, error in self._give([replica], weights()).items():
+            raise self._not_taken(failed, error) from error
 
     def _revive_the_dead(self) -> None:
         for replica in self.replicas:
@@ -242,10 +235,7 @@ class ServerSampler:
         self, replicas: Sequence[Replica], weights: Iterable[tuple[str, Tensor]]
     ) -> dict[Replica, Exception]:
         """Send `weights`, read to their end in any case, to all; those that did not take them."""
-        if self.settings.lora_rank:
-            weights = (
-                (name, tensor) for name, tensor in weights if any(part in name for part in PARTS)
-            )
+        weights = for_server(weights, self.settings)
         updates = [
             Update(replica, version=self.version, lora_alpha=self.lora_alpha)
             for replica in replicas

