@@ -124,7 +124,7 @@ def root_cause(deaths: list[Death]) -> Death | None:
     None where all ended well.
     """
     bad = [death for death in deaths if death.code != 0]
-    return min(bad, key=_rank_of_cause, default=None)
+    return min(bad, key=lambda death: (_rank_of_cause(death), death.rank), default=None)
 
 
 def _rank_of_cause(death: Death) -> int:

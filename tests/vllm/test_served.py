@@ -29,7 +29,6 @@ from rlcli.rollout.vllm.client import Address, address_of
 from rlcli.rollout.vllm.engine import VllmSettings
 from rlcli.rollout.vllm.replica import Replica
 from rlcli.rollout.vllm.served import ServerSampler, for_server, join_replicas, start_replicas
-from rlcli.rollout.vllm.transfer import Offer, receive, send
 from rlcli.types import Rollout
 
 PARAMS = SamplingParams(n=3, max_tokens=24)
@@ -272,55 +271,6 @@ def test_adapters_are_sent_alone(pairs: dict[str, SimpleNamespace]) -> None:
         move(pair.engine, seed=version)
         pair.sampler.load_weights(pair.engine.weights(), version=version)
         check_is_the_trainers(pair, version=version)
-
-
-def test_only_who_knows_the_key_is_given_weights() -> None:
-    weights = [
-        ("a", torch.arange(6, dtype=torch.bfloat16).view(2, 3)),
-        ("b", torch.tensor(1.5)),
-        ("c", torch.randn(300, 200).t()),
-        ("d", torch.empty(0, 4)),
-    ]
-    offer = Offer("127.0.0.1")
-    taken: list[Any] = []
-
-    def take() -> None:
-        with pytest.raises(ConnectionError, match="gives no weights"):
-            receive(offer.host, offer.port, "0" * len(offer.key))
-        taken.extend(receive(offer.host, offer.port, offer.key))
-
-    thread = threading.Thread(target=take)
-    thread.start()
-    offer.meet(1, is_over=lambda: False)
-    assert send(iter(weights), [offer]) == {}
-    thread.join()
-    offer.close()
-    for (name, tensor), (own_name, own) in zip(weights, taken, strict=True):
-        assert name == own_name
-        assert tensor.dtype == own.dtype
-        assert torch.equal(tensor, own)
-
-
-def test_weights_that_end_early_are_an_error() -> None:
-    offer = Offer("127.0.0.1")
-    errors: list[Exception] = []
-
-    def take() -> None:
-        try:
-            list(receive(offer.host, offer.port, offer.key))
-        except ConnectionError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=take)
-    thread.start()
-    offer.meet(1, is_over=lambda: False)
-    offer.close()
-    thread.join()
-    assert "ended before the weights did" in str(errors[0])
-    nobody = Offer("127.0.0.1")
-    with pytest.raises(ConnectionError, match="0 of 1 workers"):
-        nobody.meet(1, is_over=lambda: True)
-    nobody.close()
 
 
 class Plain(BaseHTTPRequestHandler):
