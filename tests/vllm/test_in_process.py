@@ -182,9 +182,7 @@ def test_a_sync_that_does_nothing_is_caught(
             move(pair.engine, by=1e-5, seed=version)
             sampler.load_weights(pair.engine.weights(), version=version)
 
-    with pytest.raises(
-        SamplerError, match="have the trainer.s weights of step 2|still has the weights of step 1"
-    ):
+    with pytest.raises(SamplerError, match=r"weights of step [12]"):
         take_small_steps()
     monkeypatch.undo()
     pair.sampler.load_weights(pair.engine.weights(), version=40)
