@@ -1,4 +1,4 @@
-"""vLLM beside the trainer on a GPU: it sleeps while the trainer learns, and wakes with its weights."""
+"""vLLM beside the trainer on a GPU: it sleeps while the trainer learns, then takes its weights."""
 
 from __future__ import annotations
 
