@@ -17,9 +17,8 @@ from rlcli.types import Rollout
 
 KINDS: dict[str, dict[str, Any]] = {
     "tied": {"tied": True},
-    "untied": {"tied": False},
+    "untied": {"tied": False, "rollout__temperature": 0.7},
     "lora": {"lora__rank": 4, "lora__alpha": 8.0},
-    "warm": {"rollout__temperature": 0.7},
 }
 PARAMS = SamplingParams(n=3, max_tokens=24)
 

@@ -13,6 +13,7 @@ import pytest
 from vllm_parts import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+NIGHTLY = pytest.mark.nightly
 QUICKSTART = ["--preset", "quickstart", "rollout.engine=vllm", "--seed", "1"]
 
 
@@ -55,10 +56,12 @@ def test_the_quickstart_learns_with_vllm_as_it_does_with_the_native_sampler(
 @pytest.mark.parametrize(
     "settings",
     [
-        ["train.engine=deepspeed", "train.zero_stage=2"],
+        pytest.param(["train.engine=deepspeed", "train.zero_stage=2"], marks=NIGHTLY),
         ["train.engine=deepspeed", "train.zero_stage=3"],
         ["rollout.tensor_parallel=2"],
-        ["lora.rank=4", "train.engine=deepspeed", "train.zero_stage=2"],
+        pytest.param(
+            ["lora.rank=4", "train.engine=deepspeed", "train.zero_stage=2"], marks=NIGHTLY
+        ),
     ],
     ids=["zero2", "zero3", "tensor_parallel", "lora"],
 )
