@@ -81,7 +81,7 @@ def _fit_rows(resolved: Resolved, rows: int) -> Resolved:
         nearest = min(_divisors(total), key=lambda divisor: abs(divisor - rows))
         raise ConfigError(
             f"{resolved.where(ROWS)} does not divide a mini-batch of {total} rollouts "
-            f"({config.train.mini_batch_prompts} prompts x n={config.rollout.n}).\n"
+            f"({resolved.where(MINI)} x n={config.rollout.n}).\n"
             f"Use {nearest}, or {DYNAMIC}=true."
         )
     return resolved

@@ -110,7 +110,8 @@ def test_the_torch_engine_gives_the_same_on_any_number_of_ranks(
     ("size", "cases"),
     [
         (1, ["ppo-zero2", "lora-zero3"]),
-        (2, SHARDED),
+        (2, SHARDED[:14]),
+        pytest.param(2, SHARDED[14:], marks=pytest.mark.nightly),
         pytest.param(4, ["small-zero3", "ppo-zero2"], marks=pytest.mark.nightly),
     ],
 )

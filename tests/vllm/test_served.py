@@ -31,6 +31,7 @@ from rlcli.rollout.vllm.replica import Replica
 from rlcli.rollout.vllm.served import ServerSampler, for_server, join_replicas, start_replicas
 from rlcli.types import Rollout
 
+pytestmark = pytest.mark.nightly  # test_vllm_runs.py has a served run
 PARAMS = SamplingParams(n=3, max_tokens=24)
 
 
