@@ -14,6 +14,7 @@ import torch
 from engine_parts import config, make_engine
 
 from rlcli.engines.torch_engine import TorchEngine
+from rlcli.rollout.base import SamplingParams
 from rlcli.types import Prompt, Rollout
 
 EOS = (2, 5)
@@ -119,6 +120,65 @@ def logits_of(model: Any, rollout: Rollout) -> torch.Tensor:
     question = rollout.prompt.token_ids
     ids = torch.tensor([[*question, *rollout.token_ids]])
     return model(ids).logits[0, len(question) - 1 : -1].float()
+
+
+def tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
+    return [rollout.token_ids for rollout in rollouts]
+
+
+def largest_gap(model: Any, rollouts: list[Rollout], temperature: float = 1.0) -> float:
+    """Between the sampler's log-probs and those of the model's logits / temperature."""
+    largest = 0.0
+    for rollout in rollouts:
+        own = (logits_of(model, rollout) / temperature).log_softmax(-1)
+        own = own.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+        largest = max(largest, float((own - torch.tensor(rollout.logprobs)).abs().max()))
+    return largest
+
+
+def check_is_the_trainers(pair: SimpleNamespace, *, version: int) -> None:
+    """It samples from the trainer's policy, and is sure of the same tokens."""
+    model, temperature = reference(pair), pair.config.rollout.temperature
+    params = SamplingParams(n=3, max_tokens=24, temperature=temperature)
+    rollouts = pair.sampler.generate(prompts(), params, seed=version)
+    assert largest_gap(model, rollouts, temperature) < 1e-4
+    assert {rollout.policy_version for rollout in rollouts} == {version}
+    greedy = SamplingParams(n=1, max_tokens=24, temperature=0.0)
+    for rollout in pair.sampler.generate(prompts(), greedy, seed=version):
+        assert tuple(logits_of(model, rollout).argmax(-1).tolist()) == rollout.token_ids
+        assert rollout.greedy
+
+
+def check_how_rollouts_end(sampler: Any) -> None:
+    """At any end token or at the limit, each told as it ends."""
+    seen: list[int] = []
+    rollouts = sampler.generate(
+        prompts(),
+        SamplingParams(n=16, max_tokens=24),
+        seed=3,
+        on_finish=lambda index, rollout: seen.append(index),
+    )
+    assert sorted(seen) == list(range(64))
+    assert seen != sorted(seen)
+    assert [rollout.prompt.id for rollout in rollouts] == [str(i // 16) for i in range(64)]
+    for rollout in rollouts:
+        assert len(rollout.logprobs) == len(rollout.token_ids) <= 24
+        assert not set(rollout.token_ids[:-1]) & set(EOS)
+        ended = rollout.token_ids[-1] in EOS
+        assert rollout.finish_reason == ("stop" if ended else "length")
+        assert ended or len(rollout.token_ids) == 24
+    assert {r.token_ids[-1] for r in rollouts if r.finish_reason == "stop"} == set(EOS)
+
+
+def check_what_draws_depend_on(sampler: Any) -> None:
+    """Seed and place alone."""
+    params = SamplingParams(n=3, max_tokens=24)
+    everything = tokens(sampler.generate(prompts(), params, seed=5))
+    some = sampler.generate(prompts()[2:], params, seed=5, places=[2, 3])
+    assert tokens(some) == everything[6:]
+    assert tokens(sampler.generate(prompts(), params, seed=5)) == everything
+    assert tokens(sampler.generate(prompts(), params, seed=6)) != everything
+    assert len(set(everything[:3])) == 3
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from vllm_parts import EOS, logits_of, move, prompts, reference, trainer_and_sampler
+from vllm_parts import (
+    check_how_rollouts_end,
+    check_is_the_trainers,
+    check_what_draws_depend_on,
+    largest_gap,
+    move,
+    prompts,
+    reference,
+    tokens,
+    trainer_and_sampler,
+)
 
 from rlcli.errors import SamplerError
 from rlcli.in_sync import CheckedSampler
@@ -32,63 +43,70 @@ def pair(
         yield made
 
 
-def largest_gap(model: Any, rollouts: list[Rollout], temperature: float) -> float:
-    """Between the sampler's log-probs and those of the model's logits / temperature."""
-    largest = 0.0
-    for rollout in rollouts:
-        own = (logits_of(model, rollout) / temperature).log_softmax(-1)
-        own = own.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
-        largest = max(largest, float((own - torch.tensor(rollout.logprobs)).abs().max()))
-    return largest
-
-
 def test_after_each_of_ten_updates_it_is_the_trainers_policy(pair: SimpleNamespace) -> None:
     temperature = pair.config.rollout.temperature
     params = SamplingParams(n=3, max_tokens=24, temperature=temperature)
-    greedy = SamplingParams(n=1, max_tokens=24, temperature=0.0)
     for version in range(1, 11):
         move(pair.engine, seed=version)
-        model = reference(pair)
         stale = pair.sampler.generate(prompts(), params, seed=version)
-        assert largest_gap(model, stale, temperature) > 1e-2
+        assert largest_gap(reference(pair), stale, temperature) > 1e-2
         pair.sampler.load_weights(pair.engine.weights(), version=version)
-        rollouts = pair.sampler.generate(prompts(), params, seed=version)
-        assert largest_gap(model, rollouts, temperature) < 1e-4
-        assert {rollout.policy_version for rollout in rollouts} == {version}
-        for rollout in pair.sampler.generate(prompts(), greedy, seed=version):
-            likeliest = logits_of(model, rollout).argmax(-1)
-            assert tuple(likeliest.tolist()) == rollout.token_ids
-            assert rollout.greedy
+        check_is_the_trainers(pair, version=version)
 
 
 def test_rollouts_end_at_any_end_token_or_at_the_limit(pair: SimpleNamespace) -> None:
-    params = SamplingParams(n=16, max_tokens=24)
-    seen: list[int] = []
-    rollouts = pair.sampler.generate(
-        prompts(), params, seed=3, on_finish=lambda index, rollout: seen.append(index)
-    )
-    assert sorted(seen) == list(range(64))
-    assert seen != sorted(seen)  # each as it ends
-    assert [rollout.prompt.id for rollout in rollouts] == [str(i // 16) for i in range(64)]
-    for rollout in rollouts:
-        assert len(rollout.logprobs) == len(rollout.token_ids) <= 24
-        assert not set(rollout.token_ids[:-1]) & set(EOS)
-        ended = rollout.token_ids[-1] in EOS
-        assert rollout.finish_reason == ("stop" if ended else "length")
-        assert ended or len(rollout.token_ids) == 24
-    assert {r.token_ids[-1] for r in rollouts if r.finish_reason == "stop"} == set(EOS)
+    check_how_rollouts_end(pair.sampler)
 
 
 def test_what_is_drawn_depends_on_seed_and_place_alone(pair: SimpleNamespace) -> None:
-    def tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
-        return [rollout.token_ids for rollout in rollouts]
+    check_what_draws_depend_on(pair.sampler)
 
-    all_of_them = tokens(pair.sampler.generate(prompts(), PARAMS, seed=5))
-    some = pair.sampler.generate(prompts()[2:], PARAMS, seed=5, places=[2, 3])
-    assert tokens(some) == all_of_them[6:]
-    assert tokens(pair.sampler.generate(prompts(), PARAMS, seed=5)) == all_of_them
-    assert tokens(pair.sampler.generate(prompts(), PARAMS, seed=6)) != all_of_them
-    assert len(set(all_of_them[:3])) == 3
+
+class Sleeping:
+    """An engine that loses, asleep, what one on a GPU loses: the CPU's has no sleep."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self.asleep = engine, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def sleep(self, level: int) -> None:
+        def lose(model: Any) -> None:
+            for parameter in model.parameters():
+                parameter.data.fill_(torch.nan)
+
+        if level == 2:
+            self._engine.apply_model(lose)
+        self.asleep = {"weights", "kv_cache"}
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.asleep -= set(tags)
+
+    def collective_rpc(self, *args: Any, **more: Any) -> Any:
+        assert "weights" not in self.asleep
+        return self._engine.collective_rpc(*args, **more)
+
+    def add_lora(self, adapter: Any) -> Any:
+        assert "weights" not in self.asleep
+        return self._engine.add_lora(adapter)
+
+    def step(self) -> Any:
+        assert not self.asleep
+        return self._engine.step()
+
+
+def test_an_engine_that_slept_has_the_next_weights(pair: SimpleNamespace) -> None:
+    sampler, settings = pair.sampler, pair.sampler.settings
+    awake, sampler.engine = sampler.engine, Sleeping(sampler.engine)
+    sampler.settings = replace(settings, device="cuda")
+    for version in (20, 21):
+        sampler.rest()
+        move(pair.engine, seed=version)
+        sampler.load_weights(pair.engine.weights(), version=version)
+        assert sampler.engine.asleep == {"kv_cache"}
+        check_is_the_trainers(pair, version=version)
+    sampler.engine, sampler.settings = awake, settings
 
 
 def test_more_prompts_than_are_read_at_once(pair: SimpleNamespace) -> None:
@@ -125,7 +143,7 @@ def test_an_engine_that_fails_is_started_again_once(
         prompts(), PARAMS, seed=9, on_finish=lambda index, rollout: finished.append(index)
     )
     assert sorted(finished) == list(range(12))
-    assert [r.token_ids for r in rollouts] == [r.token_ids for r in undisturbed]
+    assert tokens(rollouts) == tokens(undisturbed)
 
     pair.sampler.engine = Failing(pair.sampler.engine)
     fresh = "rlcli.rollout.vllm.sampler.start_engine"

@@ -20,7 +20,16 @@ import psutil
 import pytest
 import torch
 from engine_parts import config, make_engine
-from vllm_parts import EOS, logits_of, move, prompts, reference, save_model
+from vllm_parts import (
+    EOS,
+    check_how_rollouts_end,
+    check_is_the_trainers,
+    check_what_draws_depend_on,
+    move,
+    prompts,
+    save_model,
+    tokens,
+)
 
 from rlcli.errors import ConfigError, SamplerError
 from rlcli.rollout.base import SamplingParams
@@ -84,23 +93,6 @@ def wanted_of(folder: Path, **changes: Any) -> VllmSettings:
     return VllmSettings(**(wanted | changes))
 
 
-def tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
-    return [rollout.token_ids for rollout in rollouts]
-
-
-def check_is_the_trainers(pair: SimpleNamespace, *, version: int) -> None:
-    model = reference(pair)
-    rollouts = pair.sampler.generate(prompts(), PARAMS, seed=version)
-    assert {rollout.policy_version for rollout in rollouts} == {version}
-    for rollout in rollouts:
-        own = logits_of(model, rollout).log_softmax(-1)
-        own = own.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
-        assert (own - torch.tensor(rollout.logprobs)).abs().max() < 1e-4
-    greedy = SamplingParams(n=1, max_tokens=24, temperature=0.0)
-    for rollout in pair.sampler.generate(prompts(), greedy, seed=version):
-        assert tuple(logits_of(model, rollout).argmax(-1).tolist()) == rollout.token_ids
-
-
 def test_after_each_update_it_is_the_trainers_policy(pair: SimpleNamespace) -> None:
     before = tokens(pair.sampler.generate(prompts(), PARAMS, seed=9))
     for version in (1, 2, 3):
@@ -111,27 +103,11 @@ def test_after_each_update_it_is_the_trainers_policy(pair: SimpleNamespace) -> N
 
 
 def test_rollouts_end_at_any_end_token_or_at_the_limit(pair: SimpleNamespace) -> None:
-    params = SamplingParams(n=16, max_tokens=24)
-    seen: list[int] = []
-    rollouts = pair.sampler.generate(
-        prompts(), params, seed=3, on_finish=lambda index, rollout: seen.append(index)
-    )
-    assert sorted(seen) == list(range(64))
-    assert seen != sorted(seen)  # each as it ends
-    for rollout in rollouts:
-        assert len(rollout.logprobs) == len(rollout.token_ids) <= 24
-        assert not set(rollout.token_ids[:-1]) & set(EOS)
-        ended = rollout.token_ids[-1] in EOS
-        assert rollout.finish_reason == ("stop" if ended else "length")
-        assert ended or len(rollout.token_ids) == 24
-    assert {r.token_ids[-1] for r in rollouts if r.finish_reason == "stop"} == set(EOS)
+    check_how_rollouts_end(pair.sampler)
 
 
 def test_what_is_drawn_depends_on_seed_and_place_alone(pair: SimpleNamespace) -> None:
-    everything = tokens(pair.sampler.generate(prompts(), PARAMS, seed=5))
-    some = pair.sampler.generate(prompts()[2:], PARAMS, seed=5, places=[2, 3])
-    assert tokens(some) == everything[6:]
-    assert tokens(pair.sampler.generate(prompts(), PARAMS, seed=6)) != everything
+    check_what_draws_depend_on(pair.sampler)
 
 
 def test_a_stop_takes_back_what_is_under_way(pair: SimpleNamespace) -> None:
