@@ -88,9 +88,6 @@ class _Follower:
     def load_weights(self, version: int) -> None:
         self._sampler.load_weights(self._engine.weights(), version=version)
 
-    def rest(self) -> None:
-        self._sampler.rest()
-
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -106,6 +103,7 @@ class _Follower:
         self._sampler.generate(prompts, params, seed=seed, places=places, on_finish=on_finish)
 
     def annotate(self, batch: Batch) -> None:
+        self._sampler.rest()
         self._annotated = self._engine.annotate(batch, self._objective)
 
     def update(self, advantages: Advantages, step: int) -> None:

@@ -207,9 +207,8 @@ class CrewSampler:
             self._sampler.load_weights(weights, version=version)
 
     def rest(self) -> None:
-        """Every rank's sampler makes room."""
-        with self._crew.doing("rest"):
-            self._sampler.rest()
+        """See Sampler; other ranks' make room when they annotate."""
+        self._sampler.rest()
 
     def close(self) -> None:
         """See Sampler; other ranks close theirs when they stop."""
