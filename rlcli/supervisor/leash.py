@@ -1,6 +1,7 @@
 """Becomes the command it is given, to be killed when the process that started it is gone.
 
 Run as a file, before anything of the package is loaded: leash.py PARENT COMMAND...
+The kernel ends one process so; rollout/vllm/guard.py ends one with all that it started.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,10 +132,9 @@ class Watch:
 
     def _lost(self, cause: str) -> End:
         """The run is started again, unless it was asked to stop."""
-        asked = self._signals.handed_on
-        if not asked:
+        if not self._signals.handed_on:
             return End(code=1, cause=cause, starts_again=True)
-        code = INTERRUPTED if signal.SIGINT in asked else 1
+        code = INTERRUPTED if self._signals.is_interrupt else 1
         return End(code=code, cause=f"{cause}; not started again, as it was asked to stop")
 
     def _told(self, death: Death) -> str:
