@@ -49,8 +49,7 @@ class Launch:
 def num_served(config: Config) -> int:
     """GPUs that servers of vLLM, started by rlcli, have for themselves."""
     rollout = config.rollout
-    is_own = rollout.engine == "vllm_server" and rollout.url is None
-    return rollout.replicas * rollout.tensor_parallel if is_own else 0
+    return rollout.replicas * rollout.tensor_parallel if rollout.starts_servers else 0
 
 
 def num_local(config: Config, num_gpus: int) -> int:

@@ -14,10 +14,12 @@ from rlcli.samplers import build_vllm, check_width, end_tokens, find_servers, ma
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from rlcli.algos.algorithm import Algorithm
     from rlcli.build import Plan
+    from rlcli.causal_lm import CausalLM
     from rlcli.engines.critic import Critic
     from rlcli.engines.ranks import Ranks
     from rlcli.engines.torch_engine import TorchEngine
@@ -61,28 +63,17 @@ def build_models(
     """
     import torch
 
-    from rlcli.causal_lm import enable_gradient_checkpointing, load_causal_lm
-    from rlcli.engines.lora import add_lora
+    from rlcli.causal_lm import enable_gradient_checkpointing
 
-    config, device = plan.config, plan.device
+    config = plan.config
     check_width(plan, ranks.size)
-    engine_class = choose_engine(config)
-    compute = compute_dtype(config, device)
+    compute = compute_dtype(config, plan.device)
+    is_half, uses_lora = compute is torch.bfloat16, config.lora.rank > 0
     servers = find_servers(plan, compute, run_dir, ranks)
-    is_half = compute is torch.bfloat16
-    uses_lora = config.lora.rank > 0
+    engine_class = choose_engine(config)
     trains_half = is_half and not uses_lora and engine_class.in_lockstep
     autocast = compute if is_half and not trains_half else None
-
-    trust = config.model.trust_remote_code
-    load = partial(load_causal_lm, str(plan.model_dir), device=device, trust_remote_code=trust)
-    policy = load(dtype=compute if uses_lora or trains_half else torch.float32)
-    set_up_cpu(device, policy.model.num_parameters())
-    is_native = config.rollout.engine in ("auto", "native")
-    is_own = not is_native or not is_half or uses_lora or trains_half
-    sampled = policy if is_own else load(dtype=compute)
-    peft_model = add_lora(policy.model, config.lora) if uses_lora else None
-    ranks.equalize(policy.model)
+    policy, sampled, peft_model = _load_policy(plan, compute, ranks, trains_half=trains_half)
     reference = None
     if algorithm.needs_reference and not uses_lora:
         # as exact as the policy: only then is the KL at the start exactly 0
@@ -90,8 +81,6 @@ def build_models(
         reference.model.requires_grad_(False).eval()
     if config.model.gradient_checkpointing:
         enable_gradient_checkpointing(policy.model)
-    if is_native and sampled is policy and engine_class.shards_weights(config.train):
-        sampled = copy.deepcopy(policy)  # what sharded weights are put together in
     _, pad_token_id = end_tokens(plan, plan.model_dir)
     critic = _build_critic(plan, pad_token_id, ranks) if plan.critic_dir else None
     if config.model.compile:
@@ -101,16 +90,17 @@ def build_models(
         policy,
         total_steps=plan.num_steps,
         pad_token_id=pad_token_id,
-        sampler_is_exact=is_native and not is_half and not config.rollout.async_steps,
+        sampler_is_exact=config.rollout.is_native
+        and not is_half
+        and not config.rollout.async_steps,
         autocast_dtype=autocast,
         peft_model=peft_model,
         reference=reference,
         critic=critic,
         ranks=ranks,
     )
-    if not is_native:
-        sampler = build_vllm(plan, engine, compute, servers)
-        return engine, sampler, policy.notes
+    if sampled is None:
+        return engine, build_vllm(plan, engine, compute, servers), policy.notes
     sampler = make_sampler(
         sampled,
         plan,
@@ -119,6 +109,32 @@ def build_models(
         autocast_dtype=autocast if uses_lora else None,
     )
     return engine, sampler, policy.notes
+
+
+def _load_policy(
+    plan: Plan, compute: torch.dtype, ranks: Ranks, *, trains_half: bool
+) -> tuple[CausalLM, CausalLM | None, PeftModel | None]:
+    """(policy, what the native sampler samples from, policy with adapters)."""
+    import torch
+
+    from rlcli.causal_lm import load_causal_lm
+    from rlcli.engines.lora import add_lora
+
+    config, device, uses_lora = plan.config, plan.device, plan.config.lora.rank > 0
+    trust = config.model.trust_remote_code
+    load = partial(load_causal_lm, str(plan.model_dir), device=device, trust_remote_code=trust)
+    trained = compute if uses_lora or trains_half else torch.float32
+    policy = load(dtype=trained)
+    set_up_cpu(device, policy.model.num_parameters())
+    peft_model = add_lora(policy.model, config.lora) if uses_lora else None
+    ranks.equalize(policy.model)
+    if not config.rollout.is_native:
+        return policy, None, peft_model
+    if trained is not compute:
+        return policy, load(dtype=compute), peft_model
+    if choose_engine(config).shards_weights(config.train):  # to put the shares together in
+        return policy, copy.deepcopy(policy), peft_model
+    return policy, policy, peft_model
 
 
 def choose_engine(config: Config) -> type[TorchEngine]:

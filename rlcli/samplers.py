@@ -84,17 +84,16 @@ def build_vllm(
     from rlcli.rollout.vllm.sampler import VllmSampler
 
     config = plan.config
-    settings = _vllm_settings(plan, dtype, num_ranks=engine.ranks.size)
-    is_served = config.rollout.engine == "vllm_server"
     more = {
         "eos_token_ids": end_tokens(plan, plan.model_dir)[0],
         "lora_alpha": config.lora.alpha,
         "weights": engine.weights if engine.ranks.size == 1 else None,
     }
     sampler: VllmSampler | ServerSampler
-    if is_served:
-        sampler = _share_servers(plan, engine, settings, servers, **more)
+    if config.rollout.engine == "vllm_server":
+        sampler = _share_servers(plan, engine, dtype, servers, **more)
     else:
+        settings = _vllm_settings(plan, dtype, num_ranks=engine.ranks.size)
         try:
             sampler = VllmSampler(settings, plan.tokenizer, **more)
         except Exception as error:
@@ -150,7 +149,7 @@ def _vllm_settings(plan: Plan, dtype: torch.dtype, *, num_ranks: int) -> VllmSet
 def _share_servers(
     plan: Plan,
     engine: TorchEngine,
-    settings: VllmSettings,
+    dtype: torch.dtype,
     replicas: Sequence[Replica],
     **more: Any,
 ) -> ServerSampler:
@@ -162,6 +161,7 @@ def _share_servers(
     ranks = engine.ranks
     found = ranks.gather([(one.address.url, one.base) for one in replicas])[0]
     if not ranks.is_first:
+        settings = _vllm_settings(plan, dtype, num_ranks=ranks.size)
         replicas = [Replica(address_of(url), settings, base=base) for url, base in found]
     return ServerSampler(
         replicas,

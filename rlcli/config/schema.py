@@ -225,6 +225,16 @@ class RolloutConfig(Section):
     async_steps: Annotated[int, Field(ge=0, le=1)] = 0
     """Steps that sampling may run ahead of training."""
 
+    @property
+    def is_native(self) -> bool:
+        """Whether torch samples; an auto that means vLLM has become that before a run begins."""
+        return self.engine in ("auto", "native")
+
+    @property
+    def starts_servers(self) -> bool:
+        """Whether rlcli starts the vLLM servers that it samples from."""
+        return self.engine == "vllm_server" and self.url is None
+
 
 class TrainConfig(Section):
     """Updates."""

@@ -120,7 +120,7 @@ class _Step:
         copies = 0.0
         if config.algorithm.needs_reference and not self._moves_reference:
             copies += self._reference()
-        if numerics.half and self._is_native:
+        if numerics.half and config.rollout.is_native:
             copies += HALF * shape.parameters
         return copies
 
@@ -134,10 +134,6 @@ class _Step:
         numerics = self.numerics
         width = HALF if numerics.deepspeed and numerics.half else FLOAT
         return width * self.models.policy.parameters
-
-    @property
-    def _is_native(self) -> bool:
-        return self.config.rollout.engine in ("auto", "native")
 
     def phases(self) -> list[Phase]:
         """In the order of a step."""
@@ -180,7 +176,7 @@ class _Step:
     def _sampling(self) -> Moment:
         """Sampling: buffers of keys and values, and the choice of the next tokens."""
         config, shape, rows = self.config, self.models.policy, self.work.rollout
-        if not self._is_native:
+        if not config.rollout.is_native:
             return Moment(rollout=self._vllm())
         kv = passes.native_kv_bytes(shape, rows, width=self.numerics.width)
         one = FLOAT * rows.rows * shape.vocabulary
@@ -207,10 +203,10 @@ class _Step:
 
     def _sweep(self) -> Moment:
         """Old and reference log-probs, as far as the run needs them."""
-        algorithm = self.config.algorithm
+        algorithm, rollout = self.config.algorithm, self.config.rollout
         squares = "sum_pi_squared" in needs_of(self.config)
-        is_exact = self._is_native and not self.numerics.half and not algorithm.compares_sampler
-        is_exact = is_exact and not self.config.rollout.async_steps
+        is_same = rollout.is_native and not self.numerics.half and not rollout.async_steps
+        is_exact = is_same and not algorithm.compares_sampler
         reads_policy = squares or not (is_exact or algorithm.bypass)
         if not reads_policy and not algorithm.needs_reference:
             return Moment()

@@ -125,7 +125,7 @@ def _candidates(config: Config, plan: MemoryPlan) -> Iterator[tuple[list[Change]
 
 def _sampling(config: Config) -> Iterator[tuple[list[Change], str]]:
     rollout = config.rollout
-    if rollout.engine in ("auto", "native"):
+    if rollout.is_native:
         fewest = rollout.n
         sizes = _halves(min(rollout.max_rows, config.train.prompts_per_step * rollout.n), fewest)
         yield [{"rollout.max_rows": size} for size in sizes], "some speed of sampling"

@@ -77,7 +77,7 @@ def _budget(resolved: Resolved) -> list[str]:
 def _same_model(resolved: Resolved) -> list[str]:
     """Comparisons of sampler and trainer where both are one float32 model."""
     config = resolved.config
-    is_same = config.model.dtype == "float32" and config.rollout.engine in ("auto", "native")
+    is_same = config.model.dtype == "float32" and config.rollout.is_native
     if not is_same or config.rollout.async_steps:
         return []
     asked = {

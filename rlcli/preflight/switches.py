@@ -205,7 +205,7 @@ SWITCHES = (
     ),
     Switch(
         _keys("rollout", "replicas"),
-        lambda config: config.rollout.engine == "vllm_server" and config.rollout.url is None,
+        lambda config: config.rollout.starts_servers,
         "rlcli starts no vLLM servers for this run",
     ),
     Switch(
