@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,7 +213,9 @@ def _build_run(
     from rlcli.trainer import Run
 
     config = plan.config
-    algorithm, engine, sampler, model_notes = _lead(plan, crew, run_dir.path)
+    algorithm, engine, sampler, model_notes = _lead(
+        plan, crew, run_dir.path, tell=lambda text: monitor.note(text)
+    )
     console = RunConsole(
         run_dir.console_log,
         num_steps=plan.num_steps,
@@ -258,11 +260,11 @@ def _build_run(
 
 
 def _lead(
-    plan: Plan, crew: Crew | None, run_dir: Path
+    plan: Plan, crew: Crew | None, run_dir: Path, *, tell: Callable[[str], None]
 ) -> tuple[Algorithm, TrainEngine, Sampler, list[str]]:
     """What `_load` gives, as the loop sees it: of this process, or of all ranks."""
     size = 1 if crew is None else crew.size
-    algorithm, engine, sampler, notes = _load(plan, 0, size, run_dir)
+    algorithm, engine, sampler, notes = _load(plan, 0, size, run_dir, tell=tell)
     if crew is None:
         return algorithm, engine, sampler, notes
     from rlcli.crew.lead import CrewEngine, CrewSampler
@@ -273,7 +275,7 @@ def _lead(
 
 
 def _load(
-    plan: Plan, rank: int, size: int, run_dir: Path
+    plan: Plan, rank: int, size: int, run_dir: Path, *, tell: Callable[[str], None]
 ) -> tuple[Algorithm, TrainEngine, Sampler, list[str]]:
     """(algorithm, engine, sampler, notes) of one of `size` ranks."""
     import torch
@@ -284,13 +286,15 @@ def _load(
     config = plan.config
     torch.manual_seed(config.run.seed)
     algorithm = Algorithm(config, corrects_sampler=config.algorithm.corrects_sampler)
-    return algorithm, *build_models(plan, algorithm, Ranks(rank, size), run_dir)
+    return algorithm, *build_models(plan, algorithm, Ranks(rank, size), run_dir, tell=tell)
 
 
 def serve_rank(plan: Plan, place: Place, connection: Connection) -> bool:
     """Build this rank's models, do what rank 0 says until it stops; whether all ended well."""
     from rlcli.crew.follow import follow
+    from rlcli.crew.lines import speaker
 
-    algorithm, engine, sampler, _ = _load(plan, place.rank, place.size, place.run_dir)
+    tell = speaker(plan.config.run.lang)
+    algorithm, engine, sampler, _ = _load(plan, place.rank, place.size, place.run_dir, tell=tell)
     seed = (plan.config.run.seed, place.rank)
     return follow(connection, engine, sampler, algorithm, seed=seed, log=place.log)

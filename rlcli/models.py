@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,10 +56,11 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 
 def build_models(
-    plan: Plan, algorithm: Algorithm, ranks: Ranks, run_dir: Path
+    plan: Plan, algorithm: Algorithm, ranks: Ranks, run_dir: Path, *, tell: Callable[[str], None]
 ) -> tuple[TorchEngine, Sampler, list[str]]:
     """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute.
 
+    tell: what happens to the sampler later.
     DeepSpeed trains bfloat16 weights, of which it keeps float32 ones in shares.
     """
     import torch
@@ -100,7 +102,7 @@ def build_models(
         ranks=ranks,
     )
     if sampled is None:
-        return engine, build_vllm(plan, engine, compute, servers), policy.notes
+        return engine, build_vllm(plan, engine, compute, servers, tell=tell), policy.notes
     sampler = make_sampler(
         sampled,
         plan,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +74,16 @@ def check_width(plan: Plan, num_ranks: int) -> None:
 
 
 def build_vllm(
-    plan: Plan, engine: TorchEngine, dtype: torch.dtype, servers: Sequence[Replica]
+    plan: Plan,
+    engine: TorchEngine,
+    dtype: torch.dtype,
+    servers: Sequence[Replica],
+    *,
+    tell: Callable[[str], None],
 ) -> Sampler:
     """vLLM, in this process or served, held against the trainer after each new weights.
 
-    servers: what `find_servers` found.
+    servers: what `find_servers` found. tell: that one, or the engine, was started again.
     """
     from rlcli.in_sync import CheckedSampler
     from rlcli.rollout.vllm.sampler import VllmSampler
@@ -88,6 +93,7 @@ def build_vllm(
         "eos_token_ids": end_tokens(plan, plan.model_dir)[0],
         "lora_alpha": config.lora.alpha,
         "weights": engine.weights if engine.ranks.size == 1 else None,
+        "tell": tell,
     }
     sampler: VllmSampler | ServerSampler
     if config.rollout.engine == "vllm_server":

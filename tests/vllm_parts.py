@@ -60,6 +60,7 @@ def trainer_and_sampler(
 
     save_model(folder, tied=tied)
     settings = config(**changes)
+    told: list[str] = []
     engine = make_engine(folder, settings)
     sampler = VllmSampler(
         VllmSettings(
@@ -75,10 +76,11 @@ def trainer_and_sampler(
         eos_token_ids=EOS,
         lora_alpha=settings.lora.alpha,
         weights=engine.weights,
+        tell=told.append,
     )
     sampler.load_weights(engine.weights(), version=0)
     try:
-        yield SimpleNamespace(engine=engine, sampler=sampler, config=settings)
+        yield SimpleNamespace(engine=engine, sampler=sampler, config=settings, told=told)
     finally:
         sampler.close()
 

@@ -143,6 +143,10 @@ def test_an_engine_that_fails_is_started_again_once(
         prompts(), PARAMS, seed=9, on_finish=lambda index, rollout: finished.append(index)
     )
     assert sorted(finished) == list(range(12))
+    assert pair.told.pop() == (
+        "vLLM failed: RuntimeError: CUDA error: an illegal memory access; it is started again, and "
+        "samples what is missing."
+    )
     assert tokens(rollouts) == tokens(undisturbed)
 
     pair.sampler.engine = Failing(pair.sampler.engine)

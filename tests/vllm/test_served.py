@@ -55,7 +55,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Simple
         settings = config(**changes)
         wanted = wanted_of(folder, lora_rank=settings.lora.rank)
         engine = make_engine(folder, settings)
-        made[name] = SimpleNamespace(engine=engine, config=settings, settings=wanted)
+        made[name] = SimpleNamespace(engine=engine, config=settings, settings=wanted, told=[])
 
     def start(pair: SimpleNamespace) -> list[Replica]:
         return start_replicas(pair.settings, [[]], run_dir=pair.settings.model_dir / "run")
@@ -69,6 +69,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Simple
             eos_token_ids=EOS,
             lora_alpha=pair.config.lora.alpha,
             weights=pair.engine.weights,
+            tell=pair.told.append,
         )
         pair.sampler.load_weights(pair.engine.weights(), version=0)
     yield made
@@ -187,6 +188,9 @@ def test_a_server_that_dies_or_hangs_is_started_again_once(
 
     rollouts = pair.sampler.generate(prompts(), many, seed=5, on_finish=kill_engine)
     assert replica.deaths == 1
+    (told,) = pair.told
+    assert told.startswith(f"the vLLM server at {replica.address.url} died: ")
+    assert told.endswith("; it is started again.")
     assert tokens(rollouts) == tokens(undisturbed)
     monkeypatch.setattr(flight, "PULSE_S", 0.5)
     monkeypatch.setattr(flight, "SILENT_S", 4.0)
@@ -237,7 +241,9 @@ def engine_of(replica: Replica) -> psutil.Process:
 def test_a_server_that_died_between_steps_comes_back(pair: SimpleNamespace) -> None:
     (replica,) = pair.sampler.replicas
     replica.server.kill()
+    pair.told.clear()
     pair.sampler.load_weights(pair.engine.weights(), version=8)
+    assert len(pair.told) == 1
     assert replica.version() == 8
     check_is_the_trainers(pair, version=8)
 

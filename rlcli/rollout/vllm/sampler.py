@@ -30,7 +30,7 @@ class VllmSampler:
     """vLLM beside the trainer; on a GPU it sleeps while others need the memory.
 
     weights: where a fresh engine finds the current weights after a crash; none where that takes
-    all ranks.
+    all ranks. tell: that it was started again.
     """
 
     is_exact = False
@@ -43,11 +43,12 @@ class VllmSampler:
         eos_token_ids: Sequence[int],
         lora_alpha: float = 0.0,
         weights: Weights | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.settings, self.tokenizer = settings, tokenizer
         self.eos_token_ids = tuple(eos_token_ids)
         self.lora_alpha = lora_alpha
-        self.weights = weights
+        self.weights, self._tell = weights, tell
         self.version = 0
         self._numbers = count(1)
         self._asleep: set[str] = set()
@@ -188,6 +189,7 @@ class VllmSampler:
         """A fresh engine with the current weights. Raises: SamplerError where there is none."""
         if self.weights is None:
             raise SamplerError(f"vLLM failed: {told}")
+        self._tell(f"vLLM failed: {told}; it is started again, and samples what is missing.")
         try:
             self.close()
             self._adapter = self._adapter_folder = None

@@ -92,7 +92,7 @@ class ServerSampler:
 
     weights: where a server finds the current weights when it comes back; none where that takes
     all ranks. sends: whether this rank gives the weights to the servers. meet: returns when all
-    ranks are there.
+    ranks are there. tell: which server is gone, and what follows.
     """
 
     is_exact = False
@@ -107,12 +107,14 @@ class ServerSampler:
         weights: Weights | None = None,
         sends: bool = True,
         meet: Callable[[], object] = lambda: None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.replicas, self.tokenizer = list(replicas), tokenizer
         self.settings = self.replicas[0].settings
         self.eos_token_ids = tuple(eos_token_ids)
         self.lora_alpha = lora_alpha
         self.weights, self.sends, self.meet = weights, sends, meet
+        self._tell = tell
         self.version = 0
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]], *, version: int) -> None:
@@ -127,6 +129,7 @@ class ServerSampler:
                 if replica.is_alive() or self.weights is None:
                     raise self._not_taken(replica, error) from error
                 replica.bury()
+                self._tell_back(replica)
                 self._bring_back(replica, self.weights)
         else:
             for _ in weights:
@@ -213,11 +216,24 @@ class ServerSampler:
         if replica.deaths > MAX_DEATHS:
             raise SamplerError(f"a vLLM server died twice in one step: {replica.last_words()}")
         if any(not other.is_dead for other in self.replicas):
+            self._tell(
+                f"the vLLM server at {replica.address.url} died: {replica.last_words()}; the "
+                "others do its work until the next update."
+            )
             return
         if self.weights is None:
             said = replica.last_words() if replica.server else error
             raise SamplerError(f"the last vLLM server died: {said}\nResume this run.") from error
+        self._tell_back(replica)
         self._bring_back(replica, self.weights)
+
+    def _tell_back(self, replica: Replica) -> None:
+        url = replica.address.url
+        if replica.server is None:
+            self._tell(f"the vLLM server at {url} is gone; it is waited for.")
+        else:
+            words = replica.last_words()
+            self._tell(f"the vLLM server at {url} died: {words}; it is started again.")
 
     def _bring_back(self, replica: Replica, weights: Weights) -> None:
         """Alive, with the current weights. Raises: SamplerError."""
@@ -229,6 +245,7 @@ class ServerSampler:
         for replica in self.replicas:
             if replica.is_dead or not replica.is_alive():
                 replica.bury()
+                self._tell_back(replica)
                 replica.revive()
 
     def _give(
