@@ -110,7 +110,7 @@ class Lead:
         return int(path.read_text())
 
 
-def wait_until(is_so: Callable[[], bool], limit_s: float = 20.0) -> float:
+def wait_until(is_so: Callable[[], bool], limit_s: float = 60.0) -> float:
     """Seconds until it is so."""
     begin_s = time.monotonic()
     while not is_so():

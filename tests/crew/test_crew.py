@@ -163,7 +163,7 @@ def test_a_rank_that_lost_contact_is_not_the_one_that_is_named(tmp_path: Path) -
     crew = Crew([pair[0] for pair in pairs], tmp_path / "log", first_word_s=0.1, beat_s=0.1)
 
     def state() -> None:
-        wait_until(lambda: 2 in crew.watch.late, 5.0)
+        wait_until(lambda: 2 in crew.watch.late)
         pairs[0][1].send_bytes(pickle.dumps(("lost", "Connection closed by peer")))
         pairs[0][1].close()
 
@@ -198,7 +198,7 @@ def test_a_rank_that_takes_nothing_is_given_up(tmp_path: Path) -> None:
 
 def test_who_is_waited_for_is_said_while_it_lasts() -> None:
     (slow, _keep), (quick, answer) = multiprocessing.Pipe(), multiprocessing.Pipe()
-    watch = Watch({1: Inbox(slow), 2: Inbox(quick)}, first_word_s=0.05, beat_s=0.3)
+    watch = Watch({1: Inbox(slow), 2: Inbox(quick)}, first_word_s=0.05, beat_s=30.0)
     told: list[str] = []
     watch.tell = told.append
     watch.begin("update")
@@ -206,9 +206,9 @@ def test_who_is_waited_for_is_said_while_it_lasts() -> None:
     assert not told  # nobody is done yet, and nobody has had to say how far it is
     answer.send_bytes(pickle.dumps(("done",)))
     watch.done(0)
-    wait_until(lambda: bool(told), 5.0)
+    wait_until(lambda: bool(told))
     watch.close()
-    assert re.fullmatch(r"rank 1 in update for \d s, others waiting", told[0])
+    assert re.fullmatch(r"rank 1 in update for \d+ s, others waiting", told[0])
 
 
 def test_rollouts_come_whole_and_in_order_between_beats(tmp_path: Path) -> None:
@@ -263,9 +263,9 @@ def test_what_only_rank_0_does_is_said_while_others_have_nothing_to_do() -> None
     assert not told  # the other rank samples meanwhile
     watch.end()
     begun = time.monotonic()
-    wait_until(lambda: bool(told), 5.0)
+    wait_until(lambda: bool(told))
     assert time.monotonic() - begun >= 0.2
-    assert told[0] == "rank 0 in reward for 0 s, others waiting"
+    assert re.fullmatch(r"rank 0 in reward for \d+ s, others waiting", told[0])
     watch.lead("")
     told.clear()
     time.sleep(0.5)

@@ -97,7 +97,7 @@ def guests(address: Sequence[str | int], ranks: Sequence[int]) -> Iterator[dict[
     found: dict[int, Connection] = {}
 
     def come(rank: int) -> None:
-        found[rank] = enter(address, KEY, rank=rank, limit_s=5.0)
+        found[rank] = enter(address, KEY, rank=rank, limit_s=60.0)
 
     threads = [threading.Thread(target=come, args=(rank,)) for rank in ranks]
     for thread in threads:
@@ -113,7 +113,7 @@ def guests(address: Sequence[str | int], ranks: Sequence[int]) -> Iterator[dict[
 def test_ranks_come_in_any_order_over_either_protocol(host: str) -> None:
     needs(host)
     with open_door(host, size=4) as door, guests(door.getsockname(), [3, 1, 2]) as found:
-        there = let_in(door, KEY, size=4, limit_s=5.0, tell=print)
+        there = let_in(door, KEY, size=4, limit_s=60.0, tell=print)
         for rank, connection in enumerate(there, start=1):
             connection.send(rank)
         assert [found[rank].recv() for rank in (1, 2, 3)] == [1, 2, 3]
@@ -128,7 +128,7 @@ def test_a_stranger_is_not_let_in_and_keeps_nobody_waiting(monkeypatch: pytest.M
         wrong = threading.Thread(target=knock, args=(door.getsockname(),))
         wrong.start()
         with closing(silent), guests(door.getsockname(), [1]):
-            (connection,) = let_in(door, KEY, size=2, limit_s=5.0, tell=print)
+            (connection,) = let_in(door, KEY, size=2, limit_s=60.0, tell=print)
         connection.close()
         wrong.join()
 
@@ -162,7 +162,7 @@ def test_a_rank_0_that_has_gone_is_told() -> None:
     with open_door("127.0.0.1", size=1) as door:
         address = door.getsockname()
     with pytest.raises(RankLostError, match=f"rank 0 does not answer at 127.0.0.1:{address[1]}"):
-        enter(address, KEY, rank=1, limit_s=5.0)
+        enter(address, KEY, rank=1, limit_s=60.0)
 
 
 def test_rank_0_may_listen_later_than_others_ask() -> None:

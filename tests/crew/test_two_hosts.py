@@ -204,7 +204,7 @@ def test_a_closed_port_is_told(hosts: Hosts) -> None:
 
 def test_a_firewall_that_lets_only_the_supervisors_meet_is_told(hosts: Hosts) -> None:
     hosts.open_only(PORT)
-    told = ends_of(*(hosts.start(node, patience_s=3.0) for node in range(2)))
+    told = ends_of(*(hosts.start(node, patience_s=10.0) for node in range(2)))
     assert [code for code, _ in told] == [2, 2], told
     said = told[0][1]
     assert "rank 1 cannot speak with all other ranks: no answer from 10.77.0.1:" in said

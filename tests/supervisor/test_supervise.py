@@ -227,7 +227,7 @@ def test_a_rank_that_dies_after_the_end_is_none_that_is_missed(lead: Lead) -> No
 def test_ranks_that_stay_after_rank_0_are_killed(lead: Lead) -> None:
     begin_s = time.monotonic()
     assert lead("if rank: time.sleep(60)\nawait_file('pid_1_0')\n", leave_s=0.3) == 0
-    assert time.monotonic() - begin_s < 5
+    assert time.monotonic() - begin_s < 40  # not until a sleeper wakes
     assert not is_alive(lead.pid(1))
 
 
@@ -243,7 +243,7 @@ def test_what_a_killed_rank_has_started_is_killed_too(lead: Lead) -> None:
     assert lead(script) == 0
     for rank in (0, 1):
         child = int((lead.run_dir / f"child_{rank}").read_text())
-        wait_until(lambda pid=child: not is_alive(pid), 5.0)
+        wait_until(lambda pid=child: not is_alive(pid))
 
 
 HANDLED = """
@@ -274,7 +274,7 @@ def test_a_signal_before_rank_0_handles_it_ends_all_at_once(lead: Lead) -> None:
     begin_s = time.monotonic()
     meanwhile(signals_here(lead, signal.SIGTERM))
     assert lead("if not rank: write('ready')\n" + WAIT) == 143
-    assert time.monotonic() - begin_s < 5
+    assert time.monotonic() - begin_s < 40  # not until a sleeper wakes
     assert lead.told == []
     assert not (lead.run_dir / "rank_1.log").exists()
 
@@ -284,7 +284,7 @@ def test_a_rank_0_that_loads_and_does_not_listen_is_not_waited_for(lead: Lead) -
     meanwhile(signals_here(lead, signal.SIGINT))
     script = "signal.signal(signal.SIGINT, signal.SIG_IGN)\nif not rank: write('ready')\n" + WAIT
     assert lead(script, stop_s=0.3) == 130
-    assert time.monotonic() - begin_s < 5
+    assert time.monotonic() - begin_s < 40  # not until a sleeper wakes
     assert lead.told == []
     assert not (lead.run_dir / "status.json").exists()
 
@@ -294,7 +294,7 @@ def test_a_signal_while_the_other_ranks_leave_ends_the_wait(lead: Lead) -> None:
     meanwhile(signals_here(lead, signal.SIGTERM))
     script = "if rank: time.sleep(60)\nawait_file('pid_1_0')\nwrite('ready')\n"
     assert lead(script) == 0
-    assert time.monotonic() - begin_s < 5
+    assert time.monotonic() - begin_s < 40  # not until a sleeper wakes
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 85), (signal.SIGINT, 130)])
@@ -333,7 +333,7 @@ def test_a_second_ctrl_c_ends_a_rank_0_that_does_not_listen(lead: Lead) -> None:
     meanwhile(signals_here(lead, signal.SIGINT, signal.SIGINT))
     begin_s = time.monotonic()
     assert lead(script, hurry_s=0.3) == 130
-    assert time.monotonic() - begin_s < 5
+    assert time.monotonic() - begin_s < 40  # not until a sleeper wakes
     assert lead.told == ["rank 0 did not end at the second Ctrl-C"]
 
 

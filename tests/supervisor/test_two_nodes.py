@@ -150,13 +150,13 @@ def test_a_killed_node_0_may_come_back(start_nodes: Start) -> None:
 
 def test_a_node_that_does_not_come_back_ends_the_run(start_nodes: Start) -> None:
     nodes = start_nodes(LASTING)
-    zero, one = nodes.start(0, meeting_s=3.0), nodes.start(1)
+    zero, one = nodes.start(0, meeting_s=6.0), nodes.start(1)
     nodes.pid(3)
     one.kill()
     ((code, said),) = end_of(zero)
     assert code == 1
     assert "the lost node did not come back" in said
-    assert "node 1: did not come within 3 s" in said
+    assert "node 1: did not come within 6 s" in said
 
 
 def test_a_signal_to_another_node_reaches_rank_0(start_nodes: Start) -> None:
