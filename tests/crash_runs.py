@@ -149,6 +149,14 @@ def grows(metrics: Path) -> bool:
     return metrics.stat().st_size > size
 
 
+def await_lines(file: Path, count: int, child: int) -> None:
+    """Until the file has so many lines, or its writer has ended."""
+    while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if count == 0 or (file.exists() and file.read_bytes().count(b"\n") >= count):
+            return
+        time.sleep(0.01)
+
+
 def write_slowly() -> None:
     """Nearly always, a checkpoint is being written."""
     real = os.fsync
@@ -220,10 +228,14 @@ def main_() -> None:
     if mode == "random":
         draw = random.Random(0)
         for i in range(count):
-            delay = draw.uniform(0.1, 1.1) * seconds
+            steps, delay = draw.randrange(STEPS), draw.uniform(0.0, seconds / STEPS)
+            run = folder / f"run-random{i}"
 
-            def kill(argv: list[str], delay: float = delay) -> int:
+            def kill(
+                argv: list[str], steps: int = steps, delay: float = delay, run: Path = run
+            ) -> int:
                 child = start(argv, write_slowly)
+                await_lines(run / "metrics.jsonl", steps, child)
                 time.sleep(delay)
                 os.killpg(child, signal.SIGKILL)
                 return wait(child)
