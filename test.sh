@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv beside this file where needed, then checks style and types and runs the tests.
 # Without arguments those with real vLLM run first, in an environment of their own (.venv-vllm):
-# it wants other versions of packages.
+# it wants other versions of packages. The others run side by side, up to 4 files at a time.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 . "$here/setup.sh"
@@ -22,5 +22,6 @@ if [ $# -eq 0 ]; then
   else
     echo "not tested with vLLM: it could not be installed into $here/.venv-vllm" >&2
   fi
+  set -- -n auto --maxprocesses 4 --dist loadfile
 fi
 exec "$bin/python" -m pytest "$@"

@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rlcli.rewards.sandbox import Sandbox
+from rlcli.rewards.sandbox import Sandbox, SandboxFailed
 
 TESTS = "assert f(2) == 3"
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 def verdict(
@@ -22,6 +22,25 @@ def verdict(
     names = job.pop("names", ["f"])
     outcome = box.grade({"parts": [code], "tests": tests, "names": names, **job}, limit_s=limit_s)
     return outcome.passed, outcome.why
+
+
+def verdict_on_endless(
+    box: Sandbox, code: str, seen: set[int], *, least: int
+) -> tuple[tuple[bool, str], float]:
+    """(the verdict, the seconds it was given), with `least` processes `seen` meanwhile.
+
+    They are few seconds, and more where a busy machine has not started as many by then.
+    """
+    for limit_s in (1.5, 15.0, LIMIT_S):
+        try:
+            found = verdict(box, code, limit_s=limit_s)
+        except SandboxFailed:
+            if limit_s == LIMIT_S:
+                raise
+        else:
+            if len(seen) >= least:
+                break
+    return found, limit_s
 
 
 @contextmanager
@@ -65,7 +84,7 @@ def processes() -> dict[int, list[str]]:
     return found
 
 
-def wait_until(condition: Any, timeout_s: float = 20.0) -> None:
+def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 VERDICT = '{"reason": "sound", "score": 8}'
+HOLD_S = 30.0
+ENDLESS_S = 3600.0
+"""A latency that no test waits for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Act:
-    """What the server does with a call. raw: sent as the body in place of an answer."""
+    """What the server does with a call. raw: sent as the body in place of an answer.
+
+    until: held back until this is true, over all calls HOLD_S at most.
+    """
 
     text: str = VERDICT
     status: int = 200
@@ -57,6 +63,7 @@ class Act:
     raw: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     latency_s: float = 0.0
+    until: Callable[[], bool] | None = None
     drips: bool = False
     cuts: bool = False
     has_usage: bool = True
@@ -73,8 +80,9 @@ class JudgeServer:
     def __init__(self, behave: Behaviour) -> None:
         self.behave = behave
         self.calls: list[Call] = []
-        self.in_flight = 0
         self.most_in_flight = 0
+        self._open: list[asyncio.StreamReader] = []
+        self._patience_s = HOLD_S
         self._attempts: dict[str, int] = {}
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="judge server", daemon=True)
@@ -85,6 +93,11 @@ class JudgeServer:
     def url(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that wait for their answer; those whose client has left do not."""
+        return sum(not reader.at_eof() for reader in [*self._open])
 
     def close(self) -> None:
         """Stop, and drop every connection."""
@@ -118,14 +131,16 @@ class JudgeServer:
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         call = self._note(first.split()[1], headers, json.loads(body))
         act = self.behave(call)
-        self.in_flight += 1
+        self._open.append(reader)
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             return await self._act(call, act, writer)
         finally:
-            self.in_flight -= 1
+            self._open.remove(reader)
 
     async def _act(self, call: Call, act: Act, writer: asyncio.StreamWriter) -> bool:
+        if act.until is not None:
+            await self._hold(act.until)
         await asyncio.sleep(act.latency_s)
         payload = act.raw if act.raw is not None else json.dumps(self._body(call, act)).encode()
         lines = [f"HTTP/1.1 {act.status} X", f"content-length: {len(payload)}"]
@@ -146,6 +161,14 @@ class JudgeServer:
         writer.write(payload)
         await writer.drain()
         return True
+
+    async def _hold(self, until: Callable[[], bool]) -> None:
+        end = time.monotonic() + self._patience_s
+        while not until():
+            if time.monotonic() >= end:
+                self._patience_s = 0.0
+                return
+            await asyncio.sleep(0.002)
 
     def _note(self, path: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Call:
         user = _user_text(body)

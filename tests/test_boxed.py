@@ -51,6 +51,7 @@ def test_a_gold_takes_boxes_joined_by_and_but_one_of_those_joined_by_or() -> Non
 
 
 def test_a_text_of_nothing_but_open_boxes_is_read_quickly() -> None:
+    """Linear: 0.06 s. Quadratic: minutes."""
     begun = time.process_time()
-    assert final_boxes("\\boxed{" * 30_000) == []
-    assert time.process_time() - begun < 2.0
+    assert final_boxes("\\boxed{" * 100_000) == []
+    assert time.process_time() - begun < 20.0

@@ -65,7 +65,7 @@ class Value:
 
     def save(self, folder: Path) -> None:
         self.part.writers.append(threading.current_thread().name)
-        assert self.part.may_write.wait(30)
+        assert self.part.may_write.wait(60)
         if self.part.fail_with is not None:
             raise OSError(self.part.fail_with, os.strerror(self.part.fail_with))
         save_file({"value": torch.tensor([self.number])}, folder / "policy.safetensors")
@@ -268,7 +268,7 @@ def crash(mode: str, model: Path, folder: Path, count: int) -> list[dict[str, An
         [sys.executable, str(script), mode, str(model), str(folder), str(count)],
         capture_output=True,
         text=True,
-        timeout=1500,
+        timeout=3000,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )

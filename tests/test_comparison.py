@@ -245,7 +245,7 @@ def test_a_signal_reaches_the_child_and_ends_the_wait(tmp_path: Path) -> None:
             seen.append(True)
             os.kill(os.getpid(), signal.SIGINT)
 
-    code = "import time; print('up', flush=True)\ntry: time.sleep(30)\n"
+    code = "import time; print('up', flush=True)\ntry: time.sleep(600)\n"
     code += "except KeyboardInterrupt: exit(130)"
     before = signal.getsignal(signal.SIGINT)
     with stop.listening():
@@ -260,7 +260,7 @@ def test_a_run_that_is_not_watched_any_more_is_ended(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, time\n"
         "def end(*_): print('saved', flush=True); sys.exit(0)\n"
-        "signal.signal(signal.SIGTERM, end); print(os.getpid(), flush=True); time.sleep(60)"
+        "signal.signal(signal.SIGTERM, end); print(os.getpid(), flush=True); time.sleep(600)"
     )
     log = tmp_path / "r.log"
 
@@ -282,7 +282,7 @@ def test_a_run_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.M
     code = (
         "import os, signal, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True)\n"
-        "time.sleep(60)"
+        "time.sleep(600)"
     )
     log = tmp_path / "r.log"
 

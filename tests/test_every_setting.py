@@ -66,7 +66,6 @@ BASES: dict[str, list[str]] = {
     "dro": ["algorithm.loss=dro", "algorithm.dro_beta=0.1"],
     "coarse": ["reward.fn={folder}/reward.py:coarse", "rollout.n=2"],
     "overlong": ["algorithm.overlong_penalty=true"],
-    "slow": ["reward.fn={folder}/reward.py:slow", "data.val=[]"],
     "printing": ["reward.fn={folder}/reward.py:printing", "data.val=[]"],
     "dapo": ["algorithm.name=dapo", "reward.fn={folder}/reward.py:coarse", "rollout.n=2"],
     "corrected": ["algorithm.correction=token"],

@@ -77,13 +77,16 @@ mkdir -p "$last/bin"
 cp "$(dirname "$0")/venv_python" "$last/bin/python"
 """
 VENV_PYTHON = """#!/bin/sh
-case "$*" in *"pip install"*) echo begin >> "$LOG"; sleep "$TAKES_S"; echo end >> "$LOG";; esac
+case "$*" in *"pip install"*) ;; *) exit;; esac
+echo begin >> "$LOG"
+until [ -e "$GO" ]; do sleep 0.02; done
+echo end >> "$LOG"
 """
 SET_UP = 'set -euo pipefail; . "$1/setup.sh"; rlcli_setup "$1" run; echo ready'
 
 
-def start_setup(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    """A set-up of a checkout that has none, by pythons that only say when they install."""
+def start_setup(folder: Path) -> subprocess.Popen[str]:
+    """A set-up of a checkout that has none, by pythons that install until there is a file `go`."""
     for name, text in (("python", SYSTEM_PYTHON), ("venv_python", VENV_PYTHON)):
         path = folder / "bin" / name
         path.parent.mkdir(exist_ok=True)
@@ -91,7 +94,7 @@ def start_setup(folder: Path, seconds: float) -> subprocess.Popen[str]:
         path.chmod(0o755)
     for name in ("setup.sh", "pyproject.toml"):
         shutil.copy(ROOT / name, folder / name)
-    env = {"PYTHON": str(folder / "bin" / "python"), "TAKES_S": str(seconds)}
+    env = {"PYTHON": str(folder / "bin" / "python"), "GO": str(folder / "go")}
     return subprocess.Popen(
         ["bash", "-c", SET_UP, "bash", str(folder)],
         env={**os.environ, **env, "LOG": str(folder / "log")},
@@ -103,28 +106,33 @@ def start_setup(folder: Path, seconds: float) -> subprocess.Popen[str]:
 
 
 def await_text(path: Path, text: str) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not (path.is_file() and text in path.read_text()):
         assert time.monotonic() < until
         time.sleep(0.02)
 
 
 def test_two_starts_of_one_checkout_install_once(tmp_path: Path) -> None:
-    first = start_setup(tmp_path, 1.0)
+    first = start_setup(tmp_path)
     await_text(tmp_path / "log", "begin")
-    second = start_setup(tmp_path, 1.0)
-    told = [start.communicate(timeout=30)[0] for start in (first, second)]
+    second = start_setup(tmp_path)
+    assert second.stdout is not None
+    waiting = f"waiting for another start that sets up {tmp_path}/.venv\n"
+    assert second.stdout.readline() == waiting
+    (tmp_path / "go").touch()
+    told = [start.communicate(timeout=60)[0] for start in (first, second)]
     assert told[0].endswith("ready\n")
-    assert told[1] == f"waiting for another start that sets up {tmp_path}/.venv\nready\n"
+    assert told[1] == "ready\n"
     assert (tmp_path / "log").read_text() == "begin\nend\n"
 
 
 def test_a_start_that_was_killed_keeps_nobody_waiting(tmp_path: Path) -> None:
-    first = start_setup(tmp_path, 60.0)
+    first = start_setup(tmp_path)
     await_text(tmp_path / "log", "begin")
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    said, _ = start_setup(tmp_path, 0.0).communicate(timeout=30)
+    (tmp_path / "go").touch()
+    said, _ = start_setup(tmp_path).communicate(timeout=60)
     assert said == "ready\n"
 
 

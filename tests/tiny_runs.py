@@ -30,11 +30,6 @@ def parts(data_source, solution_str, ground_truth, extra_info=None):
     a, b = sum(map(ord, solution_str)) % 5, len(solution_str) % 3
     return {"score": a + b, "a": a, "b": b}
 
-def slow(data_source, solution_str, ground_truth, extra_info=None):
-    if sum(map(ord, solution_str)) % 13 == 7:
-        time.sleep(0.3)
-    return len(solution_str) / 11
-
 def printing(data_source, solution_str, ground_truth, extra_info=None):
     print("scored by", os.getpid(), flush=True)
     time.sleep(0.01)

@@ -89,7 +89,7 @@ def test_two_processes_meet() -> None:
     one = node(1, port)
     time.sleep(0.5)
     zero = node(0, port)
-    said = [json.loads(process.communicate(timeout=60)[0]) for process in (zero, one)]
+    said = [json.loads(process.communicate(timeout=120)[0]) for process in (zero, one)]
     assert (zero.returncode, one.returncode) == (0, 0)
     assert said[0] == said[1]
     assert [row["name"] for row in said[0]["findings"]] == ["node 0", "node 1"]
@@ -98,5 +98,5 @@ def test_two_processes_meet() -> None:
 @pytest.mark.parametrize(("rank", "address", "code"), [(5, "127.0.0.1", 2), (0, "192.0.2.1", 1)])
 def test_nodes_exit_2_for_usage_and_1_for_a_failure(rank: int, address: str, code: int) -> None:
     process = node(rank, 29500, MASTER_ADDR=address)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == code

@@ -198,7 +198,7 @@ def test_a_rank_that_takes_nothing_is_given_up(tmp_path: Path) -> None:
 
 def test_who_is_waited_for_is_said_while_it_lasts() -> None:
     (slow, _keep), (quick, answer) = multiprocessing.Pipe(), multiprocessing.Pipe()
-    watch = Watch({1: Inbox(slow), 2: Inbox(quick)}, first_word_s=0.05, beat_s=30.0)
+    watch = Watch({1: Inbox(slow), 2: Inbox(quick)}, first_word_s=0.05, beat_s=2.0)
     told: list[str] = []
     watch.tell = told.append
     watch.begin("update")

@@ -23,6 +23,36 @@ from rlcli.doctor.nodes.others import join_node_0
 from rlcli.doctor.nodes.wire import HELLO_LIMIT, MAGIC, Lines, StrangerError, line, plain
 from rlcli.errors import ConfigError
 
+ENDLESS_S = 3600.0
+
+
+class Clock:
+    """The time of node 0, which goes by when the test says so; and what node 0 says of it."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.told: list[str] = []
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def pass_until(self, words: str, *, is_over: bool = True) -> None:
+        """Let time go by until node 0 waits for those; then let it be over."""
+        end = time.monotonic() + 60
+        while not (self.told and f"waiting for node {words}/" in self.told[-1]):
+            assert time.monotonic() < end, self.told
+            self.now_s += node0.BEAT_S
+            time.sleep(0.02)
+        self.now_s += ENDLESS_S if is_over else 0.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(node0, "time", made)
+    monkeypatch.setattr(node0, "SILENCE_LIMIT_S", ENDLESS_S)
+    return made
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -30,7 +60,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def meeting(rank: int, nnodes: int, port: int, timeout_s: float = 20.0) -> Meeting:
+def meeting(rank: int, nnodes: int, port: int, timeout_s: float = ENDLESS_S) -> Meeting:
     return Meeting(rank=rank, nnodes=nnodes, host="127.0.0.1", port=port, timeout_s=timeout_s)
 
 
@@ -38,11 +68,11 @@ def ignore(text: str) -> None:
     pass
 
 
-def hold(*hellos: Hello, port: int, timeout_s: float = 20.0) -> list[list[Finding]]:
+def hold(*hellos: Hello, port: int) -> list[list[Finding]]:
     """The verdict that each node ends with; the first hello is node 0's."""
 
     def talk(hello: Hello) -> list[Finding]:
-        here = meeting(hello.rank, hello.nnodes, port, timeout_s)
+        here = meeting(hello.rank, hello.nnodes, port)
         return (receive_nodes if hello is hellos[0] else join_node_0)(here, hello, ignore)
 
     with ThreadPoolExecutor(len(hellos)) as pool:
@@ -70,7 +100,7 @@ def test_three_nodes_come_and_all_hear_the_same_verdict() -> None:
 def test_a_rank_that_came_twice_ends_the_meeting_at_once() -> None:
     before_s = time.monotonic()
     verdicts = hold(*hellos(0, 1, 1, nnodes=3), port=free_port())
-    assert time.monotonic() - before_s < 10
+    assert time.monotonic() - before_s < 0.1 * ENDLESS_S
     for verdict in verdicts:
         assert len(bad(verdict)) == 1
         assert bad(verdict)[0].startswith("node 1 came twice: from ")
@@ -102,9 +132,16 @@ def test_nodes_that_count_differently_are_told_so() -> None:
         assert "has NNODES=2, node 0 has NNODES=3" in bad(verdict)[0]
 
 
-def test_missing_nodes_are_told_by_number_to_those_who_came() -> None:
-    verdicts = hold(*hellos(0, 2, nnodes=4), port=free_port(), timeout_s=2.0)
-    for verdict in verdicts:
+def test_missing_nodes_are_told_by_number_to_those_who_came(clock: Clock) -> None:
+    port = free_port()
+    zero, two = hellos(0, 2, nnodes=4)
+    with ThreadPoolExecutor(2) as pool:
+        verdicts = [
+            pool.submit(receive_nodes, meeting(0, 4, port), zero, clock.told.append),
+            pool.submit(join_node_0, meeting(2, 4, port), two, ignore),
+        ]
+        clock.pass_until("1, 3")
+    for verdict in (future.result() for future in verdicts):
         assert [text.split(" did not")[0] for text in bad(verdict)] == ["node 1", "node 3"]
 
 
@@ -133,14 +170,16 @@ def test_a_node_that_left_may_come_again() -> None:
         assert all(bad(answer.result()) == [] for answer in later)
 
 
-def test_a_node_that_came_and_left_is_not_called_absent() -> None:
+def test_a_node_that_came_and_left_is_not_called_absent(clock: Clock) -> None:
     port = free_port()
     zero, one = hellos(0, 1, nnodes=3)
     with ThreadPoolExecutor(1) as pool:
-        verdict = pool.submit(receive_nodes, meeting(0, 3, port, 1.5), zero, ignore)
+        verdict = pool.submit(receive_nodes, meeting(0, 3, port), zero, clock.told.append)
         with connect(port) as connection:
             connection.sendall(line(one.message()))
+            clock.pass_until("2", is_over=False)
             assert connection.recv(1000).startswith(MAGIC)
+        clock.pass_until("1, 2")
         said = bad(verdict.result())
     assert said[0].startswith("node 1 came from ")
     assert said[1].startswith("node 2 did not come")
@@ -171,12 +210,13 @@ def test_a_name_that_does_not_resolve_is_told_on_both_sides() -> None:
         assert "does not resolve" in found.says
 
 
-def test_a_network_that_cannot_be_reached_ends_in_time() -> None:
+def test_a_network_that_cannot_be_reached_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(others, "CONNECT_LIMIT_S", ENDLESS_S)
     before_s = time.monotonic()
     nowhere = replace(meeting(1, 2, 29500, 0.2), host="240.0.0.1")
     (found,) = join_node_0(nowhere, *hellos(1, nnodes=2), ignore)
     assert found.level == "bad"
-    assert time.monotonic() - before_s < 5
+    assert time.monotonic() - before_s < 60  # Linux tries for two minutes
 
 
 def test_node_0_elsewhere_than_master_addr_is_refused_at_once() -> None:
@@ -213,7 +253,8 @@ GARBAGE = [
 
 
 def connect(port: int) -> socket.socket:
-    for _ in range(200):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         with suppress(ConnectionRefusedError):
             return socket.create_connection(("127.0.0.1", port))
         time.sleep(0.02)
@@ -221,15 +262,18 @@ def connect(port: int) -> socket.socket:
 
 
 def ended(connection: socket.socket) -> bool:
-    """Whether the other side ends the connection within 5 s, without a word."""
-    connection.settimeout(5.0)
+    """Whether the other side ends the connection within a minute, without a word."""
+    connection.settimeout(60.0)
     try:
         return connection.recv(100) == b""
     except ConnectionResetError:
         return True
 
 
-def test_strangers_are_sent_away_and_keep_nobody_from_meeting() -> None:
+def test_strangers_are_sent_away_and_keep_nobody_from_meeting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node0, "SILENCE_LIMIT_S", ENDLESS_S)
     port = free_port()
     zero, one = hellos(0, 1, nnodes=2)
     with ThreadPoolExecutor(2) as pool:
@@ -250,10 +294,12 @@ def test_strangers_are_sent_away_and_keep_nobody_from_meeting() -> None:
 def test_a_silent_stranger_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node0, "SILENCE_LIMIT_S", 0.1)
     port = free_port()
+    zero, one = hellos(0, 1, nnodes=2)
     with ThreadPoolExecutor(1) as pool:
-        verdict = pool.submit(receive_nodes, meeting(0, 2, port, 1.0), *hellos(0, nnodes=2), ignore)
+        verdict = pool.submit(receive_nodes, meeting(0, 2, port), zero, ignore)
         with connect(port) as stranger:
             assert ended(stranger)
+        assert bad(join_node_0(meeting(1, 2, port), one, ignore)) == []
         assert verdict.result()[-1].name == "strangers"
 
 

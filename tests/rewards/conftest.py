@@ -51,10 +51,10 @@ def user_file(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def pool() -> Iterator[Any]:
-    """pool(fn, workers=1, timeout_s=10.0, ...)."""
+    """pool(fn, workers=1, timeout_s=60.0, ...)."""
     pools: list[ScorerPool] = []
 
-    def make(fn: str, *, workers: int = 1, timeout_s: float = 10.0, **others: Any) -> ScorerPool:
+    def make(fn: str, *, workers: int = 1, timeout_s: float = 60.0, **others: Any) -> ScorerPool:
         pools.append(ScorerPool(fn, workers=workers, timeout_s=timeout_s, **others))
         return pools[-1]
 

@@ -25,7 +25,7 @@ class Lengths:
 
     def rate(self, rollouts: Sequence[Rollout]) -> list[Reward]:
         self.sizes.append(len(rollouts))
-        assert self.is_open.wait(5)
+        assert self.is_open.wait(60)
         return [Reward(value=float(len(r.text))) for r in rollouts]
 
     def close(self) -> None:
@@ -41,8 +41,8 @@ def test_a_batch_whose_every_rollout_was_given_up_is_not_sent(rollout: Any) -> N
         pass
     assert all(scorer.submit(rollout("y")).cancel() for _ in range(4))
     rater.is_open.set()
-    assert [future.result(timeout=5).value for future in held] == [1.0] * 4
-    assert scorer.submit(rollout("zz")).result(timeout=5).value == 2.0
+    assert [future.result(timeout=60).value for future in held] == [1.0] * 4
+    assert scorer.submit(rollout("zz")).result(timeout=60).value == 2.0
     scorer.close()
     assert 0 not in rater.sizes
 
@@ -69,6 +69,6 @@ def test_a_submit_that_overtakes_a_close_is_refused_or_ended(
 
     monkeypatch.setattr(scorer, "_jobs", Late(scorer._jobs))
     future = scorer.submit(rollout("x"))
-    closing.join(timeout=5)
+    closing.join(timeout=60)
     assert not closing.is_alive()
     assert future.done()

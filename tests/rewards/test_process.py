@@ -37,7 +37,7 @@ def test_the_kernel_short_of_memory_ends_a_scoring_process_before_the_run(tmp_pa
     (tmp_path / "reward.py").write_text(
         "def compute_score(**row): return int(open('/proc/self/oom_score_adj').read())\n"
     )
-    process = ScoringProcess(f"{tmp_path / 'reward.py'}:compute_score", timeout_s=10.0)
+    process = ScoringProcess(f"{tmp_path / 'reward.py'}:compute_score", timeout_s=60.0)
     try:
         process.wait_until_ready()
         names = ("data_source", "solution_str", "ground_truth", "extra_info")

@@ -320,7 +320,7 @@ def test_a_run_scores_with_the_model_in_a_thread_of_its_own(folders: dict[str, P
     try:
         assert not scorer.can_recover(Reward(value=None))
         futures = [scorer.submit(rollout) for rollout in rollouts(RESPONSES)]
-        scored = [future.result(timeout=30) for future in futures]
+        scored = [future.result(timeout=60) for future in futures]
         assert scored == score_all(scorer, rollouts(RESPONSES))
         model = load_reward_model(folders["Llama"], device=CPU)
         # to the bit: on a CPU no timing may show in a score

@@ -8,12 +8,19 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from code_trials import TESTS, alive, descendants, verdict, wait_until, watch
+from code_trials import (
+    TESTS,
+    alive,
+    descendants,
+    verdict,
+    verdict_on_endless,
+    wait_until,
+    watch,
+)
 
 from rlcli.rewards.sandbox import NoSandbox, Sandbox, SandboxFailed, check_sandbox, find_sandbox
 from rlcli.rewards.sandbox.box import ENVIRONMENT
@@ -106,10 +113,9 @@ def test_an_attack_is_contained_and_wrong(box: Sandbox, attack: str) -> None:
 def test_what_never_ends_is_wrong_when_the_time_is_up_and_leaves_nothing(
     box: Sandbox, code: str
 ) -> None:
-    started = time.monotonic()
     with watch() as seen:
-        assert verdict(box, code, limit_s=1.5) == (False, "took longer than 1.5 s")
-    assert time.monotonic() - started < 10
+        found, limit_s = verdict_on_endless(box, code, seen, least=3)
+    assert found == (False, f"took longer than {limit_s:g} s")
     assert len(seen) >= 3  # bwrap, the tests, the code
     wait_until(lambda: not alive(seen))
 
@@ -260,8 +266,9 @@ def test_unboxed_code_is_still_another_process_with_limits_and_a_clock(
     assert verdict(loose, "import os\nos._exit(0)") == (False, "the code ended its process")
     assert verdict(loose, "x = bytearray(8 << 30)")[1].startswith("MemoryError")
     with watch() as seen:
-        endless = verdict(loose, "def f(x):\n  while True: pass", limit_s=1.5)
-    assert endless == (False, "took longer than 1.5 s")
+        endless = "def f(x):\n  while True: pass"
+        found, limit_s = verdict_on_endless(loose, endless, seen, least=2)
+    assert found == (False, f"took longer than {limit_s:g} s")
     assert len(seen) >= 2
     wait_until(lambda: not alive(seen))
     assert verdict(loose, "import os\ndef f(x): return 'OPENAI_API_KEY' in os.environ") == (
@@ -280,7 +287,7 @@ def test_unboxed_other_processes_of_the_user_leave_code_its_threads(
         "  thread = threading.Thread(target=lambda: found.append(x + 1))\n"
         "  thread.start(); thread.join()\n  return found[0]"
     )
-    others = [subprocess.Popen(["/bin/sleep", "60"], user=loose.uid) for _ in range(10)]
+    others = [subprocess.Popen(["/bin/sleep", "600"], user=loose.uid) for _ in range(10)]
     try:
         assert verdict(loose, code) == (True, "")
     finally:

@@ -73,7 +73,7 @@ def settings() -> Any:
             "provider": provider,
             "model": MODELS[provider],
             "base_url": server.url + path,
-            "timeout_s": 20.0,
+            "timeout_s": 60.0,
         }
         return JudgeConfig(**(given | fields))
 

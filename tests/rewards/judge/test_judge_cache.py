@@ -9,7 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -233,14 +234,14 @@ def test_a_file_that_breaks_under_the_run_is_given_up_and_told(
     judge = JudgeScorer(settings(server), env=ENV, run_dir=tmp_path)
     score_all(judge, [answer(f"It is {i}.") for i in range(20)])
     assert "judge/cache_lost" not in judge.metrics()
-    time.sleep(0.3)
+    wait_until(lambda: not judge._cache or not judge._cache._pending)
     for name in ("judge_cache.sqlite", "judge_cache.sqlite-wal"):
         path = tmp_path / name
         path.write_bytes(os.urandom(path.stat().st_size))
     for first in range(100, 200, 20):
         rewards = score_all(judge, [answer(f"It is {first + i}.") for i in range(20)])
         assert all(reward.value is not None for reward in rewards)
-        time.sleep(0.15)
+    wait_until(lambda: "judge/cache_lost" in judge.metrics())
     assert judge.metrics()["judge/cache_lost"] == 1.0
     judge.close()
     assert len(server.calls) == 120
@@ -263,12 +264,12 @@ def test_a_killed_process_loses_its_last_moments_only(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.db"
     writer = write(path, "a", 10**9)
     assert writer.stdout is not None
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not path.exists() or not rows_or_none(path):
         assert time.monotonic() < deadline
         writer.stdout.readline()
     given = [int(writer.stdout.readline()) for _ in range(2000)][-1]
-    time.sleep(1.0)  # ten commits: whatever was given before is in the file
+    wait_until(lambda: is_written(path, f"a {given}"))
     writer.send_signal(signal.SIGKILL)
     writer.communicate()
     with sqlite3.connect(path) as connection:
@@ -277,6 +278,19 @@ def test_a_killed_process_loses_its_last_moments_only(tmp_path: Path) -> None:
     cache = VerdictCache(path)
     assert cache.find(f"a {given}".encode()) is not None
     cache.close()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_written(path: Path, key: str) -> bool:
+    with closing(sqlite3.connect(path, timeout=60)) as connection:
+        query = "SELECT count(*) FROM verdicts WHERE key = ?"
+        return connection.execute(query, (key.encode(),)).fetchone() == (1,)
 
 
 def rows_or_none(path: Path) -> list[Any]:
@@ -298,20 +312,22 @@ def test_a_verdict_is_found_before_it_is_written_and_the_first_one_stays(tmp_pat
     assert rows(tmp_path / "v.db") == [(8.0, "sound", "m")]
 
 
-def test_a_thousand_verdicts_a_second_hardly_touch_the_event_loop(tmp_path: Path) -> None:
-    """Measured: 17 us for a look-up and a note, in a second that could hold 58,000."""
-    cache = VerdictCache(tmp_path / "v.db")
+def test_a_look_up_is_one_step_by_key_and_a_note_none_at_all(tmp_path: Path) -> None:
+    """Measured: 17 us of the event loop for both, in a second that could hold 58,000."""
+    cache, asked = VerdictCache(tmp_path / "v.db"), list[str]()
+    assert cache._reader is not None
+    cache._reader.set_trace_callback(asked.append)
     kept = Kept(score=8.0, reason="The steps are sound. " * 20, model="m")
-    spent_s = 0.0
     for i in range(2000):
         key = hashlib.blake2b(str(i).encode(), digest_size=20).digest()
-        begun = time.thread_time()
         assert cache.find(key) is None
         cache.keep(key, kept)
-        spent_s += time.thread_time() - begun
     cache.close()
-    assert spent_s < 0.1 * 2.0  # a tenth of the two seconds they would take
     assert len(rows(tmp_path / "v.db")) == 2000
+    assert len(asked) == 2000
+    with closing(sqlite3.connect(tmp_path / "v.db")) as connection:
+        ((*_, plan),) = connection.execute(f"EXPLAIN QUERY PLAN {asked[0]}")
+    assert plan == "SEARCH verdicts USING PRIMARY KEY (key=?)"
 
 
 def test_a_settings_word_survives_every_way_in(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_canaries_are_judged_when_due_without_cache_dedup_or_gate(
     counts: list[int] = []
     for step in (0, 1, 2, 3, 0):
         futures = judge.canaries(step, prompts)
-        assert all(future.result(timeout=10).value is not None for future in futures)
+        assert all(future.result(timeout=60).value is not None for future in futures)
         counts.append(len(futures))
     assert counts == [3, 0, 0, 3, 3]
     assert len(server.calls) == 9
@@ -225,7 +225,7 @@ def test_canaries_of_a_judge_that_ended_end_the_run(serve: Any, scorer: Any, ans
     assert len(futures) == 3
     for future in futures:
         with pytest.raises(Paused):
-            future.result(timeout=10)
+            future.result(timeout=60)
     judge.close()
     with pytest.raises(RuntimeError, match="closed"):
         judge.canaries(0, [answer("a").prompt])

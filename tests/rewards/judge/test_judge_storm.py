@@ -5,8 +5,12 @@ Each response says which score it gets, so that a score that is lost, mixed up o
 
 from __future__ import annotations
 
+import asyncio
 import random
+import re
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,10 +20,12 @@ from rlcli.errors import Paused
 from rlcli.rewards.base import score_all
 from rlcli.rewards.judge import governor
 from rlcli.rewards.judge.budget import find_price
+from rlcli.rewards.judge.faults import Fault
 from rlcli.types import Reward
 
 HTML = {"content-type": "text/html"}
 SHARE = 0.3
+TIMEOUT_S = 120.0
 SECOND, HOUR, LONGEST_S = 500, 900, 1.5
 """After how many calls a wait of 1 s is asked for, one of an hour; the most that is waited."""
 
@@ -53,15 +59,70 @@ LASTING = {
 """Place of a response among 100 -> what each call for it meets, and the word for it."""
 
 
-class Storm:
-    """The behaviour of a server, and what it has seen: waits it asked for, and what it billed."""
+class Watch:
+    """A judge's connection: when its calls start, and what ends the time of a call.
 
-    def __init__(self, *, seed: int, price: Any) -> None:
+    waits: (since when, for how long) it was asked to wait, of those of a second and more.
+    """
+
+    def __init__(self, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        asker = judge._members[0].asker
+        self.starts: list[float] = []
+        self.waits: list[tuple[float, float]] = []
+        self._connection, asker._connection = asker._connection, self
+        self._under_way: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Timeout]] = {}
+        self._times: dict[Any, asyncio.Timeout] = {}
+        timeout = asyncio.timeout
+
+        def noted(delay: float | None) -> asyncio.Timeout:
+            made = timeout(delay)
+            if delay == TIMEOUT_S:
+                self._times[asyncio.current_task()] = made
+            return made
+
+        monkeypatch.setattr(asyncio, "timeout", noted)
+
+    async def ask(self, request: Any) -> Any:
+        """The answer to one call. Raises: Fault."""
+        loop = asyncio.get_running_loop()
+        response = re.search(r"It is \d+", request.user)
+        assert response is not None
+        self.starts.append(loop.time())
+        self._under_way[response[0]] = loop, self._times.pop(asyncio.current_task())
+        try:
+            return await self._connection.ask(request)
+        except Fault as fault:
+            if fault.retry_after_s >= 1:
+                self.waits.append((loop.time(), min(fault.retry_after_s, governor.MAX_WAIT_S)))
+            raise
+
+    def end_time_of(self, response: str) -> None:
+        """Let the time of the call under way end now, which no call that is well can take."""
+        loop, time = self._under_way[response]
+
+        def end() -> None:
+            with suppress(RuntimeError):  # it was given up meanwhile
+                time.reschedule(loop.time())
+
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(end)
+
+    def check_waits(self) -> None:
+        """No call started while a wait held."""
+        for begun, wait_s in self.waits:
+            held = [at for at in self.starts if begun < at < begun + wait_s]
+            assert held == [], (begun, wait_s)
+
+
+class Storm:
+    """The behaviour of a server, and what it has seen. A drip lasts until the call's time is up."""
+
+    def __init__(self, *, seed: int, price: Any, watch: Watch) -> None:
+        self._watch = watch
         self._draw = random.Random(seed)
         self._price = price
         self._calls = 0
         self._had_bad: set[str] = set()
-        self.waits: list[tuple[float, float]] = []
         self.throttled = 0
         self.failed = 0
         self.billed_usd = 0.0
@@ -70,6 +131,8 @@ class Storm:
         self._calls += 1
         act = self._act(call)
         self.throttled += act.status in (429, 529)
+        if act.drips:
+            threading.Timer(0.1, self._watch.end_time_of, [call.response]).start()
         if act.status == 200:  # it worked, whatever arrives of it
             self.billed_usd += self._price.cost_usd(*act.tokens)
         return act
@@ -78,7 +141,6 @@ class Storm:
         for every, asked_s in ((HOUR, 3600), (SECOND, 1)):
             if self._calls % every == every // 2:
                 self.failed += 1
-                self.waits.append((call.at, min(float(asked_s), LONGEST_S)))
                 return Act(status=429, headers={"retry-after": str(asked_s)})
         number = int(call.response.split()[-1])
         if number % 100 in LASTING:
@@ -115,13 +177,6 @@ def check_scores(rewards: Sequence[Reward]) -> None:
             assert round(reward.value * 9) + 1 == score_of(number)
 
 
-def check_waits(storm: Storm, calls: Sequence[Call]) -> None:
-    """No call came while a wait held; half of it is left for those that were on their way."""
-    for begun, wait_s in storm.waits:
-        held = [call.at for call in calls if begun + wait_s / 2 < call.at < begun + wait_s - 0.01]
-        assert held == [], (begun, wait_s)
-
-
 @pytest.mark.parametrize(
     ("provider", "number"),
     [
@@ -145,12 +200,13 @@ def test_a_storm_loses_no_score_invents_none_and_keeps_to_waits_and_budget(
     monkeypatch.setattr(governor, "MAX_WAIT_S", LONGEST_S)
     server = serve(Act())
     price = find_price(provider, settings(server, provider).model)
-    storm = server.behave = Storm(seed=number, price=price)
-    judge = scorer(server, provider, concurrency=24, timeout_s=1.0, max_cost=1000.0)
+    judge = scorer(server, provider, concurrency=24, timeout_s=TIMEOUT_S, max_cost=1000.0)
+    watch = Watch(judge, monkeypatch)
+    storm = server.behave = Storm(seed=number, price=price, watch=watch)
     rewards = score_all(judge, [answer(f"It is {i}") for i in range(number)])
     check_scores(rewards)
-    check_waits(storm, server.calls)
-    assert len(storm.waits) >= 2 + number // SECOND + number // HOUR - 2 * (number < SECOND)
+    watch.check_waits()
+    assert len(watch.waits) >= 2 + number // SECOND + number // HOUR - 2 * (number < SECOND)
     assert storm.failed / len(server.calls) > 0.3
     assert len(server.calls) > 1.3 * number
     assert server.most_in_flight <= 24
@@ -165,9 +221,11 @@ def test_a_call_that_waits_for_money_keeps_to_a_wait_that_begins_meanwhile(
     serve: Any, scorer: Any, answer: Any
 ) -> None:
     """gpt-4o-mini holds back about $0.0015 a call: $0.002 are enough for one at a time."""
-    limit = Act(status=429, headers={"retry-after": "1"}, latency_s=0.1)
-    server = serve(lambda call: limit if len(server.calls) == 1 else Act())
+    server = serve(Act())
     judge = scorer(server, max_cost=0.002)
+    both_have_a_slot = lambda: judge._members[0].governor._running == 2  # noqa: E731
+    limit = Act(status=429, headers={"retry-after": "1"}, until=both_have_a_slot)
+    server.behave = lambda call: limit if len(server.calls) == 1 else Act()
     assert all(r.value is not None for r in score_all(judge, [answer("a"), answer("b")]))
     assert [call.response for call in server.calls[:2]] == ["a", "b"]
     assert server.calls[1].at - server.calls[0].at > 1.0
@@ -175,14 +233,20 @@ def test_a_call_that_waits_for_money_keeps_to_a_wait_that_begins_meanwhile(
 
 @pytest.mark.parametrize("provider", ["openai", "gemini", "claude"])
 def test_in_a_storm_the_server_never_bills_more_than_the_budget(
-    provider: str, serve: Any, scorer: Any, settings: Any, answer: Any
+    provider: str,
+    serve: Any,
+    scorer: Any,
+    settings: Any,
+    answer: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = serve(Act())
     price = find_price(provider, settings(server, provider).model)
     assert price is not None
-    storm = server.behave = Storm(seed=1, price=price)
     budget = 12 * price.cost_usd(900, 2048)
-    judge = scorer(server, provider, concurrency=24, timeout_s=0.3, max_cost=budget)
+    judge = scorer(server, provider, concurrency=24, timeout_s=TIMEOUT_S, max_cost=budget)
+    watch = Watch(judge, monkeypatch)
+    storm = server.behave = Storm(seed=1, price=price, watch=watch)
     with pytest.raises(Paused, match="max_judge_cost"):
         score_all(judge, [answer(f"It is {i}") for i in range(400)])
     assert 0 < storm.billed_usd <= judge.spent_usd <= budget

@@ -67,7 +67,7 @@ def test_what_becomes_of_a_verdict_is_counted_by_kind(
     assert counted == expected
     assert ("judge/p50_s" in found) == (act.status == 200)
     if act.latency_s:
-        assert 0.05 < found["judge/p50_s"] == found["judge/p95_s"] < 2.0
+        assert 0.05 < found["judge/p50_s"] == found["judge/p95_s"] < 20.0  # s
 
 
 def test_rate_limits_and_openings_of_the_breaker_are_counted(

@@ -6,6 +6,8 @@ import asyncio
 import itertools
 from typing import Any
 
+from virtual_time import run_at_once
+
 from rlcli.rewards.judge.turns import InTurn, Turns
 
 
@@ -38,7 +40,7 @@ def test_a_call_is_sent_before_the_next_is_built_and_nobody_waits_for_an_answer(
         finally:
             await connection.close()
 
-    assert asyncio.run(all_calls()) == [0, 1, 2, 3]
+    assert run_at_once(all_calls()) == [0, 1, 2, 3]
     starts = [f"{word} {i}" for i in range(4) for word in ("build", "send")]
     assert wire.log == [*starts, *(f"answer {i}" for i in range(4)), "close"]
 
@@ -46,7 +48,7 @@ def test_a_call_is_sent_before_the_next_is_built_and_nobody_waits_for_an_answer(
 def test_turns_are_as_many_rounds_apart_as_asked_for() -> None:
     for apart in (0, 1, 3):
         at: list[int] = []
-        asyncio.run(_count_rounds(Turns(apart=apart), at))
+        run_at_once(_count_rounds(Turns(apart=apart), at))
         assert [b - a for a, b in itertools.pairwise(at[1:])] == [apart + 1] * 3
 
 
@@ -80,7 +82,7 @@ def test_one_that_gives_up_while_it_waits_holds_up_nobody() -> None:
         await one(6)  # and there is a turn again when all have had theirs
         return done
 
-    assert asyncio.run(some_give_up()) == [0, 3, 4, 6]
+    assert run_at_once(some_give_up()) == [0, 3, 4, 6]
 
 
 def test_one_cancelled_in_its_own_turn_passes_it_on() -> None:
@@ -97,4 +99,4 @@ def test_one_cancelled_in_its_own_turn_passes_it_on() -> None:
         await asyncio.wait(works, timeout=5)
         return done
 
-    assert 2 in asyncio.run(dies_in_turn())
+    assert 2 in run_at_once(dies_in_turn())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_server import Act, Call
+from judge_server import ENDLESS_S, Act, Call
 
 from rlcli.errors import Paused
 from rlcli.rewards.base import score_all
@@ -43,7 +43,7 @@ def test_the_median_counts_with_the_reason_of_the_nearest_vote(
 
 
 def test_votes_are_cast_at_once(serve: Any, scorer: Any, answer: Any) -> None:
-    server = serve(Act(latency_s=0.2))
+    server = serve(Act(until=lambda: server.most_in_flight == 5))
     score_all(scorer(server, votes=5), [answer("It is 42.")])
     assert server.most_in_flight == 5
 
@@ -79,7 +79,7 @@ def test_most_votes_must_have_a_score(scores: list[float | None], value: float |
 def test_without_a_majority_the_first_fault_is_told(serve: Any, scorer: Any, answer: Any) -> None:
     acts = itertools.cycle([Act(finish="blocked", text=""), says(8), Act(text="no")])
     server = serve(lambda call: next(acts) if call.attempt <= 3 else Act(text="no"))
-    (reward,) = score_all(scorer(server, votes=3), [answer("It is 42.")])
+    (reward,) = score_all(scorer(server, votes=3, concurrency=1), [answer("It is 42.")])
     assert reward.value is None
     assert reward.error == "judge: blocked by a content filter"
     assert reward.usage["calls"] == len(server.calls) == 4
@@ -98,7 +98,7 @@ def test_the_median_is_the_medians_and_its_reason_is_of_a_vote_no_other_is_neare
 
 
 def test_equal_rollouts_in_flight_share_all_votes(serve: Any, scorer: Any, answer: Any) -> None:
-    server = serve(Act(latency_s=0.2))
+    server = serve(Act(until=lambda: judge._tally._counts.get("dedup_hits") == 3))
     judge = scorer(server, votes=3)
     score_all(judge, [answer("It is 42.")] * 4)
     assert len(server.calls) == 3
@@ -125,12 +125,13 @@ def test_a_vote_that_had_no_score_is_cast_again_and_no_other(
 
 
 def test_a_fatal_fault_of_one_vote_ends_all(serve: Any, scorer: Any, answer: Any) -> None:
-    server = serve(lambda call: Act(status=401) if len(server.calls) == 2 else Act(latency_s=30.0))
-    judge = scorer(server, votes=3)
+    endless = Act(latency_s=ENDLESS_S)
+    server = serve(lambda call: Act(status=401) if len(server.calls) == 2 else endless)
+    judge = scorer(server, votes=3, timeout_s=ENDLESS_S)
     with pytest.raises(Paused, match="the key is refused"):
-        judge.submit(answer("It is 42.")).result(timeout=10)
+        judge.submit(answer("It is 42.")).result(timeout=60)
     with pytest.raises(Paused):
-        judge.submit(answer("It is 43.")).result(timeout=10)
+        judge.submit(answer("It is 43.")).result(timeout=60)
 
 
 def test_votes_are_told(settings: Any, serve: Any) -> None:

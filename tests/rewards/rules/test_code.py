@@ -29,7 +29,7 @@ CHECK = "def check(candidate):\n    assert candidate([3, 4]) == 3\n"
 
 
 def score(box: Sandbox, response: str, gold: Any, **extra_info: Any) -> float:
-    return code.compute_score("code", response, gold, extra_info, sandbox=box, limit_s=20.0)
+    return code.compute_score("code", response, gold, extra_info, sandbox=box, limit_s=60.0)
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,10 @@ def test_an_array_of_a_called_function_is_compared_as_a_list(box: Sandbox) -> No
 
 
 def test_a_fence_that_never_ends_its_line_is_read_quickly() -> None:
-    started = time.monotonic()
+    """Linear: 5 ms. Quadratic: minutes."""
+    begun = time.process_time()
     assert find_code("```" + " " * 300_000) is None
-    assert time.monotonic() - started < 2
+    assert time.process_time() - begun < 20.0
 
 
 def test_a_response_without_code_is_wrong_and_a_judge_may_look_at_it(box: Sandbox) -> None:
@@ -308,11 +309,9 @@ def mutated(row: dict[str, Any], kind: str) -> str | None:
 def plainly_passes(row: dict[str, Any], text: str) -> bool:
     """The verdict of the tests and the code in one plain process."""
     program = f"{text}\n{row['ground_truth']}"
-    try:
-        command = [sys.executable, "-S", "-c", program]
-        return subprocess.run(command, timeout=10, capture_output=True).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (10, 10))"  # not of a clock
+    command = [sys.executable, "-S", "-c", f"{limit}\n{program}"]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize("kind", ["negated", "off by one", "constant"])
@@ -367,15 +366,18 @@ def test_rows_of_evalplus_compare_with_numpy(box: Sandbox) -> None:
 def test_in_a_run_code_that_never_ends_is_wrong_and_says_so(
     box: Sandbox, pool: Any, rollout: Any
 ) -> None:
-    scorer = pool("rules", timeout_s=2.0)
-    texts = ["def f():\n  while True: pass", "def f(): return 2", "def f(): return 1"]
-    rollouts = [rollout(text, ["assert f() == 1"], "mbpp") for text in texts]
-    rewards = score_all(scorer, rollouts)
-    assert [reward.value for reward in rewards] == [0.0, 0.0, 1.0]
-    assert [reward.reason for reward in rewards] == [
-        "took longer than 1.6 s",
-        "AssertionError at: assert f() == 1",
-        None,
+    texts = ["def f(): return 2", "def f(): return 1", "def f():\n  while True: pass"]
+    *ending, endless = [rollout(text, ["assert f() == 1"], "mbpp") for text in texts]
+    # a sandbox may need longer to start on a busy machine
+    for timeout_s in (2.0, 20.0, 100.0):
+        (wrong,) = score_all(pool("rules", timeout_s=timeout_s), [endless])
+        if wrong.value is not None:
+            break
+    assert (wrong.value, wrong.reason) == (0.0, f"took longer than {0.8 * timeout_s:g} s")
+    rewards = score_all(pool("rules", timeout_s=100.0), ending)
+    assert [(reward.value, reward.reason) for reward in rewards] == [
+        (0.0, "AssertionError at: assert f() == 1"),
+        (1.0, None),
     ]
 
 

@@ -125,6 +125,7 @@ def test_a_gold_that_is_no_number_is_found() -> None:
     ["\n", ".", "answer", "answer is ", "<answer>", "#### ", "\\boxed{", "1,", "$", "答案是"],
 )
 def test_repeating_responses_are_graded_quickly(piece: str) -> None:
+    """Linear: 0.3 s. Quadratic: minutes."""
     begun = time.process_time()
-    score(piece * (200_000 // len(piece)), "42")
-    assert time.process_time() - begun < 3.0
+    score(piece * (400_000 // len(piece)), "42")
+    assert time.process_time() - begun < 20.0
