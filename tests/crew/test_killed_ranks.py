@@ -94,7 +94,8 @@ def test_the_weights_are_those_of_the_run_that_was_not_disturbed(
     assert run.returncode == 0, output
     assert states == {"running", "finished"}
     assert f"rank {rank} was killed (SIGKILL)" in output
-    assert "starting again from step" in output
+    # the first checkpoint is of step 2, and may not be whole yet when a rank is killed there
+    assert "starting again from " + ("step " if lines > 3 else "") in output
     found = load_file(tmp_path / "run" / "checkpoints" / "step_14" / "policy.safetensors")
     assert all(torch.equal(value, undisturbed[name]) for name, value in found.items())
 
