@@ -74,6 +74,11 @@ class _Follower:
             raise ConnectionResetError
         for message in messages:
             self._obey(message)
+        if self._code is None:
+            self._speak(now_s)
+
+    def _speak(self, now_s: float) -> None:
+        """What has come to pass here, and that this node is there."""
         if self._ranks is not None:
             for death in self._ranks.deaths():
                 self._channel.send(tell_death(death))
@@ -96,9 +101,10 @@ class _Follower:
     def _end(self, said: object) -> None:
         if not isinstance(said, dict):
             raise StrangerError
-        code = whole_number(said.get("code"))
+        code, leave_ms = whole_number(said.get("code")), whole_number(said.get("leave_ms"))
+        self._channel.close()  # node 0 waits for that
         if self._ranks is not None:
-            self._ranks.wait(whole_number(said.get("leave_ms")) / 1000, self._signals)
+            self._ranks.wait(leave_ms / 1000, self._signals)
             self._ranks.kill()
             if said.get("is_void") is True:
                 self._ranks.logs.forget()

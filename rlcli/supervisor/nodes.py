@@ -23,6 +23,8 @@ BEAT_S = 1.0
 TURN_S = 0.05
 KILL_LIMIT_S = 15.0
 """Seconds that a node has to say that its ranks are gone."""
+GOODBYE_LIMIT_S = 5.0
+"""Seconds that a node has to hang up when it was told to end."""
 SHOWN_CAUSES = 2
 
 
@@ -131,7 +133,19 @@ class OtherNodes:
         """
         leave_ms = int(leave_s * 1000)
         self._say({"end": {"code": code, "leave_ms": leave_ms, "is_void": is_void}})
+        self._await_goodbyes()
         self.close()
+
+    def _await_goodbyes(self) -> None:
+        """Whoever speaks to a closed line takes that for a lost node, and never reads the end."""
+        for channel in self._channels.values():
+            with suppress(OSError):
+                channel.finish()
+        deadline_s = time.monotonic() + GOODBYE_LIMIT_S
+        for channel in self._channels.values():
+            with suppress(OSError, StrangerError):  # the end of the line is one
+                while (left_s := deadline_s - time.monotonic()) > 0:
+                    channel.read(left_s)
 
     def close(self) -> None:
         """Hang up; nodes that were not told to end will come to the next meeting."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 from supervised import command_of, free_port, is_alive, start_node, wait_until
 
 from rlcli.doctor.nodes.wire import Channel
+from rlcli.supervisor import nodes as nodes_of_run
 from rlcli.supervisor.nodes import OtherNodes
 
 Start = Callable[[str], "Nodes"]
@@ -203,6 +207,39 @@ def test_a_signal_that_comes_while_ranks_are_ended_is_kept() -> None:
     assert not others.lost
     there.close()
     others.close()
+
+
+def on_one_line() -> tuple[Channel, Channel]:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        there = socket.create_connection(door.getsockname())
+        here, _ = door.accept()
+    return Channel(here, 4096), Channel(there, 4096)
+
+
+def test_a_node_that_is_told_to_end_may_still_be_speaking() -> None:
+    here, there = on_one_line()
+    others = OtherNodes({1: here}, silence_s=60.0)
+    there.send({"beat": 0})
+    end = {"leave_s": 0.0, "is_void": False}
+    ending = threading.Thread(target=others.end, args=(75,), kwargs=end)
+    ending.start()
+    select.select([there], [], [], 60)
+    for _ in range(3):  # a closed line would refuse the second at the latest
+        there.send({"beat": 0})
+        time.sleep(0.05)
+    assert there.read(60) == [{"end": {"code": 75, "leave_ms": 0, "is_void": False}}]
+    assert ending.is_alive()
+    there.close()
+    ending.join(60)
+    assert not ending.is_alive()
+
+
+def test_a_node_that_does_not_hang_up_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes_of_run, "GOODBYE_LIMIT_S", 0.3)
+    here, there = on_one_line()
+    OtherNodes({1: here}, silence_s=60.0).end(0, leave_s=0.0, is_void=False)
+    assert here.connection.fileno() == -1
+    there.close()
 
 
 def test_another_setting_is_named_with_both_values_on_both_nodes(start_nodes: Start) -> None:

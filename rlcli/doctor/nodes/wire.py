@@ -100,6 +100,10 @@ class Channel:
             raise ConnectionResetError
         return self._lines.feed(data)
 
+    def finish(self) -> None:
+        """Say that nothing more comes; the other side may still speak. Raises: OSError."""
+        self.connection.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         self.connection.close()
 
