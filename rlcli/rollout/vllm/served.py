@@ -227,10 +227,13 @@ class ServerSampler:
         self._tell_back(replica)
         self._bring_back(replica, self.weights)
 
-    def _tell_back(self, replica: Replica) -> None:
+    def _tell_back(self, replica: Replica, *, is_known: bool = False) -> None:
+        """is_known: it has been told that this one died."""
         url = replica.address.url
         if replica.server is None:
             self._tell(f"the vLLM server at {url} is gone; it is waited for.")
+        elif is_known:
+            self._tell(f"the vLLM server at {url} is started again.")
         else:
             words = replica.last_words()
             self._tell(f"the vLLM server at {url} died: {words}; it is started again.")
@@ -243,9 +246,10 @@ class ServerSampler:
 
     def _revive_the_dead(self) -> None:
         for replica in self.replicas:
-            if replica.is_dead or not replica.is_alive():
+            is_known = replica.is_dead
+            if is_known or not replica.is_alive():
                 replica.bury()
-                self._tell_back(replica)
+                self._tell_back(replica, is_known=is_known)
                 replica.revive()
 
     def _give(

@@ -25,8 +25,10 @@ TICK_S = 0.05
 LAST_BYTES, LAST_LINES, LINE_LIMIT = 32768, 3, 200
 """Of a log that is quoted."""
 ERROR = re.compile(r"\b((?:\w+\.)*\w*(?:Error|Exception): \S.*)")
-ELSEWHERE = (" WARNING ", "See root cause above", "See stack trace (above)")
-"""In lines that do not tell why a server ended."""
+POINTERS = ("See root cause above", "See stack trace (above)")
+"""In errors that are told only where no other is."""
+NOISE = ("nanobind", "leaked", " WARNING ", "Warning:", "warnings.warn")
+"""In lines that never tell why a server ended."""
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that place a process among those that train, where a server has no place."""
 
@@ -146,10 +148,10 @@ class Server:
         except OSError:
             return ""
         lines = ["".join(filter(str.isprintable, line)).strip() for line in text.splitlines()]
-        told = [line for line in lines if not any(words in line for words in ELSEWHERE)]
-        found = [ERROR.search(line) for line in told]
-        said = [error[1] for error in found if error][-1:]
-        said = said or [line for line in lines if line][-LAST_LINES:]
+        lines = [line for line in lines if line and not any(words in line for words in NOISE)]
+        errors = [error[1] for line in lines if (error := ERROR.search(line))]
+        causes = [error for error in errors if not any(words in error for words in POINTERS)]
+        said = causes[-1:] or errors[-1:] or lines[-LAST_LINES:]
         return " / ".join(line[:LINE_LIMIT] for line in said)
 
     def _env(self) -> dict[str, str]:
