@@ -26,7 +26,7 @@ def train(folder: Path, *settings: str) -> list[dict[str, Any]]:
         env=env,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
         check=False,
         cwd=folder.parent,
     )
