@@ -7,11 +7,12 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from waiting import wait_until
 
 from rlcli.checkpoint import Resume
 from rlcli.launch import Launch
@@ -108,16 +109,6 @@ class Lead:
         path = self.run_dir / f"pid_{rank}_{relaunches}"
         wait_until(path.exists)
         return int(path.read_text())
-
-
-def wait_until(is_so: Callable[[], bool], limit_s: float = 60.0) -> float:
-    """Seconds until it is so."""
-    begin_s = time.monotonic()
-    while not is_so():
-        waited_s = time.monotonic() - begin_s
-        assert waited_s < limit_s, f"not so after {waited_s:.0f} s"
-        time.sleep(0.01)
-    return time.monotonic() - begin_s
 
 
 def is_alive(pid: int) -> bool:

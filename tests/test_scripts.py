@@ -7,10 +7,10 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 ECHO = """#!/bin/sh
@@ -106,10 +106,7 @@ def start_setup(folder: Path) -> subprocess.Popen[str]:
 
 
 def await_text(path: Path, text: str) -> None:
-    until = time.monotonic() + 60
-    while not (path.is_file() and text in path.read_text()):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_until(lambda: path.is_file() and text in path.read_text())
 
 
 def test_two_starts_of_one_checkout_install_once(tmp_path: Path) -> None:

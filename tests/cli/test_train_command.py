@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from rlcli.cli.main import main
 
@@ -117,10 +117,7 @@ def test_sigterm_saves_and_resume_finishes(tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     file = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while not (file.is_file() and '"step": 2' in file.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: file.is_file() and '"step": 2' in file.read_text(), 300)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -142,10 +139,7 @@ def test_ctrl_c_saves_and_exits_130(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     file = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while not (file.is_file() and '"step": 1' in file.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: file.is_file() and '"step": 1' in file.read_text(), 300)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
@@ -169,10 +163,7 @@ def test_sigterm_does_not_wait_for_a_reward_that_hangs(tmp_path: Path) -> None:
         [sys.executable, "-m", "rlcli.cli.main", *argv, "reward.timeout_s=1000"], cwd=tmp_path,
         env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "asked").is_file():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until((tmp_path / "asked").is_file, 300)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -185,11 +176,9 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
     argv = small("--output_dir", "run")
     command = f"{sys.executable} -m rlcli.cli.main {' '.join(argv)} | head -2"
     subprocess.run(command, shell=True, cwd=tmp_path, env=ENV, check=True, capture_output=True)
-    deadline = time.monotonic() + 300
-    while json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "running":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    file = tmp_path / "run" / "status.json"
+    wait_until(lambda: json.loads(file.read_text())["state"] != "running", 300)
+    status = json.loads(file.read_text())
     assert (status["state"], status["step"]) == ("finished", 3)
 
 

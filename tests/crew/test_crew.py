@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 from engine_parts import config, make_engine
-from supervised import wait_until
 from tiny_runs import tiny_run, write_inputs
+from waiting import wait_until
 
 import rlcli.session
 from rlcli.algos.algorithm import Algorithm

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from supervised import wait_until
 from two_hosts import PORT, REWARD, WORDS, Hosts, ends_of, ranks_of, why_impossible
+from waiting import wait_until
 
 from rlcli.cli.main import main
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from rlcli.doctor.gpu import driver_findings, torch_finding
 from rlcli.doctor.leftovers import Process, leftover_finding, leftover_findings, orphans
@@ -206,10 +207,7 @@ def test_an_orphan_of_this_machine_is_found() -> None:
     pid = int(subprocess.run(shell, capture_output=True, text=True, check=True).stdout)
     orphan = psutil.Process(pid)
     try:
-        end = time.monotonic() + 60
-        while orphan.cmdline()[:1] != [sys.executable]:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_until(lambda: orphan.cmdline()[:1] == [sys.executable])
         if orphan.ppid() != 1:
             pytest.skip("orphans go to another process than 1 here")
         (found,) = leftover_findings()

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from rlcli.boxed import gold_box
 from rlcli.rewards.base import score_all
@@ -254,9 +255,9 @@ def compute_score(data_source, solution_str, ground_truth):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", PARENT, user_file(source)]
     with subprocess.Popen(command, env=environment) as parent:
-        wait_for(lambda: (tmp_path / "hanging").exists() and len(pids(tmp_path)) == 2)
+        wait_until(lambda: (tmp_path / "hanging").exists() and len(pids(tmp_path)) == 2)
         parent.kill()
-    wait_for(lambda: not any(is_alive(pid) for pid in pids(tmp_path)))
+    wait_until(lambda: not any(is_alive(pid) for pid in pids(tmp_path)))
 
 
 def pids(folder: Path) -> list[int]:
@@ -269,13 +270,6 @@ def is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
-
-
-def wait_for(condition: Any, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_rules_score_real_rows_in_two_processes_without_waiting_for_each_other(

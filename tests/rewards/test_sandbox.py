@@ -18,9 +18,9 @@ from code_trials import (
     descendants,
     verdict,
     verdict_on_endless,
-    wait_until,
     watch,
 )
+from waiting import wait_until
 
 from rlcli.rewards.sandbox import NoSandbox, Sandbox, SandboxFailed, check_sandbox, find_sandbox
 from rlcli.rewards.sandbox.box import ENVIRONMENT

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supervised import ROOT, Lead, is_alive, wait_until
+from supervised import ROOT, Lead, is_alive
+from waiting import wait_until
 
 from rlcli.monitor.sign import SIGN, Silence, forget_signs
 

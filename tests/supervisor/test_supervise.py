@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from supervised import Lead, command_of, is_alive, start_node, wait_until
+from supervised import Lead, command_of, is_alive, start_node
+from waiting import wait_until
 
 from rlcli.monitor.run_dir import RunDir
 from rlcli.place import read_place

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supervised import command_of, free_port, is_alive, start_node, wait_until
+from supervised import command_of, free_port, is_alive, start_node
+from waiting import wait_until
 
 from rlcli.doctor.nodes.wire import Channel
 from rlcli.supervisor import nodes as nodes_of_run

@@ -9,13 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_server import Act
+from waiting import wait_until
 
 from rlcli.config.rewards import JudgeConfig
 from rlcli.errors import RewardError
@@ -278,13 +279,6 @@ def test_a_killed_process_loses_its_last_moments_only(tmp_path: Path) -> None:
     cache = VerdictCache(path)
     assert cache.find(f"a {given}".encode()) is not None
     cache.close()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def is_written(path: Path, key: str) -> bool:

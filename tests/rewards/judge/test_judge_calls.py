@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from judge_server import ENDLESS_S, VERDICT, Act, Call
+from waiting import wait_until
 
 from rlcli.errors import Paused
 from rlcli.rewards.base import score_all
@@ -380,10 +381,7 @@ def test_close_cancels_what_is_being_scored(serve: Any, scorer: Any, answer: Any
     server = serve(Act(latency_s=ENDLESS_S))
     judge = scorer(server, timeout_s=ENDLESS_S)
     futures = [judge.submit(answer(f"It is {i}.")) for i in range(20)]
-    deadline = time.monotonic() + 60
-    while server.in_flight < 8:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: server.in_flight >= 8)
     judge.close()
     judge.close()
     for future in futures:

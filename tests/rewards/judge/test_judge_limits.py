@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_server import ENDLESS_S, Act, Call
 from virtual_time import run_at_once
+from waiting import wait_until
 
 from rlcli.errors import Paused
 from rlcli.rewards.base import score_all
@@ -20,13 +20,6 @@ from rlcli.rewards.judge.breaker import Patience
 from rlcli.rewards.judge.budget import Ledger, find_price
 from rlcli.rewards.judge.faults import Fault, Kind, Outage
 from rlcli.rewards.judge.governor import Governor, Pace
-
-
-def wait_until(holds: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_prices_are_found_for_dated_versions_and_never_for_a_sibling() -> None:

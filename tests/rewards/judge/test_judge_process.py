@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import psutil
 import pytest
 from judge_server import ENDLESS_S, Act, Call, JudgeServer
 from small_runs import in_children
+from waiting import wait_until
 
 from rlcli.errors import Paused, RewardError
 from rlcli.rewards.base import score_all
@@ -48,13 +48,6 @@ def children() -> list[psutil.Process]:
         with suppress(psutil.Error):
             found += [child] if "rlcli.rewards.judge.worker" in " ".join(child.cmdline()) else []
     return found
-
-
-def wait_until(holds: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def counts_of(judge: Any) -> dict[str, float]:
