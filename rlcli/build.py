@@ -214,7 +214,10 @@ def _build_run(
 
     config = plan.config
     algorithm, engine, sampler, model_notes = _lead(
-        plan, crew, run_dir.path, tell=lambda text: monitor.note(text)
+        plan,
+        crew,
+        run_dir.path,
+        tell=lambda text: monitor.note(text),  # of later: there is no monitor yet
     )
     console = RunConsole(
         run_dir.console_log,

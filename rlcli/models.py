@@ -116,7 +116,7 @@ def build_models(
 def _load_policy(
     plan: Plan, compute: torch.dtype, ranks: Ranks, *, trains_half: bool
 ) -> tuple[CausalLM, CausalLM | None, PeftModel | None]:
-    """(policy, what the native sampler samples from, policy with adapters)."""
+    """(policy, what the native sampler samples from, the policy with adapters), where there are."""
     import torch
 
     from rlcli.causal_lm import load_causal_lm

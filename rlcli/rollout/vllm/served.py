@@ -129,7 +129,6 @@ class ServerSampler:
                 if replica.is_alive() or self.weights is None:
                     raise self._not_taken(replica, error) from error
                 replica.bury()
-                self._tell_back(replica)
                 self._bring_back(replica, self.weights)
         else:
             for _ in weights:
@@ -224,11 +223,10 @@ class ServerSampler:
         if self.weights is None:
             said = replica.last_words() if replica.server else error
             raise SamplerError(f"the last vLLM server died: {said}\nResume this run.") from error
-        self._tell_back(replica)
         self._bring_back(replica, self.weights)
 
-    def _tell_back(self, replica: Replica, *, is_known: bool = False) -> None:
-        """is_known: it has been told that this one died."""
+    def _revive(self, replica: Replica, *, is_known: bool = False) -> None:
+        """Alive, without weights. is_known: it has been told that this one died."""
         url = replica.address.url
         if replica.server is None:
             self._tell(f"the vLLM server at {url} is gone; it is waited for.")
@@ -237,10 +235,11 @@ class ServerSampler:
         else:
             words = replica.last_words()
             self._tell(f"the vLLM server at {url} died: {words}; it is started again.")
+        replica.revive()
 
     def _bring_back(self, replica: Replica, weights: Weights) -> None:
         """Alive, with the current weights. Raises: SamplerError."""
-        replica.revive()
+        self._revive(replica)
         for failed, error in self._give([replica], weights()).items():
             raise self._not_taken(failed, error) from error
 
@@ -249,8 +248,7 @@ class ServerSampler:
             is_known = replica.is_dead
             if is_known or not replica.is_alive():
                 replica.bury()
-                self._tell_back(replica, is_known=is_known)
-                replica.revive()
+                self._revive(replica, is_known=is_known)
 
     def _give(
         self, replicas: Sequence[Replica], weights: Iterable[tuple[str, Tensor]]
