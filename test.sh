@@ -2,13 +2,22 @@
 # Sets up .venv beside this file where needed, then checks style and types and runs the tests.
 # Without arguments those with real vLLM run first, in an environment of their own (.venv-vllm):
 # it wants other versions of packages. The others run side by side, up to 4 files at a time.
+# --newest runs the tests with the newest packages instead of the lock's, all but torch, in an
+# environment of its own (.venv-newest). Other arguments go to pytest.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 . "$here/setup.sh"
-rlcli_setup "$here" dev
 cd "$here"
-bin="$here/.venv/bin"
 export OMP_NUM_THREADS=1
+side_by_side=(-n auto --maxprocesses 4 --dist loadfile)
+if [ "${1:-}" = --newest ]; then
+  shift
+  rlcli_setup_newest "$here"
+  [ $# -gt 0 ] || set -- "${side_by_side[@]}"
+  exec "$here/.venv-newest/bin/python" -m pytest "$@"
+fi
+rlcli_setup "$here" dev
+bin="$here/.venv/bin"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 if "$bin/pyright" --version >/dev/null 2>&1; then
@@ -22,6 +31,6 @@ if [ $# -eq 0 ]; then
   else
     echo "not tested with vLLM: it could not be installed into $here/.venv-vllm" >&2
   fi
-  set -- -n auto --maxprocesses 4 --dist loadfile
+  set -- "${side_by_side[@]}"
 fi
 exec "$bin/python" -m pytest "$@"

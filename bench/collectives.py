@@ -1,4 +1,4 @@
-"""Bytes that a process gives to torch.distributed and to rank 0, and seconds, by part of a step."""
+"""Bytes that a process gives to torch.distributed, and seconds, by part of a step."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ GIVEN = {
     "reduce_scatter": lambda args, kwargs: _size(args, kwargs, 1, "input_list"),
     "reduce_scatter_tensor": lambda args, kwargs: _size(args, kwargs, 1, "input"),
     "all_to_all_single": lambda args, kwargs: _size(args, kwargs, 1, "input"),
+    "gather": lambda args, kwargs: _size(args, kwargs, 0, "tensor"),
 }
 """Bytes that a rank puts into a collective."""
 SENT: dict[str, Callable[[int], float]] = {
@@ -30,8 +31,7 @@ SENT: dict[str, Callable[[int], float]] = {
     "reduce_scatter": lambda w: (w - 1) / w,
     "reduce_scatter_tensor": lambda w: (w - 1) / w,
     "all_to_all_single": lambda w: (w - 1) / w,
-    "send_bytes": lambda w: 1.0,
-    "parcel": lambda w: w - 1,
+    "gather": lambda w: (w - 1) / w,
 }
 """What the mean rank sends for a byte that the mean rank gives, in rings of w."""
 
@@ -40,10 +40,6 @@ def _size(args: Any, kwargs: Any, place: int, name: str) -> int:
     value = args[place] if len(args) > place else kwargs[name]
     tensors = value if isinstance(value, list | tuple) else [value]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _parcel_size(parcel: Any) -> int:
-    return len(parcel.frame) + sum(each.numel() * each.element_size() for each in parcel.tensors)
 
 
 @dataclass(slots=True)
@@ -93,9 +89,7 @@ class Count:
 
         setattr(owner, method, timed)
 
-    def wrap_operation(
-        self, owner: Any, function: str, size: Callable[[Any, Any], int], *, name: str = ""
-    ) -> None:
+    def wrap_operation(self, owner: Any, function: str, size: Callable[[Any, Any], int]) -> None:
         """Count a function of a module; one that another calls is not counted again."""
         inner = getattr(owner, function)
 
@@ -105,7 +99,7 @@ class Count:
                 return inner(*args, **kwargs)
             self._busy = True
             try:
-                self.operation(name or function, size(args, kwargs))
+                self.operation(function, size(args, kwargs))
                 return inner(*args, **kwargs)
             finally:
                 self._busy = False
@@ -139,13 +133,9 @@ def loopback_bytes() -> int:
 
 def watch_process(count: Count) -> None:
     """Have `count` see what this process does from here on."""
-    from multiprocessing.connection import Connection
-
     import torch.distributed as dist
     from torch.distributed import distributed_c10d
 
-    from rlcli.crew import lead
-    from rlcli.crew.lead import CrewEngine, CrewSampler
     from rlcli.engines.deepspeed_engine import DeepSpeedEngine, ShardedUpdater
     from rlcli.engines.optimizer import Updater
     from rlcli.engines.passes import Passes
@@ -155,14 +145,11 @@ def watch_process(count: Count) -> None:
     for name, size in GIVEN.items():
         count.wrap_operation(distributed_c10d, name, size)
         setattr(dist, name, getattr(distributed_c10d, name))
-    count.wrap_operation(Connection, "send_bytes", lambda args, kwargs: len(args[1]))
-    # what goes to all: given by rank 0 alone, before the others have begun their part of the step
-    count.wrap_operation(lead, "send", lambda args, kwargs: _parcel_size(args[0]), name="parcel")
     for owner in (Updater, ShardedUpdater):
         count.wrap_backward(owner)
     names = {"generate": "sampling", "load_weights": "weights", "annotate": "passes"}
     names |= {"update": "update", "state": "checkpoint", "save_model": "model"}
-    for owner in (CrewSampler, CrewEngine, NativeSampler, Passes, TorchEngine, DeepSpeedEngine):
+    for owner in (NativeSampler, Passes, TorchEngine, DeepSpeedEngine):
         for method, phase in names.items():
             if method in vars(owner):
                 count.wrap_phase(owner, method, phase)

@@ -50,7 +50,8 @@ MODELS = {
     },
 }  # fmt: skip
 COMMON = [
-    "data.val=[]", "reward.fn=exact", "train.max_steps=2", "model.dtype=float32",
+    "data.val=[]", f"reward.fn={ROOT}/bench/random_reward.py:compute_score",
+    "train.max_steps=2", "model.dtype=float32",
     "train.prompts_per_step=8", "train.mini_batch_prompts=8", "rollout.n=4",
     "data.max_prompt_tokens=32", "data.max_response_tokens=64", "run.save_every=-1",
 ]  # fmt: skip

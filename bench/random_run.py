@@ -175,7 +175,7 @@ def forced_lengths(lengths: Sequence[int]) -> Iterator[None]:
 
 def one_step(run: Run, work: Work, *, step: int, clock: Callable[[], float]) -> Phases:
     """Sample, estimate and update as the loop does, with random rewards."""
-    from rlcli.collect import Collected, collate
+    from rlcli.collate import Collected, collate
     from rlcli.rollout.base import SamplingParams
     from rlcli.types import Reward
 

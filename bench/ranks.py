@@ -7,9 +7,9 @@ tokens, one update per step, the same lengths in every step. Every process has a
 and one thread. Seconds are CPU seconds of the rank that has most to do in a part of the step,
 medians of --steps after two left out: what a step takes on idle cores. "Wall" is the fastest step.
 "1" to "3" are DeepSpeed's ZeRO stages; 3 gathers and releases as it does with a large model.
-Bytes are counted in the processes themselves, where torch.distributed and the connections to
-rank 0 are called; "on the wire" is what the loopback device sent meanwhile, so nothing else may
-use it: `unshare -n sh -c "ip link set lo up; exec python bench/ranks.py"` gives it to the script.
+Bytes are counted in the processes themselves, where torch.distributed is called; "on the wire" is
+what the loopback device sent meanwhile, so nothing else may use it:
+`unshare -n sh -c "ip link set lo up; exec python bench/ranks.py"` gives it to the script.
 """
 
 from __future__ import annotations
@@ -104,26 +104,30 @@ def one_rank(work: Work, engine: str, folder: Path) -> None:
 
     from rlcli.build import make_plan
     from rlcli.config.sources import resolve
-    from rlcli.place import read_place
-    from rlcli.session import run_session
+    from rlcli.rank_env import read_rank
+    from rlcli.session import run_rank, run_session
 
-    place = read_place(os.environ)
+    ranks = read_rank(os.environ)
     words = settings(work, folder / "model", folder)
     words += [
         "train.device=cpu",
         "train.engine=torch" if engine == "torch" else "train.engine=deepspeed",
     ]
     words += [] if engine == "torch" else [f"train.zero_stage={engine}"]
-    plan = make_plan(resolve(overrides=words, flags={}, files=[], env={}, cwd=folder))
+    resolved = resolve(overrides=words, flags={}, files=[], env={}, cwd=folder)
+    plan = make_plan(resolved)
     force_lengths(work)
     shard_as_if_large()
     count = Count()
     watch_process(count)
-    run_session(plan, folder, [], quiet=True, place=place)
+    if ranks is None:
+        run_session(plan, folder, [], quiet=True)
+    else:
+        run_rank(ranks, resolved, lambda: (plan, []), folder, quiet=True)
     told: dict[str, Any] = {"seconds": count.seconds, "cpu_s": count.cpu_s, "given": count.given}
     told["wire"] = count.wire
     told["weights"] = (folder / "model" / "model.safetensors").stat().st_size
-    (folder / f"count_{place.rank if place else 0}.json").write_text(json.dumps(told))
+    (folder / f"count_{ranks.rank if ranks else 0}.json").write_text(json.dumps(told))
 
 
 def run_ranks(work: Work, engine: str, size: int) -> list[dict[str, Any]]:
@@ -143,7 +147,7 @@ def run_ranks(work: Work, engine: str, size: int) -> list[dict[str, Any]]:
         for rank in range(size):
             env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LOCAL_RANK": "0"}
             if size > 1:
-                env |= place_of(rank, size, port, folder / "run")
+                env |= place_of(rank, size, port)
             core = str(cores[rank % len(cores)])
             with (folder / f"{rank}.log").open("w") as log:
                 pinned = ["taskset", "-c", core, *command]
@@ -165,12 +169,12 @@ def all_well(processes: list[subprocess.Popen[bytes]]) -> bool:
     return False
 
 
-def place_of(rank: int, size: int, port: int, run_dir: Path) -> dict[str, str]:
-    """What a supervisor tells a rank."""
+def place_of(rank: int, size: int, port: int) -> dict[str, str]:
+    """The variables that a launcher sets for a rank."""
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo", "RLCLI_RUN_DIR": str(run_dir),
+        "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
 
 

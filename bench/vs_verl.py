@@ -38,6 +38,7 @@ from rlcli.algos import advantages, aggregation, correction, covariance, kl, los
 from rlcli.algos.masked import masked_mean
 from rlcli.algos.table import ESTIMATORS, LOSSES
 from rlcli.config.schema import Aggregation, KLType
+from rlcli.engines.ranks import ALONE
 
 VERSION = "0.9.1"
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-7}
@@ -235,7 +236,9 @@ def with_gradient(name: str, at: Tensors, pair: Tensors, floor: float) -> Iterat
 
 def compare_losses(verl: SimpleNamespace, case: Case) -> Iterator[Comparison]:
     """Every policy loss and the value loss, aggregated, with gradient and statistics."""
-    x, settings, mask_BT = case.floats, case.settings, case.floats["mask"]
+    # every candidate of clip_cov: each has its own way to draw some of them
+    settings = Settings(case.settings, clip_cov_ratio=1.0)
+    x, mask_BT = case.floats, case.floats["mask"]
     config = Settings(settings, policy_loss=settings, global_batch_info={})
     num_tokens, num_rows = (int(number) for number in aggregation.count(mask_BT))
     counts = {"num_tokens": num_tokens, "num_sequences": num_rows, "scale_factor": mask_BT.shape[1]}
@@ -247,8 +250,7 @@ def compare_losses(verl: SimpleNamespace, case: Case) -> Iterator[Comparison]:
         kwargs = {key: settings[key] for key in entry.settings}
         if entry.select:
             picks: dict[str, Any] = {key: settings[key] for key in entry.select_settings}
-            if name == "clip_cov":
-                picks["generator"] = torch.Generator().manual_seed(case.seed)
+            picks |= {"draws_BT": torch.rand(mask_BT.shape), "gather": lambda own: ([own], 0)}
             kwargs["selected_BT"] = vars(covariance)[f"select_{name}"](*junk, mask_BT, **picks)
         estimate = getattr(covariance if entry.select else losses, name)
         ours = estimate(*junk, mask_BT, correction_BT=x["correction_BT"], **kwargs)
@@ -301,7 +303,7 @@ def compare_terms(verl: SimpleNamespace, case: Case) -> Iterator[Comparison]:
         ours, name = correction.rejection_mask(*pair, mask_BT, **limits), f"seq_mean_{kind}"
         theirs = verl.rollout.compute_rollout_rejection_mask(gap_BT, mask_BT, name, spec)[0]
         yield Comparison(f"rejection seq_{kind}", ours, theirs)
-    k3 = correction.mismatch(*pair, mask_BT)["kl_k3"]
+    k3 = correction.mismatch(*pair, mask_BT, all_reduce=ALONE.all_reduce)["kl_k3"]
     expected = verl.rollout.compute_offpolicy_metrics(*pair, mask_BT)["k3_kl"]
     yield Comparison("mismatch k3", *torch.tensor([k3, expected], dtype=torch.float64))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,36 +14,47 @@ from rlcli.algos.table import ESTIMATORS, LOSSES
 from rlcli.checkpoint import Resume
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
+from rlcli.crew.lines import speaker
 from rlcli.data.prompts import EncodedPrompts, PromptStream, encode_prompts
-from rlcli.errors import ConfigError, DeviceNotFoundError, Paused, RewardServiceError
+from rlcli.doctor.gpu import check_gpus_usable
+from rlcli.errors import (
+    ConfigError,
+    DeviceNotFoundError,
+    ModelError,
+    Paused,
+    RewardServiceError,
+)
 from rlcli.inputs import (
+    chat_format,
     check_context,
     check_rewards,
+    check_tags,
+    check_token_ids,
     find_critic,
     find_model,
     find_reward_model,
-    read_data,
+    load_data,
+    open_model,
 )
+from rlcli.machine import GIB
 from rlcli.models import build_models
 from rlcli.monitor.console import RunConsole
 from rlcli.monitor.health import Health
-from rlcli.monitor.monitor import Monitor
+from rlcli.monitor.monitor import Monitor, SilentMonitor
 from rlcli.monitor.run_dir import RunDir
 from rlcli.monitor.signals import StopRequest
 from rlcli.monitor.trackers import build_trackers
+from rlcli.place import LOOPBACK
 from rlcli.saving import Checkpoints
+from rlcli.start_model import describe
+from rlcli.weight_files import Use, quantization_of
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
     import torch
 
-    from rlcli.algos.algorithm import Algorithm
-    from rlcli.crew.lead import Crew
-    from rlcli.engines.base import TrainEngine
+    from rlcli.engines.ranks import Ranks
     from rlcli.place import Place
-    from rlcli.rewards.base import Scorer
-    from rlcli.rollout.base import Sampler
+    from rlcli.rewards.base import Peers, Scorer
     from rlcli.trainer import Run
 
 
@@ -69,8 +81,10 @@ class Plan:
         return self.resolved.config
 
 
-def make_plan(resolved: Resolved) -> Plan:
+def make_plan(resolved: Resolved, *, is_dry: bool = False) -> Plan:
     """Settings, model config, tokenizer and data, all checked against each other.
+
+    is_dry: an adapter to start from is not merged into its base.
 
     Raises: UsageError (ConfigError, ModelError, DataError, RewardError) with the cure.
     """
@@ -82,48 +96,81 @@ def make_plan(resolved: Resolved) -> Plan:
         from rlcli.compiled import check_compiler
 
         check_compiler(device, resolved.where("model.compile"))
-    train_rows = read_data(config, config.data.train)
-    val_rows = read_data(config, config.data.val) if config.data.val else []
+    data = load_data(config)
     needs = _needs(resolved)
     reward_dir = find_reward_model(resolved)
-    reward_notes = check_rewards(resolved, [train_rows, val_rows], reward_dir, os.environ)
-    model_dir = find_model(config, config.model.path)
-
-    from rlcli.causal_lm import (
-        check_architecture,
-        load_tokenizer,
-        positions_of,
-        read_model_config,
-    )
-
-    trust = config.model.trust_remote_code
-    model_config = read_model_config(str(model_dir), trust_remote_code=trust)
-    check_architecture(model_config)
-    tokenizer = load_tokenizer(str(model_dir), trust_remote_code=trust)
+    reward_notes = check_rewards(resolved, [data.rows, data.val], reward_dir, os.environ)
+    use: Use = "adapters" if config.lora.rank else "train"
+    model_dir = find_model(config, config.model.path, merges=not is_dry)
+    model = open_model(config, model_dir, use, where=resolved.where("model.path"))
+    reward_notes += check_tags(config, model.tokenizer, [data.rows, data.val])
     limits = {
         "max_prompt_tokens": config.data.max_prompt_tokens,
         "filter_overlong": config.data.filter_overlong,
         "truncation": config.data.truncation,
+        "chat": chat_format(config),
     }
-    train = encode_prompts(train_rows, tokenizer, **limits)
-    val = encode_prompts(val_rows, tokenizer, **limits) if val_rows else None
-    check_context(resolved, positions_of(model_config))
+    train = encode_prompts(data.rows, model.tokenizer, **limits)
+    val = encode_prompts(data.val, model.tokenizer, **limits) if data.val else None
+    check_token_ids([*train.prompts, *(val.prompts if val else ())], model)
+    check_context(resolved, model.positions)
     config, notes = preflight.batch_arithmetic(config, len(train.prompts))
     batches = preflight.batching(config, len(train.prompts))
+    critic_dir = find_critic(resolved, model.folder, model.config) if "critic" in needs else None
+    resolved = _settle_engine(
+        resolved.shrink(config), model.config, has_critic=critic_dir is not None
+    )
+    start_note = describe(config.model.path, model_dir)
+    start_notes = [start_note] if start_note else []
     return Plan(
-        resolved=resolved.shrink(config),
-        model_dir=model_dir,
-        critic_dir=find_critic(resolved, model_dir, model_config) if "critic" in needs else None,
+        resolved=resolved,
+        model_dir=model.folder,
+        critic_dir=critic_dir,
         reward_dir=reward_dir,
-        tokenizer=tokenizer,
-        model_config=model_config,
+        tokenizer=model.tokenizer,
+        model_config=model.config,
         train=train,
         val=val,
         device=device,
         num_steps=batches.num_steps,
         steps_per_epoch=batches.steps_per_epoch,
-        notes=[*resolved.notes, *reward_notes, *train.notes, *notes],
+        notes=[
+            *resolved.notes,
+            *start_notes,
+            *data.notes,
+            *reward_notes,
+            *train.notes,
+            *notes,
+        ],
     )
+
+
+def _settle_engine(resolved: Resolved, model_config: Any, *, has_critic: bool) -> Resolved:
+    """`resolved` with the fsdp engine if train.engine is auto and the run needs it.
+
+    Raises: ConfigError for an engine that cannot train this model.
+    """
+    from rlcli.plan.engine import settle_engine
+    from rlcli.plan.machine import find_machine
+    from rlcli.plan.memory import Models
+    from rlcli.plan.shapes import shape_of
+
+    config, values = resolved.config, model_config.to_dict()
+    is_quantised = quantization_of(values) is not None
+    if config.train.engine == "fsdp" and is_quantised:
+        raise ConfigError(
+            f"{resolved.where('train.engine')} cannot share out quantised weights, and "
+            f"{resolved.where('model.path')} has them.\n"
+            "Use --engine torch, or the model that was quantised."
+        )
+    if config.train.engine != "auto" or is_quantised or config.model.compile:
+        return resolved
+    try:
+        shape = shape_of(values, name=config.model.path)
+    except ModelError:  # no size, no plan
+        return resolved
+    models = Models(policy=shape, critic=shape if has_critic else None)
+    return settle_engine(resolved, models, find_machine(config.train), num_val=0)
 
 
 def _needs(resolved: Resolved) -> frozenset[str]:
@@ -146,11 +193,19 @@ def _needs(resolved: Resolved) -> frozenset[str]:
 
 
 def choose_device(config: Config) -> torch.device:
-    """cuda, mps or cpu. Raises: ConfigError when the one asked for is not there."""
+    """cuda, mps or cpu.
+
+    Raises: DeviceNotFoundError when the one asked for is not there, or torch cannot use a GPU
+        that is.
+    """
     import torch
 
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an old driver's, which the error below repeats
+        found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     wanted = config.train.device
+    if not found["cuda"]:
+        check_gpus_usable(wanted, os.environ)
     if wanted == "auto":
         return torch.device(next((name for name, here in found.items() if here), "cpu"))
     if wanted != "cpu" and not found[wanted]:
@@ -161,43 +216,96 @@ def choose_device(config: Config) -> torch.device:
     return torch.device(wanted)
 
 
+def expects_cuda(config: Config) -> bool:
+    """Whether `choose_device` takes a GPU, without raising if it cannot."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return config.train.device in ("auto", "cuda") and torch.cuda.is_available()
+
+
+def describe_device(device: torch.device) -> str:
+    """A device in words, with what decides its speed: GPU and memory, or threads."""
+    import torch
+
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / GIB:.0f} GiB"
+    if device.type == "mps":
+        return "Apple GPU (mps)"
+    threads = torch.get_num_threads()
+    return "CPU, 1 thread" if threads == 1 else f"CPU, {threads} threads"
+
+
 def build_run(
     plan: Plan,
     run_dir: RunDir,
     resume: Resume,
     *,
     quiet: bool = False,
-    crew: Crew | None = None,
+    place: Place | None = None,
+    ranks: Ranks | None = None,
 ) -> Run:
-    """The run with its weights loaded; the reward first, which is the likelier to fail.
+    """This rank's run with its weights loaded; the reward first, which is the likelier to fail.
+
+    place, ranks: of several ranks that train together, each of which builds its own.
 
     Raises: RewardError when a judge or a reward model's server does not answer one call; Paused
     where that may pass and a run with a checkpoint waits for it.
     """
-    from rlcli.rewards import build_scorer, probe_reward
+    from rlcli.rewards import build_scorer
 
     config = plan.config
-    lang = config.run.lang
-    try:
-        notes = probe_reward(config.reward, env=os.environ, lang=lang)
-    except RewardServiceError as error:
-        if resume == "no" or not run_dir.has_checkpoint:
-            raise
-        raise Paused(f"{error}\nResume with --resume auto once the service answers.") from error
+    peers = None if place is None or ranks is None else _peers(plan, place, ranks)
+    is_first = peers is None or peers.is_first
+    notes = _probe(plan, run_dir, resume) if is_first else []
     scorer = build_scorer(
         config.reward,
         log=run_dir.path / "reward.log",
         run_dir=run_dir.path,
         env=os.environ,
-        lang=lang,
+        lang=config.run.lang,
         model_dir=plan.reward_dir,
         device=plan.device,
+        peers=peers,
     )
     try:
-        return _build_run(plan, run_dir, resume, scorer, notes=notes, quiet=quiet, crew=crew)
+        return _build_run(plan, run_dir, resume, scorer, notes=notes, quiet=quiet, ranks=ranks)
     except BaseException:
         scorer.close()
         raise
+
+
+def _probe(plan: Plan, run_dir: RunDir, resume: Resume) -> list[str]:
+    """Notes of the services that score. Raises: as `build_run`."""
+    from rlcli.rewards import probe_reward
+
+    config = plan.config
+    try:
+        return probe_reward(config.reward, env=os.environ, lang=config.run.lang)
+    except RewardServiceError as error:
+        if resume == "no" or not run_dir.has_checkpoint:
+            raise
+        raise Paused(f"{error}\nResume with --resume auto once the service answers.") from error
+
+
+def _peers(plan: Plan, place: Place, ranks: Ranks) -> Peers:
+    """The other ranks, for scorers."""
+    from rlcli.crew.meet import reachable_address
+    from rlcli.rewards.base import Peers
+
+    host = LOOPBACK if place.is_one_machine else ""
+    if place.rank == 0:
+        host = host or reachable_address(os.environ["MASTER_ADDR"])
+    return Peers(
+        is_first=ranks.is_first,
+        local_size=place.local_size,
+        host=host,
+        gather=ranks.gather,
+        first=ranks.first,
+        prompts=[*plan.train.prompts, *(plan.val.prompts if plan.val else ())],
+    )
 
 
 def _build_run(
@@ -208,39 +316,30 @@ def _build_run(
     *,
     notes: Sequence[str],
     quiet: bool,
-    crew: Crew | None,
+    ranks: Ranks | None,
 ) -> Run:
+    import torch
+
+    from rlcli.algos.algorithm import Algorithm
+    from rlcli.engines.ranks import ALONE
     from rlcli.trainer import Run
 
-    config = plan.config
-    algorithm, engine, sampler, model_notes = _lead(
-        plan,
-        crew,
-        run_dir.path,
-        tell=lambda text: monitor.note(text),  # of later: there is no monitor yet
+    config, ranks = plan.config, ranks or ALONE
+    later: list[str] = []
+    tell: Callable[[str], None] = later.append
+    torch.manual_seed(config.run.seed)
+    algorithm = Algorithm(config, corrects_sampler=config.algorithm.corrects_sampler)
+    engine, sampler, model_notes = build_models(
+        plan, algorithm, ranks, run_dir.path, tell=lambda text: tell(text)
     )
-    console = RunConsole(
-        run_dir.console_log,
-        num_steps=plan.num_steps,
-        num_ranks=1 if crew is None else crew.size,
-        quiet=quiet,
-    )
-    trackers, tracker_notes = build_trackers(config.run, run_dir)
-    monitor = Monitor(
-        run_dir,
-        console,
-        StopRequest(),
-        prompts_per_epoch=len(plan.train.prompts),
-        epochs=config.train.epochs,
-        trackers=trackers,
-        health=Health(config),
-        lang=config.run.lang,
-    )
-    for note in [*notes, *model_notes, *tracker_notes]:
-        monitor.note(note)
-    if crew is not None:
-        crew.watch.tell = monitor.note
-        monitor.on_phase = crew.watch.lead
+    if ranks.is_first:
+        monitor, tracker_notes = _monitor(plan, run_dir, quiet=quiet, num_ranks=ranks.size)
+        for note in [*notes, *model_notes, *tracker_notes, *later]:
+            monitor.note(note)
+        tell = monitor.note
+    else:
+        monitor = SilentMonitor()
+        tell = speaker(config.run.lang)
     return Run(
         config=config,
         num_steps=plan.num_steps,
@@ -259,45 +358,27 @@ def _build_run(
         ),
         monitor=monitor,
         tokenizer=plan.tokenizer,
+        ranks=ranks,
     )
 
 
-def _lead(
-    plan: Plan, crew: Crew | None, run_dir: Path, *, tell: Callable[[str], None]
-) -> tuple[Algorithm, TrainEngine, Sampler, list[str]]:
-    """What `_load` gives, as the loop sees it: of this process, or of all ranks."""
-    size = 1 if crew is None else crew.size
-    algorithm, engine, sampler, notes = _load(plan, 0, size, run_dir, tell=tell)
-    if crew is None:
-        return algorithm, engine, sampler, notes
-    from rlcli.crew.lead import CrewEngine, CrewSampler
-
-    rollout = plan.config.rollout
-    width = rollout.tensor_parallel if rollout.engine == "vllm" else 1
-    return algorithm, CrewEngine(crew, engine), CrewSampler(crew, sampler, width=width), notes
-
-
-def _load(
-    plan: Plan, rank: int, size: int, run_dir: Path, *, tell: Callable[[str], None]
-) -> tuple[Algorithm, TrainEngine, Sampler, list[str]]:
-    """(algorithm, engine, sampler, notes) of one of `size` ranks."""
-    import torch
-
-    from rlcli.algos.algorithm import Algorithm
-    from rlcli.engines.ranks import Ranks
-
+def _monitor(
+    plan: Plan, run_dir: RunDir, *, quiet: bool, num_ranks: int
+) -> tuple[Monitor, list[str]]:
+    """Rank 0's monitor, and notes of the trackers."""
     config = plan.config
-    torch.manual_seed(config.run.seed)
-    algorithm = Algorithm(config, corrects_sampler=config.algorithm.corrects_sampler)
-    return algorithm, *build_models(plan, algorithm, Ranks(rank, size), run_dir, tell=tell)
-
-
-def serve_rank(plan: Plan, place: Place, connection: Connection) -> bool:
-    """Build this rank's models, do what rank 0 says until it stops; whether all ended well."""
-    from rlcli.crew.follow import follow
-    from rlcli.crew.lines import speaker
-
-    tell = speaker(plan.config.run.lang)
-    algorithm, engine, sampler, _ = _load(plan, place.rank, place.size, place.run_dir, tell=tell)
-    seed = (plan.config.run.seed, place.rank)
-    return follow(connection, engine, sampler, algorithm, seed=seed, log=place.log)
+    console = RunConsole(
+        run_dir.console_log, num_steps=plan.num_steps, num_ranks=num_ranks, quiet=quiet
+    )
+    trackers, notes = build_trackers(config.run, run_dir)
+    monitor = Monitor(
+        run_dir,
+        console,
+        StopRequest(),
+        prompts_per_epoch=len(plan.train.prompts),
+        epochs=config.train.epochs,
+        trackers=trackers,
+        health=Health(config),
+        lang=config.run.lang,
+    )
+    return monitor, notes

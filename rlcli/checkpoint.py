@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,9 +21,23 @@ if TYPE_CHECKING:
     from rlcli.engines.base import EngineState
 
 MANIFEST = "manifest.json"
+SHARES_INDEX = "shares.json"
+"""Lists the tensors of a state that is stored in shares."""
+COPY_ROOM = 1.5
+"""Free memory that a copy of a state needs, in copies: other processes may want some too."""
 Resume = Literal["no", "newest"] | int
 Scores = list[tuple[int, float]]
 """(step, held-out score), to know the best one."""
+
+
+def _read_umask() -> int:
+    """The process's umask: reading it means setting it, which only one thread may do."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+_UMASK = _read_umask()
 
 
 def _sha256(path: Path) -> str:
@@ -42,12 +56,29 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def seal(folder: Path, final: Path) -> None:
-    """Make the folder durable under its final name, replacing what is there."""
+def share(folder: Path) -> None:
+    """Give everything below the folder the modes that the umask gives new files.
+
+    safetensors writes files that only their owner can read.
+    """
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)
+
+
+def seal(folder: Path, final: Path, known: Mapping[str, str] | None = None) -> None:
+    """Make the folder durable under its final name, replacing what is there.
+
+    known: SHA-256 of files that are on disk, by name: they are not read again.
+    """
+    known = known or {}
+    share(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    hashes = {str(p.relative_to(folder)): _sha256(p) for p in files}
-    for path in files:
-        _sync(path)
+    names = {path: str(path.relative_to(folder)) for path in files}
+    hashes = {name: known.get(name) or _sha256(path) for path, name in names.items()}
+    for path, name in names.items():
+        if name not in known:
+            _sync(path)
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"sha256": hashes}, indent=1))
     _sync(manifest)
@@ -91,6 +122,14 @@ def step_of(folder: Path) -> int | None:
     """N of `step_N`, None for other names."""
     prefix, _, number = folder.name.partition("_")
     return int(number) if prefix == "step" and number.isdigit() else None
+
+
+def holds_critic(folder: Path) -> bool:
+    """Whether a checkpoint has the state of a critic."""
+    index = folder / SHARES_INDEX
+    if not index.is_file():
+        return (folder / "critic.safetensors").is_file()
+    return any(name.startswith("critic.") for name in json.loads(index.read_text())["tensors"])
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -140,16 +179,20 @@ class CheckpointFolder:
         """Folder of a step's checkpoint."""
         return self.path / f"step_{step}"
 
+    def scratch(self, step: int) -> Path:
+        """Folder in which a step's checkpoint is written."""
+        return self.path / f".part-step_{step}"
+
     def write(self, save: Save) -> Saved:
         """One checkpoint, sealed, and those it replaces removed; or nothing of it."""
-        scratch = self.path / f".part-step_{save.step}"
+        scratch = self.scratch(save.step)
         notes: list[str] = []
         try:
             notes += self.make_room(save.scores, share=1.0)
-            scratch.mkdir(parents=True)
-            save.engine.save(scratch)
+            scratch.mkdir(parents=True, exist_ok=True)  # another rank may have begun its share
+            known = save.engine.save(scratch)
             (scratch / "state.json").write_text(save.state)
-            seal(scratch, self.of(save.step))
+            seal(scratch, self.of(save.step), known)
             notes += self._prune(save.scores)
         except Exception as error:  # beside training, it must not end the run before its last save
             shutil.rmtree(scratch, ignore_errors=True)

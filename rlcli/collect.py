@@ -1,20 +1,26 @@
-"""The rollouts and rewards of one step: sampling, scoring while it goes on, refills and holds."""
+"""The rollouts and rewards of one step: sampling, scoring while it goes on, refills and holds.
+
+Every rank samples and scores its share of the prompts and keeps it. What is decided for all is
+decided from gathered numbers, by the same code on every rank.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from rlcli.errors import Paused, RewardError
+from rlcli.collate import Collected, check_parts, groups_of, kinds_of_parts
+from rlcli.engines.ranks import deal
+from rlcli.errors import Paused, RankError, RewardError, RlcliError
 from rlcli.rewards.measures import judge_part, measure_judge
-from rlcli.rollout.base import SamplingParams
-from rlcli.types import Batch, Prompt, Reward, Rollout, StepRecord
+from rlcli.rollout.base import OnFinish, SamplingParams
+from rlcli.seen import Seen, show
+from rlcli.types import Prompt, Reward, Rollout, StepRecord
 
 if TYPE_CHECKING:
     from rlcli.trainer import Run
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
 MAX_UNSCORED_SHARE = 0.2
 HOLD_TRIES = 3
 STOP_PATIENCE_S = 5.0
+USAGE = ("calls", "input_tokens", "output_tokens", "cost_usd")
 
 
 class StepAbandoned(Exception):  # no error: the step is done again on resume
@@ -29,20 +36,13 @@ class StepAbandoned(Exception):  # no error: the step is done again on resume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collected:
-    """Rollouts, prompts in order and groups adjacent, with their rewards. Greedy ones apart."""
-
-    rollouts: Sequence[Rollout]
-    rewards: Sequence[Reward]
-    greedy: Mapping[str, Reward]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """Rollouts in order and their rewards to come."""
+    """This rank's rollouts in order and their rewards to come. order: the prompts of all ranks."""
 
-    rollouts: Sequence[Rollout]
-    rewards: Sequence[Future[Reward]]
+    rollouts: Sequence[Rollout] = ()
+    rewards: Sequence[Future[Reward]] = ()
+    order: Sequence[Prompt] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,10 @@ def collect(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: in
 
 def begin(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: int) -> Begun:
     """Rollouts of `prompts` by the weights the sampler has now, each on its way to the scorer."""
-    canaries = run.scorer.canaries(step, prompts)
+    try:
+        canaries = run.scorer.canaries(step, prompts)
+    except RlcliError as error:  # all ranks are to end with it, together
+        canaries = [_failed(error)]
     sampled, greedy = _sample(run, prompts, record, seed=run.seed(step, "sample"))
     return Begun(sampled=sampled, greedy=greedy, canaries=canaries)
 
@@ -78,29 +81,32 @@ def end(run: Run, begun: Begun, record: StepRecord, *, step: int) -> Collected:
     kept = drawn = _scored(run, begun.sampled, begun.greedy, record)
     if settings.dynamic_sampling:
         wanted = run.config.train.prompts_per_step
-        scores = [r.value for r in drawn.rewards if r.value is not None]
-        kept = _without_ties(drawn)
+        kept, scores = _without_ties(run, drawn)
         rounds = 1
-        while len(_groups(kept)) < wanted and rounds <= settings.max_refills:
+        while len(kept.order) < wanted and rounds <= settings.max_refills:
             fresh = run.prompts.next(wanted)
             drawn = _scored(
                 run, *_sample(run, fresh, record, seed=run.seed(step, "sample", rounds)), record
             )
-            scores += [r.value for r in drawn.rewards if r.value is not None]
-            kept = _joined(kept, _without_ties(drawn), wanted)
+            some, more = _without_ties(run, drawn)
+            kept, scores = _joined(kept, some, wanted), scores + more
             rounds += 1
         record["dynamic_sampling/rounds"] = rounds
-        record["dynamic_sampling/kept_prompts"] = len(_groups(kept))
+        record["dynamic_sampling/kept_prompts"] = len(kept.order)
         record["dynamic_sampling/drawn_reward_mean"] = sum(scores) / max(1, len(scores))
         # a step of nothing but ties still counts: its advantages are 0
-        kept = kept if kept.rollouts else drawn
-    _record_rollouts(kept, record, max_tokens=run.config.data.max_response_tokens)
-    if run.config.rollout.async_steps:
-        ages = [step - rollout.policy_version for rollout in kept.rollouts]
-        record["sampler/staleness"] = sum(ages) / len(ages)
-    judged = [_wait(run, canary) for canary in begun.canaries]
-    count_usage(run, record, judged)
-    note_judge(run, record, kept.rollouts, kept.rewards, canaries=judged)
+        kept = kept if kept.order else drawn
+    if "parts" in run.algorithm.needs:
+        check_parts(set().union(*run.ranks.gather(kinds_of_parts(kept.rewards))))
+    judged, metrics = _await(run, begun.canaries), run.scorer.metrics()
+    kept = replace(kept, seen=show(run.ranks, kept.order, kept.rollouts, kept.rewards))
+    if run.ranks.is_first:
+        _record_rollouts(kept.seen, record)
+        if run.config.rollout.async_steps:
+            ages = [step - rollout.policy_version for rollout in kept.seen.rollouts]
+            record["sampler/staleness"] = sum(ages) / len(ages)
+        count_usage(run, record, judged)
+        note_judge(run, record, kept.seen, metrics, canaries=judged)
     return kept
 
 
@@ -115,15 +121,18 @@ def _sample(
         temperature=config.rollout.temperature,
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,
+        keep_special_tokens=config.reward.keep_special_tokens,
+        stop=tuple(config.rollout.stop),
     )
     started = time.perf_counter()
     sampled = _submit(run, prompts, params, seed=seed)
-    greedy = Submitted(rollouts=(), rewards=())
+    greedy = Submitted()
     if "greedy" in run.algorithm.needs:
         greedy_params = replace(params, n=1, temperature=0.0, top_p=1.0, top_k=-1)
         greedy = _submit(run, prompts, greedy_params, seed=seed)
-    _add(record, "time/sample_s", time.perf_counter() - started)
-    return sampled, greedy
+    seconds = time.perf_counter() - started
+    _add(record, "time/sample_s", seconds)
+    return replace(sampled, seconds=seconds), greedy
 
 
 def _submit(run: Run, prompts: Sequence[Prompt], params: SamplingParams, *, seed: int) -> Submitted:
@@ -131,61 +140,150 @@ def _submit(run: Run, prompts: Sequence[Prompt], params: SamplingParams, *, seed
     futures: dict[int, Future[Reward]] = {}
 
     def submit(index: int, rollout: Rollout) -> None:
-        futures[index] = run.scorer.submit(rollout)
+        futures[index] = _begin_to_score(run, rollout)
 
-    rollouts = run.sampler.generate(prompts, params, seed=seed, on_finish=submit)
-    return Submitted(rollouts=rollouts, rewards=[futures[i] for i in range(len(rollouts))])
+    rollouts = sample(run, prompts, params, seed=seed, on_finish=submit)
+    rewards = [futures[i] for i in range(len(rollouts))]
+    return Submitted(rollouts=rollouts, rewards=rewards, order=prompts)
+
+
+def sample(
+    run: Run,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    *,
+    seed: int,
+    on_finish: OnFinish = lambda index, rollout: None,
+) -> list[Rollout]:
+    """Rollouts of this rank's share of the prompts, as one rank would sample them.
+
+    Ranks that hold one copy of the sampled model between them sample the same prompts, and each
+    keeps its own.
+    """
+    rollout, rank = run.config.rollout, run.ranks.rank
+    costs = [len(prompt.token_ids) for prompt in prompts]
+    shares = deal(costs, run.ranks.size, per_round=run.config.train.mini_batch_prompts)
+    width = rollout.tensor_parallel if rollout.engine == "vllm" else 1
+    first = rank - rank % width
+    asked = sorted(number for share in shares[first : first + width] for number in share)
+    place = {number: i for i, number in enumerate(shares[rank])}
+
+    def finish(index: int, one: Rollout) -> None:
+        number = asked[index // params.n]
+        if number in place:
+            on_finish(place[number] * params.n + index % params.n, one)
+
+    with run.ranks.doing("generate"):
+        found = run.sampler.generate(
+            [prompts[i] for i in asked], params, seed=seed, places=asked, on_finish=finish
+        )
+    return [one for i, one in enumerate(found) if asked[i // params.n] in place]
+
+
+def _begin_to_score(run: Run, rollout: Rollout, before: Reward | None = None) -> Future[Reward]:
+    """The reward to come, or the error for which no scorer can begin."""
+    try:
+        return run.scorer.submit(rollout, before=before)
+    except RlcliError as error:
+        return _failed(error)
+
+
+def _failed(error: RlcliError) -> Future[Reward]:
+    future: Future[Reward] = Future()
+    future.set_exception(error)
+    return future
 
 
 def _scored(run: Run, sampled: Submitted, greedy: Submitted, record: StepRecord) -> Collected:
     """The rewards when all are there, on their final scale."""
     started = time.perf_counter()
     rewards = _held(run, sampled, record)
-    greedy_rewards = _held(run, greedy, record)
+    greedy_rewards = _held(run, greedy, record) if "greedy" in run.algorithm.needs else []
     settled = run.scorer.settle([*rewards, *greedy_rewards], learns=True)
     rewards, greedy_rewards = settled[: len(rewards)], settled[len(rewards) :]
-    _add(record, "unscored", sum(reward.value is None for reward in settled))
     by_prompt = {
         rollout.prompt.id: reward
         for rollout, reward in zip(greedy.rollouts, greedy_rewards, strict=True)
     }
-    _add(record, "time/score_s", time.perf_counter() - started)
-    everything = [*sampled.rollouts, *greedy.rollouts]
-    _add(record, "sampled_tokens", sum(len(rollout.token_ids) for rollout in everything))
-    return Collected(rollouts=sampled.rollouts, rewards=rewards, greedy=by_prompt)
+    # what the slowest rank took longer to sample, this one waited for
+    slower_s = max(run.ranks.gather(sampled.seconds)) - sampled.seconds
+    _add(record, "time/sample_s", slower_s)
+    _add(record, "time/score_s", max(0.0, time.perf_counter() - started - slower_s))
+    return Collected(
+        rollouts=sampled.rollouts, rewards=rewards, greedy=by_prompt, order=sampled.order
+    )
 
 
 def score(run: Run, rollouts: Sequence[Rollout]) -> list[Reward]:
-    """Rewards in the order of `rollouts`.
+    """Rewards in the order of `rollouts`, once all ranks have theirs.
 
     Raises: StepAbandoned when a stop was asked for and scoring still goes on.
     """
-    futures = [run.scorer.submit(rollout) for rollout in rollouts]
-    return [_wait(run, future) for future in futures]
+    return _await(run, [_begin_to_score(run, rollout) for rollout in rollouts])
 
 
-def _wait(run: Run, future: Future[Reward]) -> Reward:
-    """The reward, or StepAbandoned when a stop was asked for and scoring still goes on."""
-    # not future.result(timeout): a TimeoutError may also be what the future carries
-    while not future.done():
-        wait([future], timeout=STOP_PATIENCE_S)
-        if future.done():
-            break
-        if run.monitor.stop_requested:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Progress:
+    """Progress of a rank's rewards. error: ends the run on all ranks. failure: one not expected."""
+
+    is_done: bool
+    is_stopping: bool
+    error: RlcliError | None = None
+    failure: str = ""
+
+
+def _await(run: Run, futures: Sequence[Future[Reward]]) -> list[Reward]:
+    """This rank's rewards, once all ranks have theirs.
+
+    Raises: StepAbandoned, on all ranks, when a stop was asked for and scoring still goes on; what
+    a reward of any rank ended with.
+    """
+    while True:
+        done, pending = wait(futures, timeout=STOP_PATIENCE_S, return_when=FIRST_EXCEPTION)
+        errors = [error for future in done if (error := _error_of(future)) is not None]
+        known = next((error for error in errors if isinstance(error, RlcliError)), None)
+        own = _Progress(
+            is_done=not pending,
+            is_stopping=run.monitor.stop_requested,
+            error=known,
+            failure="" if known or not errors else repr(errors[0]),
+        )
+        everyones = run.ranks.gather(own)
+        if errors and known is None:
+            raise errors[0]
+        for rank, progress in enumerate(everyones):
+            if progress.error is not None:
+                raise known if known and rank == run.ranks.rank else progress.error
+            if progress.failure:
+                raise RankError(f"rank {rank} failed: {progress.failure}")
+        if all(progress.is_done for progress in everyones):
+            return [future.result() for future in futures]
+        if everyones[0].is_stopping:
             raise StepAbandoned
         if trouble := run.scorer.trouble():
             run.monitor.note(trouble)
-    return future.result()
+
+
+def _error_of(future: Future[Reward]) -> BaseException | None:
+    """What a future that is done ended with, in place of a reward."""
+    return CancelledError() if future.cancelled() else future.exception()
 
 
 def count_usage(
     run: Run, record: StepRecord, rewards: Sequence[Reward], *, prefix: str = ""
 ) -> None:
     """Add what a judge took for `rewards` to the record; nothing without a judge."""
+    _count(run, record, _usage_of(rewards), prefix=prefix)
+
+
+def _usage_of(rewards: Sequence[Reward]) -> dict[str, float]:
+    return {name: sum(reward.usage.get(name, 0.0) for reward in rewards) for name in USAGE}
+
+
+def _count(run: Run, record: StepRecord, usage: Mapping[str, float], *, prefix: str = "") -> None:
     if not run.config.reward.judge.enabled:
         return
-    for name in ("calls", "input_tokens", "output_tokens", "cost_usd"):
-        amount = sum(reward.usage.get(name, 0.0) for reward in rewards)
+    for name, amount in usage.items():
         # without a known price there are no dollars, which is not 0 dollars
         if amount or name != "cost_usd":
             _add(record, f"{prefix}judge/{name}", amount)
@@ -194,103 +292,128 @@ def count_usage(
 def note_judge(
     run: Run,
     record: StepRecord,
-    rollouts: Sequence[Rollout],
-    rewards: Sequence[Reward],
+    seen: Seen,
+    metrics: StepRecord,
     *,
     canaries: Sequence[Reward] = (),
     prefix: str = "",
 ) -> None:
-    """Record what a judge said of these rollouts, and how it went; nothing without a judge."""
+    """Record what a judge said of these rollouts, and how it went; nothing without a judge.
+
+    metrics: the scorer's own.
+    """
     if run.config.reward.judge.enabled:
         part = judge_part(run.config.reward)
-        found = measure_judge(rollouts, rewards, canaries, part=part) | run.scorer.metrics()
+        found = measure_judge(seen.rollouts, seen.rewards, canaries, part=part) | metrics
         record.update({f"{prefix}{name}": value for name, value in found.items()})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What a rank's rewards came to. unscored: the error, and whether waiting can help, of each."""
+
+    num_rewards: int
+    num_tokens: int
+    unscored: list[tuple[str | None, bool]]
+    usage: dict[str, float]
+
+
 def _held(run: Run, submitted: Submitted, record: StepRecord) -> list[Reward]:
-    """The rewards, after scoring the unscored again while they are too many."""
+    """The rewards, after scoring the unscored again while all ranks have too many of them."""
     rollouts = submitted.rollouts
-    rewards = [_wait(run, future) for future in submitted.rewards]
-    count_usage(run, record, rewards)
+    rewards = _await(run, submitted.rewards)
+    tried = range(len(rewards))
     for attempt in range(HOLD_TRIES):
         failed = [i for i, reward in enumerate(rewards) if reward.value is None]
-        if len(failed) <= MAX_UNSCORED_SHARE * len(rewards):
+        outcome = _Outcome(
+            num_rewards=len(rewards),
+            num_tokens=sum(rollout.num_tokens for rollout in rollouts),
+            unscored=[(rewards[i].error, run.scorer.can_recover(rewards[i])) for i in failed],
+            usage=_usage_of([rewards[i] for i in tried]),
+        )
+        everyones = run.ranks.gather(outcome)
+        for each in everyones:
+            _count(run, record, each.usage)
+        total = sum(each.num_rewards for each in everyones)
+        unscored = [one for each in everyones for one in each.unscored]
+        if len(unscored) <= MAX_UNSCORED_SHARE * total:
+            _add(record, "unscored", len(unscored))
+            _add(record, "sampled_tokens", sum(each.num_tokens for each in everyones))
             return rewards
         if attempt == HOLD_TRIES - 1:
-            break
+            raise _too_many(unscored, total)
         run.monitor.note(
-            f"{len(failed)} of {len(rewards)} rollouts are unscored "
-            f"({rewards[failed[0]].error}); scoring them again"
+            f"{len(unscored)} of {total} rollouts are unscored "
+            f"({unscored[0][0]}); scoring them again"
         )
-        again = {i: run.scorer.submit(rollouts[i], before=rewards[i]) for i in failed}
-        for index, future in again.items():
-            rewards[index] = _wait(run, future)
-        count_usage(run, record, [rewards[i] for i in failed])
-    raise _too_many(run, rewards)
+        again = [_begin_to_score(run, rollouts[i], before=rewards[i]) for i in failed]
+        for i, reward in zip(failed, _await(run, again), strict=True):
+            rewards[i] = reward
+        tried = failed
+    raise AssertionError
 
 
-def _too_many(run: Run, rewards: Sequence[Reward]) -> Paused | RewardError:
+def _too_many(unscored: Sequence[tuple[str | None, bool]], total: int) -> Paused | RewardError:
     """Paused where few enough stay unscored once the services are back."""
-    failed = [reward for reward in rewards if reward.value is None]
-    broken = [reward for reward in failed if not run.scorer.can_recover(reward)]
-    is_outage = len(broken) <= MAX_UNSCORED_SHARE * len(rewards)
-    cause = next(r.error for r in failed if run.scorer.can_recover(r) == is_outage)
+    is_outage = sum(not recovers for _, recovers in unscored) <= MAX_UNSCORED_SHARE * total
+    cause = next(error for error, recovers in unscored if recovers == is_outage)
     message = (
-        f"the reward left {len(failed)} of {len(rewards)} rollouts unscored, {HOLD_TRIES} times.\n"
+        f"the reward left {len(unscored)} of {total} rollouts unscored, {HOLD_TRIES} times.\n"
         f"Last error: {cause}"
     )
     if is_outage:
         return Paused(f"{message}\nResume with --resume auto once the service answers.")
-    return RewardError(f"{message}\nMend the reward; --resume auto goes on.")
+    return RewardError(f"{message}\nFix the reward function, then resume with --resume auto.")
 
 
-def _groups(collected: Collected) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
-    for row, rollout in enumerate(collected.rollouts):
-        groups.setdefault(rollout.prompt.id, []).append(row)
-    return groups
+def _without_ties(run: Run, collected: Collected) -> tuple[Collected, list[float]]:
+    """(only groups with at least two different scores, the scores of all ranks).
+
+    The others teach nothing.
+    """
+    ids: set[str] = set()
+    for prompt_id, members in groups_of(collected).items():
+        if len({collected.rewards[i].value for i in members} - {None}) > 1:
+            ids.add(prompt_id)
+    scores = [reward.value for reward in collected.rewards if reward.value is not None]
+    everyones = run.ranks.gather((ids, scores))
+    kept = set[str]().union(*(each for each, _ in everyones))
+    order = [prompt for prompt in collected.order if prompt.id in kept]
+    return _picked(collected, order), [value for _, each in everyones for value in each]
 
 
-def _picked(collected: Collected, rows: Sequence[int]) -> Collected:
+def _picked(collected: Collected, order: Sequence[Prompt]) -> Collected:
+    """The rollouts of these prompts."""
+    ids = {prompt.id for prompt in order}
+    rows = [row for row, one in enumerate(collected.rollouts) if one.prompt.id in ids]
     return replace(
         collected,
         rollouts=[collected.rollouts[i] for i in rows],
         rewards=[collected.rewards[i] for i in rows],
+        order=order,
     )
-
-
-def _without_ties(collected: Collected) -> Collected:
-    """Only groups with at least two different scores: the others teach nothing."""
-    rows: list[int] = []
-    for members in _groups(collected).values():
-        values = {collected.rewards[i].value for i in members} - {None}
-        if len(values) > 1:
-            rows.extend(members)
-    return _picked(collected, rows)
 
 
 def _joined(first: Collected, second: Collected, max_groups: int) -> Collected:
     """Both together, no prompt twice, at most `max_groups` prompts."""
-    seen = set(_groups(first))
-    rows = [i for i, rollout in enumerate(second.rollouts) if rollout.prompt.id not in seen]
-    new = _picked(second, rows)
+    seen = {prompt.id for prompt in first.order}
+    new = _picked(second, [prompt for prompt in second.order if prompt.id not in seen])
     both = Collected(
         rollouts=[*first.rollouts, *new.rollouts],
         rewards=[*first.rewards, *new.rewards],
         greedy={**first.greedy, **new.greedy},
     )
-    chosen = list(_groups(both).values())[:max_groups]
-    return _picked(both, [row for members in chosen for row in members])
+    return _picked(both, [*first.order, *new.order][:max_groups])
 
 
 def _add(record: StepRecord, name: str, value: float) -> None:
     record[name] = record.get(name, 0.0) + value
 
 
-def _record_rollouts(collected: Collected, record: StepRecord, *, max_tokens: int) -> None:
+def _record_rollouts(seen: Seen, record: StepRecord) -> None:
     """Reward, length and truncation metrics of the step."""
-    values = [r.value for r in collected.rewards if r.value is not None]
-    lengths = [len(r.token_ids) for r in collected.rollouts]
+    values = [r.value for r in seen.rewards if r.value is not None]
+    lengths = [rollout.num_tokens for rollout in seen.rollouts]
     total = max(1, len(lengths))
     if values:
         scores = torch.tensor(values, dtype=torch.float64)
@@ -298,73 +421,16 @@ def _record_rollouts(collected: Collected, record: StepRecord, *, max_tokens: in
         record["reward_std"] = float(scores.std(unbiased=False))
     record["response_length_mean"] = sum(lengths) / total
     record["response_length_max"] = max(lengths, default=0)
-    cut = sum(r.finish_reason == "length" for r in collected.rollouts)
+    cut = sum(rollout.finish_reason == "length" for rollout in seen.rollouts)
     record["truncated_share"] = cut / total
-    tied = 0
-    groups = _groups(collected).values()
-    for members in groups:
-        tied += len({collected.rewards[i].value for i in members}) == 1
-    if any(len(members) > 1 for members in groups):
-        record["zero_variance_share"] = tied / max(1, len(groups))
+    groups: dict[str, list[float | None]] = {}
+    for rollout, reward in zip(seen.rollouts, seen.rewards, strict=True):
+        groups.setdefault(rollout.prompt.id, []).append(reward.value)
+    if any(len(members) > 1 for members in groups.values()):
+        tied = sum(len(set(members)) == 1 for members in groups.values())
+        record["zero_variance_share"] = tied / len(groups)
     parts: dict[str, list[float]] = {}
-    for reward in collected.rewards:
+    for reward in seen.rewards:
         for name, value in reward.parts.items():
             parts.setdefault(name, []).append(value)
     record.update({f"reward/{k}": sum(v) / len(v) for k, v in parts.items()})
-
-
-def collate(collected: Collected, *, needs: frozenset[str]) -> Batch:
-    """The rollouts as tensors. Unscored rows stay, with valid_B 0.
-
-    A group with fewer than two scores is invalid where the estimator compares within groups;
-    so is, for ReMax, a prompt whose greedy rollout is unscored.
-    """
-    rollouts, rewards = collected.rollouts, collected.rewards
-    groups = _groups(collected)
-    place = {prompt_id: index for index, prompt_id in enumerate(groups)}
-    lengths = torch.tensor([len(r.token_ids) for r in rollouts])
-    width = int(lengths.max())
-    mask_BT = torch.arange(width)[None] < lengths[:, None]
-    valid_B = torch.tensor([float(r.value is not None) for r in rewards])
-    baseline_B = None
-    if "greedy" in needs:
-        baselines = [collected.greedy[r.prompt.id].value for r in rollouts]
-        baseline_B = torch.tensor([b or 0.0 for b in baselines])
-        valid_B = valid_B * torch.tensor([float(b is not None) for b in baselines])
-    if "group" in needs:
-        for members in groups.values():
-            if valid_B[members].sum() < 2:
-                valid_B[members] = 0.0
-    token_ids_BT = torch.zeros(mask_BT.shape, dtype=torch.long)
-    token_ids_BT[mask_BT] = torch.tensor([t for r in rollouts for t in r.token_ids])
-    logprobs_BT = torch.zeros(mask_BT.shape)
-    logprobs_BT[mask_BT] = torch.tensor([x for r in rollouts for x in r.logprobs])
-    return Batch(
-        prompt_ids=tuple(rollouts[rows[0]].prompt.token_ids for rows in groups.values()),
-        group_B=torch.tensor([place[r.prompt.id] for r in rollouts]),
-        token_ids_BT=token_ids_BT,
-        lengths_B=lengths,
-        response_mask_BT=mask_BT.float(),
-        rollout_logprobs_BT=logprobs_BT,
-        rewards_B=torch.tensor([r.value or 0.0 for r in rewards]) * valid_B,
-        valid_B=valid_B,
-        truncated_B=torch.tensor([r.finish_reason == "length" for r in rollouts]),
-        baseline_B=baseline_B,
-        parts=_collate_parts(rewards) if "parts" in needs else {},
-    )
-
-
-def _collate_parts(rewards: Sequence[Reward]) -> dict[str, Tensor]:
-    """Every part as [B]; an unscored row has 0 and is masked by valid_B.
-
-    Raises: RewardError when a scored rollout lacks a part that another has.
-    """
-    names = sorted({name for reward in rewards for name in reward.parts})
-    for reward in rewards:
-        missing = [n for n in names if n not in reward.parts]
-        if reward.value is not None and (missing or not names):
-            raise RewardError(
-                f"gdpo needs the same parts for every rollout; one lacks {', '.join(missing)}.\n"
-                "Return a dict such as {'score': 1.0, 'accuracy': 1.0, 'format': 0.0}."
-            )
-    return {n: torch.tensor([reward.parts.get(n, 0.0) for reward in rewards]) for n in names}

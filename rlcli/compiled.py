@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlcli.cpu_linear import OneDnnLinear
 from rlcli.errors import ConfigError
+from rlcli.forward import find_decoder
 from rlcli.gated import keep_all
 from rlcli.packed import ATTENTION
 from rlcli.packed_flex import allow_variants
@@ -48,7 +49,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     """Compile what the decoder layers consist of, in place, at its first use in training."""
     _keep_apart()
     keep_all(model)  # the compiler itself chooses what to compute again
-    decoder: Any = model.get_decoder()
+    decoder: Any = find_decoder(model)
     for layer in decoder.layers:
         for child in layer.children():
             _compile(child)

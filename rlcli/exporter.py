@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlcli.checkpoint import MANIFEST
+from rlcli.checkpoint import MANIFEST, saved_steps, share
 from rlcli.config.schema import Config
-from rlcli.errors import ConfigError, RunDirError
+from rlcli.errors import CheckpointError, ConfigError, RunDirError
+from rlcli.hub import read_config
+from rlcli.model_card import CARD, write_cards_of
 from rlcli.monitor.run_dir import RunDir
 from rlcli.trained import find_checkpoint, load_policy, model_folder
+from rlcli.weight_files import check_merge
 
-MERGED = "merged"
+MERGED = "merged"  # as in engines.export, which is heavy to import
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,12 @@ def export_model(run: Path, dest: Path, *, step: int | None, merge_lora: bool) -
     try:
         scratch.parent.mkdir(parents=True, exist_ok=True)
         _write(source, scratch, config, merge_lora=merge_lora)
+        if (state := source / "state.json").is_file():
+            write_cards_of(scratch, config, state)
+        elif merge_lora and source.name == "final" and not (scratch / CARD).is_file():
+            steps = saved_steps(source.parent)
+            write_cards_of(scratch, config, source.with_name(f"step_{steps[-1]}") / "state.json")
+        share(scratch)
         os.rename(scratch, dest)
     except OSError as error:
         raise RunDirError(f"{dest} cannot be written: {error.strerror or error}.") from error
@@ -58,6 +67,14 @@ def _write(source: Path, folder: Path, config: Config, *, merge_lora: bool) -> N
     if source.name == "final" and (not merge_lora or (source / MERGED).is_dir()):
         ready = source / MERGED if merge_lora else source
         shutil.copytree(ready, folder, ignore=shutil.ignore_patterns(MANIFEST, MERGED))
+
+        from rlcli.engines.read_back import problems
+
+        if found := next(problems(folder, trust_remote_code=config.model.trust_remote_code), None):
+            shown = found.replace(str(folder), str(ready))
+            raise CheckpointError(
+                f"{shown}.\nExport a checkpoint of the run instead: --step N (see rlcli ckpt list)."
+            )
         return
 
     import torch
@@ -66,8 +83,10 @@ def _write(source: Path, folder: Path, config: Config, *, merge_lora: bool) -> N
     from rlcli.engines.export import save_pretrained
 
     device, trust = torch.device("cpu"), config.model.trust_remote_code
-    policy, peft_model = load_policy(config, source, device=device, dtype=torch.float32)
     base = model_folder(config, source)
+    if merge_lora:
+        check_merge(read_config(base), where=f"model.path={config.model.path}")
+    policy, peft_model = load_policy(config, source, device=device, dtype=torch.float32)
     tokenizer = load_tokenizer(str(base), trust_remote_code=trust)
     if not merge_lora:
         save_pretrained(policy, peft_model, folder, tokenizer, merge_lora=False)

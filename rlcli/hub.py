@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from rlcli.errors import DataError, DataNotFoundError, ModelError, ModelNotFoundError
+from rlcli.weight_files import check_pointers, check_weight_files
 
 Hub = Literal["hf", "modelscope"]
 Kind = Literal["model", "dataset"]
@@ -32,8 +33,10 @@ class _UnavailableError(Exception):
     """A repository that cannot be had; the message says why, in one line."""
 
 
-def find_model(path: str, *, hub: Hub = "hf") -> Path:
+def find_model(path: str, *, hub: Hub = "hf", offline: bool = False) -> Path:
     """The folder of a model: built in, local, or downloaded from the hub (or its cache).
+
+    offline: never ask the hub.
 
     Raises:
         ModelNotFoundError: there is no such folder, and the hub does not give it.
@@ -42,7 +45,7 @@ def find_model(path: str, *, hub: Hub = "hf") -> Path:
     folder = find_local(path)
     if folder is not None:
         return _checked(folder)
-    return _downloaded(path, fetch(path, FILES, hub=hub, kind="model"))
+    return _downloaded(path, fetch(path, FILES, hub=hub, kind="model", offline=offline))
 
 
 def find_tokenizer(path: str, *, hub: Hub = "hf") -> Path:
@@ -51,6 +54,7 @@ def find_tokenizer(path: str, *, hub: Hub = "hf") -> Path:
     Raises: as `find_model`.
     """
     folder = find_local(path) or fetch(path, TOKENIZER_FILES, hub=hub, kind="model")
+    check_pointers(folder)
     _check_tokenizer(folder)
     return folder
 
@@ -165,22 +169,25 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _checked(folder: Path) -> Path:
+    check_pointers(folder)
     read_config(folder)
     _check_tokenizer(folder)
+    check_weight_files(folder)
     return folder
 
 
 def _downloaded(name: str, folder: Path) -> Path:
     if not any(folder.glob("*.json")):
         raise ModelNotFoundError(f"model {name} is empty: no config.json is in the repository.")
-    _checked(folder)
+    read_config(folder)
+    _check_tokenizer(folder)
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"model {name} has no *.safetensors weights; pickled ones (*.bin) can run code and "
             "are not downloaded.\nIf you trust it: AutoModelForCausalLM.from_pretrained(NAME)"
             ".save_pretrained(DIR), copy its tokenizer to DIR, then --model DIR."
         )
-    return folder
+    return _checked(folder)
 
 
 def _from_hf(

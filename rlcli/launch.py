@@ -6,44 +6,48 @@ How many machines and GPUs there are is a setting: train.nnodes (NNODES), train.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rlcli.errors import ConfigError, LaunchError
-from rlcli.schedulers import Allocation, find_allocation, whole
+from rlcli.machine import die_with_parent
+from rlcli.rank_env import AGENT, RankEnv, read_port
+from rlcli.schedulers import Allocation, find_allocation, is_pod, is_slurm_task, whole
 
 if TYPE_CHECKING:
     from rlcli.config.resolved import Resolved
     from rlcli.config.schema import Config
 
-DEFAULT_PORT = 29500
-"""torch's own default."""
-PASSED_ON = "RLCLI_LAUNCH"
-"""Where a supervisor tells its ranks: the variables it read are torch's for them, and others."""
 MOST_PER_CORE = 8
 """Processes on the CPU that one core may have to share, for a try of a run of many GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """This machine among the machines. `given`: NODE_RANK, MASTER_ADDR, where they are set.
+    """This machine among the machines. `given`: NODE_RANK, MASTER_ADDR, if they are set.
 
-    scheduler: the one that said so. is_pod: as in `Allocation`.
+    min_nodes: a run that has lost nodes goes on with so many. scheduler: the one whose variables
+    were read. is_pod: as in `Allocation`.
     """
 
     nnodes: int = 1
+    min_nodes: int = 1
     node_rank: int
     master_addr: str | None
     master_port: int
     given: tuple[str, ...] = ()
     scheduler: str = ""
     is_pod: bool = False
-    counted_by: str = ""
 
-    def passed_on(self) -> dict[str, str]:
-        """The variable that says the same to a rank."""
-        return {PASSED_ON: json.dumps(asdict(self))}
+
+def end_with_agent(env: Mapping[str, str]) -> None:
+    """Have the kernel kill this rank when its agent dies. Exit if the agent is dead already."""
+    if AGENT in env:
+        die_with_parent()
+        if os.getppid() != json.loads(env[AGENT])["pid"]:
+            os._exit(1)
 
 
 def num_served(config: Config) -> int:
@@ -66,20 +70,56 @@ def count_nodes(resolved: Resolved, env: Mapping[str, str]) -> Resolved:
     Raises: ConfigError for variables that cannot be.
     """
     is_open = resolved.sources["train.nnodes"] == "default"
-    if PASSED_ON in env:
-        launch = _received(env)
-        nnodes, scheduler, variable = launch.nnodes, launch.scheduler, launch.counted_by
-    elif (found := find_allocation(env)) is not None:
-        nnodes, scheduler, variable = found.nnodes, found.scheduler, found.counted_by
-    else:
+    found = find_allocation(env)
+    if found is None or found.nnodes == resolved.config.train.nnodes:
         return resolved
-    if not scheduler or nnodes == resolved.config.train.nnodes:
-        return resolved
+    nnodes, scheduler, variable = found.nnodes, found.scheduler, found.counted_by
     if is_open:
         return resolved.adjust({"train.nnodes": nnodes}, origin=f"env {variable}")
+    if resolved.config.train.nnodes == 1 and (is_pod(env) or is_slurm_task(env)):
+        raise LaunchError(
+            f"{scheduler} started this on {nnodes} nodes, but {resolved.where('train.nnodes')}: "
+            "each node would train a model of its own. Unset NNODES, or start one node."
+        )
     return resolved.tell(
         f"{scheduler} gave this job {nnodes} nodes, but {resolved.where('train.nnodes')} is used."
     )
+
+
+def fit_to_ranks(resolved: Resolved, ranks: RankEnv) -> Resolved:
+    """The settings of a rank, with a note on how many processes train.
+
+    Raises: LaunchError if they ask for other numbers than the launcher started.
+    """
+    check_ranks(resolved, ranks)
+    if ranks.is_own and ranks.num_nodes == resolved.config.train.nnodes:
+        resolved = resolved.tell(*ranks.notes)  # none of a run that has lost nodes
+    if ranks.num_nodes and ranks.num_nodes != resolved.config.train.nnodes:
+        origin = f"{ranks.launcher}'s variables"
+        resolved = resolved.adjust({"train.nnodes": ranks.num_nodes}, origin=origin)
+        _refuse_servers(resolved, ranks.local_world_size or 1, num_gpus=None)
+    if ranks.world_size == 1 or ranks.is_own:
+        return resolved
+    return resolved.tell(
+        f"{ranks.world_size} processes train together, started by {ranks.launcher}."
+    )
+
+
+def check_ranks(resolved: Resolved, ranks: RankEnv) -> None:
+    """Raises: LaunchError if the settings ask for other numbers than the launcher started."""
+    if ranks.is_own:
+        return
+    train = resolved.config.train
+    nnodes = train.nnodes if resolved.sources["train.nnodes"] != "default" else None
+    for key, asked, started, unit in (
+        ("train.n_gpus", train.n_gpus, ranks.local_world_size, "processes on this machine"),
+        ("train.nnodes", nnodes, ranks.num_nodes, "nodes"),
+    ):
+        if asked is not None and started is not None and asked != started:
+            raise LaunchError(
+                f"{resolved.where(key)}, but {ranks.launcher} started {started} {unit}: leave the "
+                "setting out, or start rlcli without a launcher."
+            )
 
 
 def read_launch(config: Config, env: Mapping[str, str]) -> Launch:
@@ -87,14 +127,11 @@ def read_launch(config: Config, env: Mapping[str, str]) -> Launch:
 
     Raises: ConfigError for a value that cannot be, or an address that is missing.
     """
-    if PASSED_ON in env:
-        return _received(env)
-    _refuse_torchrun(env)
     nnodes = config.train.nnodes
     given = tuple(name for name in ("NODE_RANK", "MASTER_ADDR") if _text(env, name))
     found = find_allocation(env)
     if found and found.nnodes == nnodes and "NODE_RANK" not in given:
-        return _allocated(found, env)
+        return replace(_allocated(found, env), min_nodes=_min_nodes(config))
     launch = Launch(
         nnodes=nnodes,
         node_rank=_node_rank(_text(env, "NODE_RANK"), nnodes),
@@ -107,12 +144,18 @@ def read_launch(config: Config, env: Mapping[str, str]) -> Launch:
             f"NODE_RANK={launch.node_rank} of {nnodes} nodes, but MASTER_ADDR is not set.\n"
             "Set MASTER_ADDR to the address of node 0, the same on every node."
         )
-    return launch
+    return replace(launch, min_nodes=_min_nodes(config))
 
 
-def _received(env: Mapping[str, str]) -> Launch:
-    said = json.loads(env[PASSED_ON])
-    return Launch(**{**said, "given": tuple(said["given"])})
+def _min_nodes(config: Config) -> int:
+    """Raises: ConfigError if a run cannot have so many."""
+    train = config.train
+    if train.min_nodes is not None and train.min_nodes > train.nnodes:
+        raise ConfigError(
+            f"train.min_nodes={train.min_nodes} is more than train.nnodes={train.nnodes}. "
+            "Set NNODES=1:2 for two nodes, of which one may be lost."
+        )
+    return train.min_nodes or train.nnodes
 
 
 def _allocated(found: Allocation, env: Mapping[str, str]) -> Launch:
@@ -125,36 +168,7 @@ def _allocated(found: Allocation, env: Mapping[str, str]) -> Launch:
         master_port=read_port({"MASTER_PORT": port}),
         scheduler=found.scheduler,
         is_pod=found.is_pod,
-        counted_by=found.counted_by,
     )
-
-
-def _refuse_torchrun(env: Mapping[str, str]) -> None:
-    world, rank = _text(env, "WORLD_SIZE"), _text(env, "LOCAL_RANK")
-    if rank and (whole(world) or 1) > 1:
-        raise LaunchError(
-            f"LOCAL_RANK={rank} and WORLD_SIZE={world} in the environment: a launcher such as "
-            f"torchrun started this {world} times.\n"
-            "rlcli starts the processes of a machine itself: start it once per machine, with "
-            "N_GPUS=8 or --n_gpus 8."
-        )
-
-
-def read_port(env: Mapping[str, str]) -> int:
-    """MASTER_PORT, or 29500.
-
-    Raises: ConfigError when it is no port.
-    """
-    text = _text(env, "MASTER_PORT")
-    if not text:
-        return DEFAULT_PORT
-    port = whole(text)
-    if port is None or not 1 <= port <= 65535:
-        raise ConfigError(
-            f"MASTER_PORT={text} (environment) is no port. Set a number from 1 to 65535, "
-            f"the same on every node, or unset it for {DEFAULT_PORT}."
-        )
-    return port
 
 
 def check_processes(

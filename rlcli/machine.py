@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 QUERY = "name,memory.total,memory.used,driver_version"
 SMI_LIMIT_S = 10.0
+PR_SET_PDEATHSIG = 1
 CGROUP = Path("/sys/fs/cgroup")
 MEMORY_LIMITS = {
     "memory.max": ("memory.current", "memory.stat", "inactive_file"),
@@ -136,6 +138,12 @@ def usable_cores() -> int:
 
     allowed = allowed_cores()
     return min(psutil.cpu_count(logical=False) or allowed, allowed)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def be_killed_first() -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from rlcli.config.schema import Config
@@ -61,11 +62,11 @@ def build_models(
     """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute.
 
     tell: what happens to the sampler later.
-    DeepSpeed trains bfloat16 weights, of which it keeps float32 ones in shares.
+    DeepSpeed and FSDP compute in bfloat16 weights, of which they keep float32 ones in shares.
     """
     import torch
 
-    from rlcli.causal_lm import enable_gradient_checkpointing
+    from rlcli.causal_lm import check_passes, enable_gradient_checkpointing
 
     config = plan.config
     check_width(plan, ranks.size)
@@ -74,17 +75,21 @@ def build_models(
     servers = find_servers(plan, compute, run_dir, ranks)
     engine_class = choose_engine(config)
     trains_half = is_half and not uses_lora and engine_class.in_lockstep
-    autocast = compute if is_half and not trains_half else None
-    policy, sampled, peft_model = _load_policy(plan, compute, ranks, trains_half=trains_half)
+    is_cast = is_half and not trains_half and not engine_class.loads_sharded
+    autocast = compute if is_cast else None
+    _, pad_token_id = end_tokens(plan, plan.model_dir)
+    parts = _choose_parts(engine_class, config)
+    if parts is None:
+        more = {"pad_token_id": pad_token_id, "trains_half": trains_half}
+        policy, sampled, peft_model, critic = _load_whole(plan, compute, ranks, **more)
+    else:
+        policy, sampled, peft_model, critic = _load_parts(parts, plan, compute, pad_token_id)
     reference = None
     if algorithm.needs_reference and not uses_lora:
-        # as exact as the policy: only then is the KL at the start exactly 0
-        reference = copy.deepcopy(policy)
-        reference.model.requires_grad_(False).eval()
-    if config.model.gradient_checkpointing:
-        enable_gradient_checkpointing(policy.model)
-    _, pad_token_id = end_tokens(plan, plan.model_dir)
-    critic = _build_critic(plan, pad_token_id, ranks) if plan.critic_dir else None
+        reference = _make_reference(plan, policy, compute, shards=engine_class.in_lockstep)
+    for model in (policy.model, critic and critic.body):
+        if model is not None and config.model.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
     if config.model.compile:
         _compile(policy.model, reference and reference.model, critic and critic.body)
     engine = engine_class(
@@ -101,6 +106,10 @@ def build_models(
         critic=critic,
         ranks=ranks,
     )
+    if parts is not None and not engine_class.loads_sharded:  # could not compute before
+        for lm in (policy, critic and critic.lm):
+            if lm is not None:
+                lm.run(partial(check_passes, lm, samples=False))
     if sampled is None:
         return engine, build_vllm(plan, engine, compute, servers, tell=tell), policy.notes
     sampler = make_sampler(
@@ -113,6 +122,59 @@ def build_models(
     return engine, sampler, policy.notes
 
 
+Loaded = tuple["CausalLM", "CausalLM | None", "PeftModel | None", "Critic | None"]
+"""Policy, what the native sampler samples from, the policy with adapters, critic."""
+
+
+def _choose_parts(engine_class: type[TorchEngine], config: Config) -> ModuleType | None:
+    """The module that loads trained models in shards; None if each rank loads them whole."""
+    if engine_class.loads_sharded:
+        from rlcli.engines import sharded_parts
+
+        return sharded_parts
+    if engine_class.shards_weights(config.train) and not config.rollout.is_native:
+        from rlcli.engines import zero_parts
+
+        return zero_parts
+    return None
+
+
+def _load_whole(
+    plan: Plan, compute: torch.dtype, ranks: Ranks, *, pad_token_id: int, trains_half: bool
+) -> Loaded:
+    """Every model whole on every rank."""
+    policy, sampled, peft_model = _load_policy(plan, compute, ranks, trains_half=trains_half)
+    critic = _build_critic(plan, pad_token_id, ranks) if plan.critic_dir else None
+    return policy, sampled, peft_model, critic
+
+
+def _load_parts(parts: ModuleType, plan: Plan, compute: torch.dtype, pad_token_id: int) -> Loaded:
+    """Trained models in shards, and a whole copy for the native sampler."""
+    from rlcli.engines.sharded_parts import load_sampled
+
+    config, device = plan.config, plan.device
+    policy, peft_model = parts.load_policy(config, plan.model_dir, device, compute)
+    set_up_cpu(device, policy.model.num_parameters())
+    sampled = load_sampled(config, plan.model_dir, device, compute)
+    critic = None
+    if plan.critic_dir:
+        critic = parts.load_critic(config, plan.critic_dir, device, compute, pad_token_id)
+    return policy, sampled, peft_model, critic
+
+
+def _make_reference(
+    plan: Plan, policy: CausalLM, compute: torch.dtype, *, shards: bool
+) -> CausalLM:
+    """The frozen start model, as exact as the policy: only then is the first KL exactly 0."""
+    if shards:
+        from rlcli.engines.sharded_parts import load_reference
+
+        return load_reference(plan.config, plan.model_dir, plan.device, compute)
+    reference = copy.deepcopy(policy)
+    reference.model.requires_grad_(False).eval()
+    return reference
+
+
 def _load_policy(
     plan: Plan, compute: torch.dtype, ranks: Ranks, *, trains_half: bool
 ) -> tuple[CausalLM, CausalLM | None, PeftModel | None]:
@@ -120,15 +182,22 @@ def _load_policy(
     import torch
 
     from rlcli.causal_lm import load_causal_lm
-    from rlcli.engines.lora import add_lora
+    from rlcli.engines.lora import add_lora, untrained_experts
 
     config, device, uses_lora = plan.config, plan.device, plan.config.lora.rank > 0
-    trust = config.model.trust_remote_code
-    load = partial(load_causal_lm, str(plan.model_dir), device=device, trust_remote_code=trust)
+    load = partial(
+        load_causal_lm,
+        str(plan.model_dir),
+        device=device,
+        trust_remote_code=config.model.trust_remote_code,
+        samples=config.rollout.is_native,
+    )
     trained = compute if uses_lora or trains_half else torch.float32
     policy = load(dtype=trained)
     set_up_cpu(device, policy.model.num_parameters())
     peft_model = add_lora(policy.model, config.lora) if uses_lora else None
+    if peft_model is not None and (note := untrained_experts(policy.model)):
+        policy.notes.append(note)
     ranks.equalize(policy.model)
     if not config.rollout.is_native:
         return policy, None, peft_model
@@ -141,6 +210,10 @@ def _load_policy(
 
 def choose_engine(config: Config) -> type[TorchEngine]:
     """The class of the training engine. ZeRO stage 0 shards nothing: that is the torch engine."""
+    if config.train.engine == "fsdp":
+        from rlcli.engines.fsdp_engine import FsdpEngine
+
+        return FsdpEngine
     if config.train.engine == "deepspeed" and config.train.zero_stage > 0:
         from rlcli.engines.deepspeed_engine import DeepSpeedEngine
 
@@ -159,7 +232,6 @@ def _compile(*models: PreTrainedModel | None) -> None:
 
 
 def _build_critic(plan: Plan, pad_token_id: int, ranks: Ranks) -> Critic:
-    from rlcli.causal_lm import enable_gradient_checkpointing
     from rlcli.engines.critic import load_critic
 
     critic = load_critic(
@@ -168,7 +240,5 @@ def _build_critic(plan: Plan, pad_token_id: int, ranks: Ranks) -> Critic:
         pad_token_id=pad_token_id,
         trust_remote_code=plan.config.model.trust_remote_code,
     )
-    if plan.config.model.gradient_checkpointing:
-        enable_gradient_checkpointing(critic.body)
     ranks.equalize(critic)
     return critic

@@ -47,7 +47,7 @@ class Layout(Protocol):
         scale: float | None,
         window: int | None,
     ) -> Tensor:
-        """Attention output [N, H, head] of q [N, H, head], k and v [N, KV, head]."""
+        """Attention output [N, H, value] of q [N, H, head], k [N, KV, head], v [N, KV, value]."""
         ...
 
 
@@ -66,6 +66,8 @@ def attend_by_layout(
 ) -> tuple[Tensor, None]:
     if layout is None:
         raise PackingUnsupportedError("the model does not pass keywords on to its attention")
+    if attention_mask is not None:
+        raise PackingUnsupportedError("its attention uses a mask or bias of its own")
     unknown = {k for k, v in other.items() if v is not None and v is not False} - KNOWN_KEYWORDS
     if unknown or dropout:
         what = ", ".join(sorted(unknown)) or "attention dropout"
@@ -233,7 +235,7 @@ class GroupLayout:
             values = torch.cat([vp[:, :, cut:][bucket.group], vr], dim=2)
             parts.append(bucket.block.flatten(_sdpa(qr, keys, values, mask, scale)))
             order.append(flat)
-        padding = q.new_zeros(self.num_padding, *q.shape[1:])
+        padding = parts[0].new_zeros(self.num_padding, *parts[0].shape[1:])
         if len(parts) <= 2:
             return torch.cat([*parts, padding])
         return torch.cat([torch.cat(parts)[torch.cat(order).argsort()], padding])

@@ -221,14 +221,16 @@ def why_not_flex(model_config: Any, *, device: torch.device, dtype: torch.dtype)
     config = model_config.get_text_config()
     heads = config.num_attention_heads
     num_kv = getattr(config, "num_key_value_heads", None) or heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    head = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None)
+    head = head or config.hidden_size // heads
+    value = getattr(config, "v_head_dim", None) or head
     window = getattr(config, "sliding_window", None)
     layout = GroupLayout((130, 7, 300), (200, 0, 390, 129, 1), (0, 0, 2, 1, 1), device)
     draw = torch.Generator().manual_seed(0)
     n = layout.position_ids.shape[1]
     q, k, v, pull = (
-        torch.randn(n, count, head, generator=draw).to(device, dtype)
-        for count in (heads, num_kv, num_kv, heads)
+        torch.randn(n, count, width, generator=draw).to(device, dtype)
+        for count, width in ((heads, head), (num_kv, head), (num_kv, value), (heads, value))
     )
     # a window is tried where its edge is inside
     for tried in {None, window and min(window, 150)}:

@@ -1,8 +1,7 @@
-"""Which of a run's processes this one is, as the supervisor that started it has told it."""
+"""Rank, world size and run directory of one process of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlcli.checkpoint import Resume
 
-RUN_DIR, RELAUNCHED, RESUME = "RLCLI_RUN_DIR", "RLCLI_RELAUNCHED", "RLCLI_RESUME"
-"""Variables beside torch's own: RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -19,8 +16,7 @@ LOOPBACK = "127.0.0.1"
 class Place:
     """One of `size` processes, `local_size` of them on this machine.
 
-    run_dir: absolute, and held by the supervisor. relaunches: how often the run was started again
-    after a rank had died. resume: what rank 0 goes on from.
+    run_dir: absolute, and held by rank 0. resume: the checkpoint that rank 0 goes on from.
     """
 
     rank: int
@@ -28,7 +24,6 @@ class Place:
     size: int
     local_size: int
     run_dir: Path
-    relaunches: int
     resume: Resume
 
     @property
@@ -47,22 +42,8 @@ def log_path(run_dir: Path, rank: int) -> Path:
     return run_dir / f"rank_{rank}.log"
 
 
-def read_place(env: Mapping[str, str]) -> Place | None:
-    """The place of this process; None for one that no supervisor started."""
-    if RUN_DIR not in env:
-        return None
-    return Place(
-        rank=int(env["RANK"]),
-        local_rank=int(env["LOCAL_RANK"]),
-        size=int(env["WORLD_SIZE"]),
-        local_size=int(env["LOCAL_WORLD_SIZE"]),
-        run_dir=Path(env[RUN_DIR]),
-        relaunches=int(env.get(RELAUNCHED, "0")),
-        resume=_resume(env.get(RESUME, "no")),
-    )
-
-
-def _resume(text: str) -> Resume:
+def read_resume(text: str) -> Resume:
+    """The checkpoint to go on from, out of a launcher's store."""
     if text == "no" or text == "newest":
         return text
     return int(text)

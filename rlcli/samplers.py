@@ -35,7 +35,10 @@ def end_tokens(plan: Plan | EvalPlan, folder: Path) -> tuple[tuple[int, ...], in
 
     eos = tuple(eos_token_ids(str(folder), plan.tokenizer, plan.model_config))
     pad = plan.tokenizer.pad_token_id
-    return eos, eos[0] if pad is None else pad
+    # a pad token that was only added to the tokenizer has no embedding
+    if pad is None or pad >= plan.model_config.get_text_config().vocab_size:
+        return eos, eos[0]
+    return eos, pad
 
 
 def make_sampler(

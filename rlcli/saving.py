@@ -1,4 +1,7 @@
-"""When a run is saved, and what it goes on from. Files are written while training goes on."""
+"""When a run is saved, and what it goes on from. Files are written while training goes on.
+
+All ranks take part, with their share of the engine's state; rank 0 alone sees to the folder.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcli.checkpoint import CheckpointFolder, Resume, Save, Saved, Scores, damage, seal
+from rlcli.checkpoint import (
+    COPY_ROOM,
+    CheckpointFolder,
+    Resume,
+    Save,
+    Saved,
+    Scores,
+    damage,
+    seal,
+)
 from rlcli.disk import gib
 from rlcli.errors import CheckpointError, TrainingError
 from rlcli.machine import free_ram, memory_swing
+from rlcli.model_card import write_cards
 
 if TYPE_CHECKING:
     from rlcli.trainer import Run
 
 SECONDS_BETWEEN = 600.0
 MAX_FAILED_SAVES = 3
-COPY_ROOM = 1.5
-"""Memory that must be free for a copy of the state, in copies: beside it others may want some."""
 
 
 class Checkpoints:
@@ -70,14 +81,9 @@ class Checkpoints:
 
         Raises: CheckpointError when checkpoints exist and none of them can be trusted.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for scratch in self.folder.glob(".part-*"):
-            shutil.rmtree(scratch)
-        self._finish_replacing()
-        step = self._choose(run)
+        step, state = run.ranks.first(self._find(run) if run.ranks.is_first else (None, {}))
         if step is not None:
             folder = self._store.of(step)
-            state = json.loads((folder / "state.json").read_text())
             run.engine.load_state(folder)
             run.prompts.load_state(state["prompts"])
             run.algorithm.kl.load_state(state["kl"])
@@ -85,11 +91,23 @@ class Checkpoints:
             # absent from checkpoints of before
             run.scorer.load_state(state.get("scorer", {}))
             run.monitor.note(f"resumed from {folder}")
-            self._set_aside_later(step)
+            if run.ranks.is_first:
+                self._set_aside_later(step)
         elif self.resume != "no":
             run.monitor.load_state({"metrics_offset": 0, "evaluations": []})
         run.monitor.begin(step or 0)
         return step or 0
+
+    def _find(self, run: Run) -> tuple[int | None, dict[str, Any]]:
+        """(step to go on from, state of everything but the engine); what was cut is cleared."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for scratch in self.folder.glob(".part-*"):
+            shutil.rmtree(scratch)
+        self._finish_replacing()
+        step = self._choose(run)
+        if step is None:
+            return None, {}
+        return step, json.loads((self._store.of(step) / "state.json").read_text())
 
     def _finish_replacing(self) -> None:
         """Undo a replacement that was cut between its two renames."""
@@ -158,10 +176,10 @@ class Checkpoints:
         """
         if self._writing is not None and self._writing.done():
             self.wait(run)
-        if not self.is_due(step):
-            if self._writing is None:
+        if not run.ranks.first(self.is_due(step)):
+            if run.ranks.is_first and self._writing is None:
                 self._tell(run, self._store.make_room(_scores(run)))
-        elif step >= run.num_steps or run.monitor.stop_requested:
+        elif step >= run.num_steps or run.should_stop():
             self.save(step, run)
         else:
             self._save_behind(step, run)
@@ -173,7 +191,10 @@ class Checkpoints:
         """
         self.wait(run)
         # after a stop, the same step is asked for more than once
-        return step == self._saved_step or self._end(run, self._store.write(_now(step, run)))
+        if run.ranks.first(step == self._saved_step):
+            return True
+        save = self._now(step, run)
+        return run.ranks.first(run.ranks.is_first and self._end(run, self._store.write(save)))
 
     def _save_behind(self, step: int, run: Run) -> None:
         """A checkpoint of this moment, written while training goes on.
@@ -182,13 +203,24 @@ class Checkpoints:
         there is one copy of the state at most. Without room for a copy, it is written now.
         """
         self.wait(run)
-        save = _now(step, run)
+        save = self._now(step, run)
+        if not run.ranks.is_first:
+            return
         if not self._has_room(run, save.engine.num_bytes):
             self._end(run, self._store.write(save))
             return
         self._saved_at = time.monotonic()
         copied = replace(save, engine=save.engine.copied())
         self._writing = self._writer.submit(self._store.write, copied)
+
+    def _now(self, step: int, run: Run) -> Save:
+        """The state of a run as it is: the engine's tensors are those that training goes on with.
+
+        Other ranks with a share of the state begin to write it.
+        """
+        state = json.dumps(_state(step, run), indent=1)
+        engine = run.engine.state(self._store.scratch(step))
+        return Save(step=step, engine=engine, state=state, scores=_scores(run))
 
     def _has_room(self, run: Run, num_bytes: int) -> bool:
         """Whether a copy of the state fits into memory; where it does not, that is told once."""
@@ -243,12 +275,16 @@ class Checkpoints:
         Raises: TrainingError when one of them could not be written.
         """
         self.wait(run)
-        if step not in self.steps() and not self.save(step, run):
+        is_saved = run.ranks.first(step in self.steps())
+        if not is_saved and not self.save(step, run):
             raise TrainingError(
                 f"the last checkpoint (step {step}) could not be written to {self.folder}.\n"
                 "Free some space; --resume auto goes on from the one before."
             )
         if step < run.num_steps:
+            return
+        if not run.ranks.is_first:
+            run.engine.save_model(None, run.tokenizer, merge_lora=run.config.run.merge_lora)
             return
         scratch = self.folder / ".part-final"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -256,9 +292,20 @@ class Checkpoints:
         self._tell(run, self._store.make_room(_scores(run), share=1 / 3))
         try:
             run.engine.save_model(scratch, run.tokenizer, merge_lora=run.config.run.merge_lora)
+            write_cards(
+                scratch,
+                run.config,
+                step=step,
+                evaluations=run.monitor.evaluations,
+                held_out_rewards=run.monitor.held_out_rewards,
+            )
             seal(scratch, self.folder / "final")
-        except OSError as error:
+        except (OSError, TrainingError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
+            if isinstance(error, TrainingError):  # it was written, and is not the policy
+                raise TrainingError(
+                    f"{error}\nTraining is done and saved as step {step}."
+                ) from error
             raise TrainingError(
                 f"the final model could not be written to {self.folder}: {error}.\n"
                 f"Training is done and saved as step {step}: free some space, then --resume auto."
@@ -273,12 +320,6 @@ class Checkpoints:
             run.monitor.note(str(error))
         finally:
             self._writer.shutdown()
-
-
-def _now(step: int, run: Run) -> Save:
-    """The state of a run as it is: the engine's tensors are those that training goes on with."""
-    state = json.dumps(_state(step, run), indent=1)
-    return Save(step=step, engine=run.engine.state(), state=state, scores=_scores(run))
 
 
 def _scores(run: Run) -> Scores:

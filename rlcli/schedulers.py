@@ -42,6 +42,17 @@ def whole(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
 
 
+def is_pod(env: Mapping[str, str]) -> bool:
+    """Whether this is a container of Kubernetes, where RANK and WORLD_SIZE may count pods."""
+    return "KUBERNETES_SERVICE_HOST" in env
+
+
+def is_slurm_task(env: Mapping[str, str]) -> bool:
+    """Whether srun started this process. The batch script has SLURM_PROCID=0 too."""
+    is_batch_script = env.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in env
+    return "SLURM_PROCID" in env and not is_batch_script
+
+
 def _slurm(env: Mapping[str, str]) -> Allocation | None:
     # a step may have fewer nodes than its job, and SLURM_NODEID counts those of the step
     for count, hosts in (
@@ -64,7 +75,7 @@ def _slurm(env: Mapping[str, str]) -> Allocation | None:
 
 def _pods(env: Mapping[str, str]) -> Allocation | None:
     """PET_ variables are of torchrun and count pods; WORLD_SIZE counts them where those are not."""
-    if "KUBERNETES_SERVICE_HOST" not in env:
+    if not is_pod(env):
         return None
     for count, number, prefix in (
         ("PET_NNODES", "PET_NODE_RANK", "PET_"),

@@ -4,35 +4,54 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcli.build import Plan, build_run, serve_rank
-from rlcli.checkpoint import Resume, saved_steps
+from rlcli.build import Plan, build_run, expects_cuda
+from rlcli.checkpoint import Resume, holds_critic, saved_steps
 from rlcli.config.changes import PER_SESSION, TENSORS, changes
 from rlcli.config.schema import Config
 from rlcli.config.section import leaves
+from rlcli.crew.facts import gather_facts
+from rlcli.data.sets import val_name
 from rlcli.disk_need import check_disk, disk_need
-from rlcli.errors import ConfigError, Paused, RankLostError, RlcliError
+from rlcli.errors import (
+    ConfigError,
+    Paused,
+    RankError,
+    RankLostError,
+    RewardError,
+    RlcliError,
+    TrainingError,
+)
 from rlcli.lang import translator
+from rlcli.launch import check_ranks
+from rlcli.machine import usable_cores
+from rlcli.monitor.monitor import Monitor
 from rlcli.monitor.run_dir import RunDir
 from rlcli.monitor.sign import give_signs
 from rlcli.monitor.signals import BY_CTRL_C, INTERRUPTED
+from rlcli.plan.out_of_memory import is_out_of_memory, out_of_memory_error
 from rlcli.report import write_report
 from rlcli.run_path import open_run_dir
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+    import torch
+    from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
-    from rlcli.crew.lead import Crew
+    from rlcli.config.resolved import Resolved
+    from rlcli.crew.live_ranks import LiveRanks
     from rlcli.place import Place
+    from rlcli.rank_env import RankEnv
     from rlcli.trainer import Run
+
+LEAVE_S = 60.0
+"""How long a rank waits for rank 0 to end, where an error ends all ranks together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,73 +64,190 @@ class Outcome:
     evaluations: list[tuple[int, float]]
 
 
-def run_session(
-    plan: Plan,
-    cwd: Path,
-    banner: Sequence[str],
-    *,
-    quiet: bool = False,
-    place: Place | None = None,
-) -> Outcome | None:
-    """Train what was planned; None on a rank that only does its share.
+def run_session(plan: Plan, cwd: Path, banner: Sequence[str], *, quiet: bool = False) -> Outcome:
+    """Train what was planned, in this process alone.
 
     Exit code 0: finished. run.preempt_exit_code: stopped by SIGTERM with a checkpoint. 130: stopped
     by Ctrl-C with one.
     Raises: RlcliError with its own exit code; status.json says the same.
     """
-    if place is None:
-        run_dir, resume = open_run_dir(plan.resolved, cwd)
-        with _group_of_one(plan):
-            return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, crew=None)
-    from rlcli.crew.lead import Crew
+    run_dir, resume = open_run_dir(plan.resolved, cwd)
+    with _group_of_one(plan):
+        return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, is_held=False)
+
+
+def run_rank(
+    ranks: RankEnv,
+    resolved: Resolved,
+    prepare: Callable[[], tuple[Plan, Sequence[str]]],
+    cwd: Path,
+    *,
+    quiet: bool = False,
+) -> Outcome | None:
+    """Train as one rank of several; the outcome on rank 0, None on the others.
+
+    prepare: the plan and its banner. Exit codes and errors are those of `run_session`.
+    """
+    from rlcli.crew.agree import agree_on_plan, agree_on_run, end_with_launcher, write_to_log
     from rlcli.crew.lines import speaker
-    from rlcli.crew.meet import connect, leave_together, own_device, process_group
+    from rlcli.crew.meet import gpu_id, own_device, process_group
 
-    if place.rank == 0:
-        give_signs(place.run_dir)
-    plan = replace(plan, device=own_device(plan.device, place))
-    run_dir = RunDir(place.run_dir)
-    tell = speaker(plan.config.run.lang)
-    with process_group(place, plan.device, tell=tell):
-        connections = connect(place, tell=tell)
+    end_with_launcher(os.environ)
+    if ranks.world_size == 1:
+        return _run_only_rank(ranks, prepare, cwd, quiet=quiet)
+    tell = speaker(resolved.config.run.lang)
+    is_cuda = expects_cuda(resolved.config)
+    with process_group(ranks, is_cuda=is_cuda, tell=tell) as meeting:
+        ranks = meeting.ranks
+
+        def checked() -> tuple[Plan, Sequence[str], torch.device]:
+            check_ranks(resolved, ranks)
+            plan, banner = prepare()
+            return plan, banner, own_device(plan.device, ranks)
+
+        (plan, banner, device), restarts = agree_on_plan(
+            ranks,
+            checked,
+            lambda made: gather_facts(made[0].resolved, num_gpus=int(is_cuda)),
+            lambda made: gpu_id(made[2]),
+        )
+        place, run_dir = agree_on_run(
+            ranks,
+            plan.resolved,
+            cwd,
+            restart_count=restarts,
+            launcher_store=meeting.launcher_store,
+        )
+        _share_cores(place, device)
         if place.rank:
-            _leave_signals_to_rank_0()
-            _follow(plan, place, connections[0])
-            return None
-        crew, ended_well = Crew(connections, place.log), False
-        try:
-            outcome = _run(plan, cwd, banner, run_dir, place.resume, quiet=quiet, crew=crew)
-            ended_well = True
-        finally:
-            crew.dismiss(ended_well=ended_well)
-        leave_together()
-        return outcome
+            write_to_log(place)
+        plan = replace(plan, device=device)
+        return train_together(plan, place, run_dir, cwd, banner, quiet=quiet, store=meeting.store)
 
 
-def _follow(plan: Plan, place: Place, connection: Connection) -> None:
-    """A rank that ends with an error ends at once: others may wait for it in a collective."""
-    from rlcli.crew.meet import is_broken_collective, leave_together
+def _run_only_rank(
+    ranks: RankEnv,
+    prepare: Callable[[], tuple[Plan, Sequence[str]]],
+    cwd: Path,
+    *,
+    quiet: bool,
+) -> Outcome:
+    """Run as the only process of a launcher, which may restart it alone or with others."""
+    from rlcli.crew.known_run import hold_run
+    from rlcli.crew.meet import open_launcher_store
+
+    plan, banner = prepare()
+    run_dir, resume = hold_run(
+        plan.resolved,
+        cwd,
+        restart_count=ranks.restart_count,
+        launcher_store=open_launcher_store(ranks),
+    )
+    with _group_of_one(plan):
+        return _run(plan, cwd, banner, run_dir, resume, quiet=quiet)
+
+
+def _share_cores(place: Place, device: torch.device) -> None:
+    """Each rank takes its share of the cores, unless OMP_NUM_THREADS says how many."""
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        share = max(1, usable_cores() // place.local_size)
+        os.environ["OMP_NUM_THREADS"] = str(share)  # the models' own choice of threads keeps to it
+        torch.set_num_threads(share)
+
+
+def train_together(
+    plan: Plan,
+    place: Place,
+    run_dir: RunDir,
+    cwd: Path,
+    banner: Sequence[str],
+    *,
+    quiet: bool,
+    store: Store,
+) -> Outcome | None:
+    """The run on this rank, once all ranks are connected; its outcome on rank 0.
+
+    store: by which they met. It passes other ranks' signals to rank 0.
+    """
+    from rlcli.crew.live_ranks import LiveRanks
+    from rlcli.crew.stops import receive_stops, send_stops
+
+    if place.rank:
+        end_stops = send_stops(store)
+        _train_on(plan, place, run_dir, store)
+        end_stops()
+        return None
+    give_signs(place.run_dir)
+    ranks = LiveRanks(place.rank, place.size, store, place.log)
+    at_end = ExitStack()
+
+    def begin(run: Run) -> None:
+        monitor = _monitor_of(run)
+        ranks.watch.tell = monitor.note
+        at_end.callback(receive_stops(store, monitor.stop))
 
     try:
-        if serve_rank(plan, place, connection):
-            leave_together()
+        outcome = _run(
+            plan,
+            cwd,
+            banner,
+            run_dir,
+            place.resume,
+            quiet=quiet,
+            place=place,
+            ranks=ranks,
+            on_built=begin,
+        )
+        with ranks.explained():
+            ranks.gather(None)
+        return outcome
+    finally:
+        at_end.close()
+        ranks.watch.dismiss()
+        ranks.close()
+
+
+def _train_on(plan: Plan, place: Place, run_dir: RunDir, store: Store) -> None:
+    """The run on a rank other than 0.
+
+    One that ends with an error of its own ends at once: others may wait for it in a collective.
+    """
+    from rlcli.crew.live_ranks import LiveRanks
+    from rlcli.trainer import train
+
+    ranks = LiveRanks(place.rank, place.size, store, place.log)
+    try:
+        with ranks.explained():
+            run = build_run(plan, run_dir, place.resume, place=place, ranks=ranks)
+        try:
+            with ranks.explained():
+                train(run)
+        finally:
+            run.scorer.close()
+            run.sampler.close()
+        with ranks.explained():
+            ranks.gather(None)
+    except (Paused, RewardError, TrainingError):  # of all ranks, and told by rank 0
+        traceback.print_exc()
+        ranks.watch.await_dismissal(LEAVE_S)
     except Exception as error:
         traceback.print_exc()
         sys.stderr.flush()
-        is_lost = is_broken_collective(error)  # another rank has left: it is not this one's fault
+        is_consequence = isinstance(error, RankError | RankLostError)
         code = error.exit_code if isinstance(error, RlcliError) else 1
-        os._exit(RankLostError.exit_code if is_lost else code)
-
-
-def _leave_signals_to_rank_0() -> None:
-    """A scheduler may send them to every process of a run, and rank 0 needs all of them to save."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: None)
+        os._exit(RankLostError.exit_code if is_consequence else code)
+    finally:
+        ranks.close()
 
 
 def _group_of_one(plan: Plan) -> AbstractContextManager[None]:
-    """What DeepSpeed and vLLM want of a process that trains alone."""
-    if plan.config.train.engine != "deepspeed" and plan.config.rollout.engine != "vllm":
+    """The process group that FSDP, DeepSpeed and vLLM need in a process that trains alone."""
+    if (
+        plan.config.train.engine not in ("fsdp", "deepspeed")
+        and plan.config.rollout.engine != "vllm"
+    ):
         return nullcontext()
     from rlcli.crew.meet import group_of_one
 
@@ -126,13 +262,17 @@ def _run(
     resume: Resume,
     *,
     quiet: bool,
-    crew: Crew | None,
+    place: Place | None = None,
+    ranks: LiveRanks | None = None,
+    is_held: bool = True,
+    on_built: Callable[[Run], object] = lambda run: None,
 ) -> Outcome:
+    """Train in a run directory. is_held: by this rank, or by the agent that started it."""
     path = run_dir.path
     need = disk_need(plan.config, plan.model_dir, plan.critic_dir)
     if need is not None:
         check_disk(plan.resolved, need, path)
-    if crew is None:  # with one, the supervisor holds it
+    if not is_held:
         run_dir.hold(resumes=resume != "no")
     try:
         has_critic = plan.critic_dir is not None
@@ -149,9 +289,10 @@ def _run(
         before = run_dir.status()
         step = before["step"] if before else 0
         try:
-            run = build_run(plan, run_dir, resume, quiet=quiet, crew=crew)
+            with nullcontext() if ranks is None else ranks.explained():
+                run = build_run(plan, run_dir, resume, quiet=quiet, place=place, ranks=ranks)
         except RankLostError:
-            raise  # it is the supervisor that knows whether the run goes on
+            raise  # the launcher knows whether the run goes on
         except BaseException as error:
             reason = str(error) or type(error).__name__
             resumable = run_dir.has_checkpoint
@@ -159,16 +300,25 @@ def _run(
             run_dir.write_status(
                 state, step, resumable=resumable, reason=reason, num_steps=plan.num_steps
             )
+            if is_out_of_memory(error):
+                raise out_of_memory_error(error, plan.resolved, cwd) from error
             raise
-        code = _train(run, path, [*banner, *(idle or notes)])
+        on_built(run)
+        code = _train(run, path, [*banner, *(idle or notes)], plan=plan, cwd=cwd)
         return Outcome(
             exit_code=code,
             run_dir=path,
             status=run_dir.status() or {},
-            evaluations=run.monitor.evaluations,
+            evaluations=_monitor_of(run).evaluations,
         )
     finally:
         run_dir.release()
+
+
+def _monitor_of(run: Run) -> Monitor:
+    """Rank 0's, which is the only one that calls this."""
+    assert isinstance(run.monitor, Monitor)
+    return run.monitor
 
 
 def check_resume(run_dir: RunDir, config: Config, *, has_critic: bool) -> list[str]:
@@ -187,7 +337,7 @@ def check_resume(run_dir: RunDir, config: Config, *, has_critic: bool) -> list[s
                 "Resume it with the setting it had, or choose another --output_dir."
             )
         notes.append(f"note: {key} was {old}, is {value} from here on")
-    had_critic = any(run_dir.checkpoints.glob("step_*/critic.safetensors"))
+    had_critic = any(map(holds_critic, run_dir.checkpoints.glob("step_*")))
     if has_critic != had_critic:
         raise ConfigError(
             f"algorithm.advantage={config.algorithm.advantage}, but the run in {run_dir.path} has "
@@ -210,16 +360,17 @@ def _nothing_left(run_dir: RunDir, resume: Resume, num_steps: int) -> list[str]:
     ]
 
 
-def _train(run: Run, path: Path, banner: Sequence[str]) -> int:
+def _train(run: Run, path: Path, banner: Sequence[str], *, plan: Plan, cwd: Path) -> int:
     from rlcli.trainer import train
 
-    monitor = run.monitor
+    monitor = _monitor_of(run)
     say = translator(run.config.run.lang)
     try:
         for line in [*banner, f"run directory: {path}"]:
             monitor.console.line(say(line))
         monitor.stop.install()
-        done = train(run)
+        with run.ranks.explained():
+            done = train(run)
         finished = done >= run.num_steps
         by_ctrl_c = monitor.was_interrupted
         reason = "" if finished else BY_CTRL_C if by_ctrl_c else "SIGTERM"
@@ -237,10 +388,14 @@ def _train(run: Run, path: Path, banner: Sequence[str]) -> int:
         resumable = monitor.run_dir.has_checkpoint
         monitor.end("running", monitor.last_step, resumable=resumable, reason=str(error))
         raise
-    except BaseException as error:
+    except BaseException as cause:
+        is_memory = is_out_of_memory(cause)
+        error = out_of_memory_error(cause, plan.resolved, cwd) if is_memory else cause
         reason = str(error) if isinstance(error, RlcliError) else repr(error)
         step = monitor.last_step
         monitor.end("failed", step, resumable=bool(run.checkpoints.steps()), reason=reason)
+        if is_memory:
+            raise error from cause
         raise
     finally:
         run.scorer.close()
@@ -254,17 +409,24 @@ def _train(run: Run, path: Path, banner: Sequence[str]) -> int:
 
 
 def _closing_lines(run: Run, path: Path, done: int) -> list[str]:
-    scores, rewards = run.monitor.evaluations, run.monitor.held_out_rewards
+    monitor = _monitor_of(run)
+    scores, rewards = monitor.evaluations, monitor.held_out_rewards
+    on = val_name(run.config.data.train, run.config.data.val)
     lines = []
     if len(scores) > 1:
         (_, before), (step, after) = scores[0], scores[-1]
-        lines.append(f"Held-out pass@1: {before:.1%} before, {after:.1%} after {step} steps")
+        lines.append(
+            f"Held-out pass@1: {before:.1%} before, {after:.1%} after {step} steps on {on}"
+        )
     elif not scores and len(rewards) > 1:
         (_, before), (step, after) = rewards[0], rewards[-1]
-        lines.append(f"Held-out reward: {before:.4g} before, {after:.4g} after {step} steps")
+        lines.append(
+            f"Held-out reward: {before:.4g} before, {after:.4g} after {step} steps on {on}"
+        )
     spent_usd = run.scorer.state().get("spent_usd")
     if spent_usd:
         lines.append(f"Judge: ${spent_usd:.4f} in all, by list prices")
+    lines += monitor.standing_verdicts()
     if done >= run.num_steps:
         lines.append(f"Model: {path / 'checkpoints' / 'final'}")
     else:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from rlcli import preflight
-from rlcli.build import Plan, choose_device, make_plan
+from rlcli.build import Plan, choose_device, describe_device, make_plan
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
+from rlcli.data.sets import is_held_out, overlap_notes
 from rlcli.doctor.gpu import count_gpus
 from rlcli.errors import LaunchError, NotHere
-from rlcli.inputs import check_rewards, find_model, find_reward_model, read_data
+from rlcli.inputs import (
+    LOAD_CHECK_NOTE,
+    check_context,
+    check_rewards,
+    find_critic,
+    find_model,
+    find_reward_model,
+    limit_val,
+    load_train,
+    load_val,
+    open_model,
+)
 from rlcli.launch import check_processes, num_local, read_launch
 from rlcli.machine import usable_cores
+from rlcli.plan.judge import judge_notes
 from rlcli.run_path import check_name
+from rlcli.weight_files import Use
 
 T = TypeVar("T")
 
@@ -29,6 +43,7 @@ class Survey:
     num_val_prompts: int | None
     steps_per_epoch: int | None
     num_steps: int | None
+    device: str | None
     notes: list[str]
 
     @property
@@ -39,13 +54,15 @@ class Survey:
 
 def survey_of(plan: Plan) -> Survey:
     """The same of a run that can start."""
+    num_val = len(plan.val.prompts) if plan.val else 0
     return Survey(
         resolved=plan.resolved,
         num_prompts=len(plan.train.prompts),
-        num_val_prompts=len(plan.val.prompts) if plan.val else 0,
+        num_val_prompts=num_val,
         steps_per_epoch=plan.steps_per_epoch,
         num_steps=plan.num_steps,
-        notes=plan.notes,
+        device=describe_device(plan.device),
+        notes=[*plan.notes, *judge_notes(plan.config, steps=plan.num_steps, num_val=num_val)],
     )
 
 
@@ -63,22 +80,25 @@ def launch_notes(resolved: Resolved, env: Mapping[str, str], *, num_processes: i
     )
 
 
-def survey(resolved: Resolved, env: Mapping[str, str]) -> Survey:
-    """Everything a start checks; what is not on this machine becomes a warning.
+def survey(resolved: Resolved, env: Mapping[str, str], *, is_rank: bool = False) -> Survey:
+    """Everything a start checks; a missing file, model or GPU becomes a warning.
 
-    Raises: UsageError for anything else that is wrong.
+    is_rank: a launcher has started the processes. Raises: UsageError for anything
+    else that is wrong.
     """
     check_name(resolved.config)
-    num_processes = num_local(resolved.config, count_gpus(resolved.config.train.device, env))
+    if not is_rank:
+        num_processes = num_local(resolved.config, count_gpus(resolved.config.train.device, env))
+        try:
+            notes = launch_notes(resolved, env, num_processes=num_processes)
+            resolved = resolved.tell(*notes)
+        except LaunchError as error:
+            resolved = resolved.tell(_warning("training would refuse", error))
     try:
-        notes = launch_notes(resolved, env, num_processes=num_processes)
-        resolved = resolved.tell(*notes)
-    except LaunchError as error:
-        resolved = resolved.tell(_warning("training would refuse", error))
-    try:
-        return survey_of(make_plan(resolved))
+        found = survey_of(make_plan(resolved, is_dry=True))
     except NotHere:
-        return _partial(preflight.check_engines(preflight.check(resolved)), env)
+        found = _partial(preflight.check_engines(preflight.check(resolved)), env)
+    return replace(found, notes=[*found.notes, LOAD_CHECK_NOTE])
 
 
 def _partial(resolved: Resolved, env: Mapping[str, str]) -> Survey:
@@ -93,16 +113,27 @@ def _partial(resolved: Resolved, env: Mapping[str, str]) -> Survey:
             notes.append(_warning("not here", error))
             return None
 
-    attempt(lambda: choose_device(config))
-    train = attempt(lambda: read_data(config, config.data.train))
-    val = attempt(lambda: read_data(config, config.data.val) if config.data.val else [])
-    attempt(lambda: find_model(config, config.model.path))
-    critic = config.critic.path
-    if critic is not None:
-        attempt(lambda: find_model(config, critic))
+    device = attempt(lambda: describe_device(choose_device(config)))
+    data = attempt(lambda: load_train(config))
+    notes += data.notes if data else []
+    train = data.rows if data else None
+    if not is_held_out(config.data.val):
+        val = attempt(lambda: load_val(config))
+    else:
+        val = limit_val(config, data.held_out) if data else None
+    if train and val:
+        notes += overlap_notes(train, val)
+    model_dir = attempt(lambda: find_model(config, config.model.path, merges=False))
+    if model_dir is not None:
+        use: Use = "adapters" if config.lora.rank else "train"
+        model = open_model(config, model_dir, use, where=resolved.where("model.path"))
+        check_context(resolved, model.positions)
+        attempt(lambda: find_critic(resolved, model_dir, model.config))
+    elif (critic := config.critic.path) is not None:
+        attempt(lambda: find_model(config, critic, merges=False))
     reward_dir = attempt(lambda: find_reward_model(resolved))
-    data = [train or [], val or []]
-    notes += attempt(lambda: check_rewards(resolved, data, reward_dir, env)) or []
+    rows = [train or [], val or []]
+    notes += attempt(lambda: check_rewards(resolved, rows, reward_dir, env)) or []
     steps_per_epoch = num_steps = None
     if train is not None:
         config, arithmetic = preflight.batch_arithmetic(config, len(train))
@@ -117,6 +148,7 @@ def _partial(resolved: Resolved, env: Mapping[str, str]) -> Survey:
         num_val_prompts=None if val is None else len(val),
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
+        device=device,
         notes=notes,
     )
 

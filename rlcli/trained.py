@@ -68,6 +68,7 @@ def load_policy(
     """
     from rlcli.causal_lm import load_causal_lm
     from rlcli.engines.lora import add_lora
+    from rlcli.load_check import refuse_non_finite
 
     folder = model_folder(config, checkpoint)
     trust = config.model.trust_remote_code
@@ -77,19 +78,20 @@ def load_policy(
         _load_state(policy.model, checkpoint)
     elif peft_model is not None:
         _load_adapter(peft_model, checkpoint)
+    refuse_non_finite(policy.model, str(checkpoint))
     return policy, peft_model
 
 
 def _load_state(model: Any, checkpoint: Path) -> None:
-    """The trained weights of a checkpoint of the torch engine."""
+    """The trained weights of any engine's checkpoint."""
     import torch
-    from safetensors import safe_open
 
-    file = checkpoint / "policy.safetensors"
-    if not file.is_file():
-        raise CheckpointError(f"{checkpoint} has no policy.safetensors. Export the final model.")
-    with safe_open(str(file), "pt") as tensors, torch.no_grad():
-        _fill(model, file, lambda name: tensors.get_tensor(f"policy.weight.{name}"))
+    from rlcli.engines.shares import StateReader
+
+    with StateReader(checkpoint) as tensors, torch.no_grad():
+        if not tensors:
+            raise CheckpointError(f"{checkpoint} has no weights. Export the final model.")
+        _fill(model, checkpoint, lambda name: tensors[f"policy.weight.{name}"])
 
 
 def _fill(model: Any, file: Path, tensor: Callable[[str], Any]) -> None:
@@ -99,7 +101,7 @@ def _fill(model: Any, file: Path, tensor: Callable[[str], Any]) -> None:
         if parameter.requires_grad:
             try:
                 parameter.copy_(tensor(name))
-            except (SafetensorError, RuntimeError) as error:
+            except (SafetensorError, RuntimeError, KeyError) as error:
                 raise CheckpointError(
                     f"{file} does not fit the run's model: {error}.\n"
                     "The model at model.path is not the one that was trained."

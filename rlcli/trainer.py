@@ -1,4 +1,7 @@
-"""The loop: sample, score, estimate, update. One policy version per step."""
+"""The loop: sample, score, estimate, update. One policy version per step.
+
+Every rank runs it on its share of the prompts. Rank 0 also logs, saves and decides when to stop.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +10,37 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from rlcli.algos.algorithm import Algorithm
+from rlcli.collate import Collected, collate
 from rlcli.collect import (
     MAX_UNSCORED_SHARE,
     Begun,
-    Collected,
     StepAbandoned,
     begin,
-    collate,
     collect,
     count_usage,
     end,
     note_judge,
+    sample,
     score,
 )
 from rlcli.config.schema import Config
 from rlcli.data.prompts import PromptStream
 from rlcli.engines.base import TrainEngine
+from rlcli.engines.ranks import ALONE, Ranks
 from rlcli.errors import Paused, RewardError
-from rlcli.monitor.monitor import Monitor
-from rlcli.rewards import PASSED, pass_scores
+from rlcli.monitor.held_out import half_width
+from rlcli.monitor.monitor import Monitor, SilentMonitor
+from rlcli.rewards import PASSED, accuracy_scores
 from rlcli.rewards.base import Scorer
 from rlcli.rollout.base import Sampler, SamplingParams
 from rlcli.saving import Checkpoints
+from rlcli.seen import Seen, show
 from rlcli.types import Prompt, Reward, StepRecord
 
 
@@ -50,12 +57,17 @@ class Run:
     engine: TrainEngine
     algorithm: Algorithm
     checkpoints: Checkpoints
-    monitor: Monitor
+    monitor: Monitor | SilentMonitor
     tokenizer: Any
+    ranks: Ranks = ALONE
 
     def seed(self, step: int, *purpose: str | int) -> int:
         """A seed of its own for every step and purpose: nothing random outlives a step."""
         return zlib.crc32(repr((self.config.run.seed, step, *purpose)).encode())
+
+    def should_stop(self) -> bool:
+        """Whether rank 0 was asked to stop; every rank asks at the same place."""
+        return self.ranks.first(self.monitor.stop_requested)
 
 
 def train(run: Run) -> int:
@@ -74,27 +86,31 @@ def _train(run: Run) -> int:
     run.sampler.load_weights(run.engine.weights(), version=done)
     evaluate_if_due(run, done)
     ahead = Ahead(run) if run.config.rollout.async_steps else None
-    while done < run.num_steps and not run.monitor.stop_requested:
-        torch.manual_seed(run.seed(done, "torch"))
+    while done < run.num_steps and not run.should_stop():
+        torch.manual_seed(run.seed(done, "torch", run.ranks.rank))
         with suppress(StepAbandoned), run.monitor.step(done, ahead or run.prompts) as record:
-            with run.monitor.phase("reward"):
+            with run.ranks.doing("reward"):
                 collected = collect_or_go_back(run, record, done, ahead)
             run.sampler.rest()
             batch = collate(collected, needs=run.algorithm.needs)
             batch = run.engine.annotate(batch, run.algorithm)
-            advantages = run.algorithm.advantages(batch, all_reduce=run.engine.all_reduce)
+            advantages = run.algorithm.advantages(
+                batch,
+                all_reduce=run.engine.all_reduce,
+                all_reduce_max=run.engine.all_reduce_max,
+            )
             record.update(advantages.stats)
             record.update(run.engine.update(batch, advantages, run.algorithm, step=done))
             run.sampler.load_weights(run.engine.weights(), version=done + 1)
-            run.monitor.rollouts(done, collected.rollouts, collected.rewards)
+            run.monitor.rollouts(done, collected.seen.rollouts, collected.seen.rewards)
             done += 1
-        if not run.monitor.stop_requested:
+        if not run.should_stop():
             evaluate_if_due(run, done)
-        with run.monitor.phase("saving"):
+        with run.ranks.doing("saving"):
             run.checkpoints.save_if_due(done, run)
     if ahead is not None:
         ahead.give_up()
-    with run.monitor.phase("saving"):
+    with run.ranks.doing("saving"):
         run.checkpoints.finish(run, done)
     return done
 
@@ -162,8 +178,8 @@ class Ahead:
     def _may_begin(self, step: int) -> bool:
         """Whether `step` is still to come, and nothing is due before it."""
         run = self._run
-        is_due = is_evaluation_due(run, step) or run.checkpoints.is_due(step)
-        return step < run.num_steps and not run.monitor.stop_requested and not is_due
+        is_due = is_evaluation_due(run, step) or run.ranks.first(run.checkpoints.is_due(step))
+        return step < run.num_steps and not is_due and not run.should_stop()
 
 
 def is_evaluation_due(run: Run, step: int) -> bool:
@@ -179,8 +195,8 @@ def evaluate_if_due(run: Run, step: int) -> None:
     A request to stop gives an evaluation up that waits for its rewards: it is done on resume.
     Raises: Paused when a judge cannot be asked any more; the run is saved before that.
     """
-    evaluated = {evaluated for evaluated, _ in run.monitor.held_out_rewards}
-    if is_evaluation_due(run, step) and step not in evaluated:
+    is_new = step not in {evaluated for evaluated, _ in run.monitor.held_out_rewards}
+    if is_evaluation_due(run, step) and run.ranks.first(is_new):
         try:
             with suppress(StepAbandoned):
                 evaluate(run, step=step)
@@ -192,6 +208,7 @@ def evaluate_if_due(run: Run, step: int) -> None:
 def evaluate(run: Run, *, step: int) -> StepRecord:
     """Held-out score of the policy: mean reward and pass@1 over val_n rollouts per prompt.
 
+    Returns: the record on rank 0, {} elsewhere.
     Raises: StepAbandoned when a stop was asked for while rewards were still missing.
     """
     if not run.val_prompts:
@@ -201,28 +218,49 @@ def evaluate(run: Run, *, step: int) -> StepRecord:
         n=rollout.val_n,
         max_tokens=run.config.data.max_response_tokens,
         temperature=rollout.val_temperature,
+        keep_special_tokens=run.config.reward.keep_special_tokens,
+        stop=tuple(rollout.stop),
     )
-    with run.monitor.phase("evaluation"), run.monitor.evaluation(step) as record:
-        rollouts = run.sampler.generate(run.val_prompts, params, seed=run.seed(0, "evaluate"))
+    with run.ranks.doing("evaluation"), run.monitor.evaluation(step) as record:
+        rollouts = sample(run, run.val_prompts, params, seed=run.seed(0, "evaluate"))
         rewards = run.scorer.settle(score(run, rollouts), learns=False)
-        values = [reward.value for reward in rewards if reward.value is not None]
-        rate = _pass_rate(run, rewards)
-        if rate is not None:
-            record["eval/pass@1"] = rate
-        if values:
-            record["eval/reward_mean"] = sum(values) / len(values)
-        count_usage(run, record, rewards, prefix="eval/")
-        note_judge(run, record, rollouts, rewards, prefix="eval/")
-        record["eval/rows"] = len(run.val_prompts)
-        record["eval/unscored"] = len(rewards) - len(values)
-        lengths = [len(r.token_ids) for r in rollouts]
-        record["eval/response_length_mean"] = sum(lengths) / len(lengths)
+        seen = show(run.ranks, run.val_prompts, rollouts, rewards)
+        metrics = run.scorer.metrics()
+        if run.ranks.is_first:
+            _record_evaluation(run, record, seen)
+            note_judge(run, record, seen, metrics, prefix="eval/")
     return dict(record)
+
+
+def _record_evaluation(run: Run, record: StepRecord, seen: Seen) -> None:
+    values = [reward.value for reward in seen.rewards if reward.value is not None]
+    rate = _pass_rate(run, seen.rewards)
+    if rate is not None:
+        record["eval/pass@1"] = rate
+    if values:
+        is_rate = rate is not None
+        means = _means_by_prompt(run, seen.rewards, is_rate=is_rate)
+        record["eval/ci95"] = half_width(means, is_rate=is_rate)
+        record["eval/reward_mean"] = sum(values) / len(values)
+    count_usage(run, record, seen.rewards, prefix="eval/")
+    record["eval/rows"] = len(run.val_prompts)
+    record["eval/unscored"] = len(seen.rewards) - len(values)
+    lengths = [rollout.num_tokens for rollout in seen.rollouts]
+    record["eval/response_length_mean"] = sum(lengths) / len(lengths)
+
+
+def _means_by_prompt(run: Run, rewards: Sequence[Reward], *, is_rate: bool) -> list[float]:
+    """Mean reward, or share of passed responses, of each prompt that has a score."""
+    scores = accuracy_scores(run.config.reward, rewards) if is_rate else None
+    values = [reward.value for reward in rewards] if scores is None else scores
+    n = run.config.rollout.val_n  # a prompt's rollouts are adjacent
+    groups = ([v for v in values[i : i + n] if v is not None] for i in range(0, len(values), n))
+    return [fmean(v >= PASSED if is_rate else v for v in group) for group in groups if group]
 
 
 def _pass_rate(run: Run, rewards: Sequence[Reward]) -> float | None:
     """pass@1; None where the reward has no scale for it, or too many rollouts are unscored."""
-    scores = pass_scores(run.config.reward, rewards)
+    scores = accuracy_scores(run.config.reward, rewards)
     if scores is None:
         return None
     scored = [score for score in scores if score is not None]

@@ -15,13 +15,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Message = Mapping[str, str]
+RESPONSE_PREFIX = "response_prefix"
+"""Key of extra_info: the `<think>` that a prompt ends in, so that its response lacks it."""
 StepRecord = dict[str, float]
 """One step's metrics: flat `group/name` to number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One question, ready to sample from. `id` is unique within its file: `file.jsonl:17`."""
+    """One question, ready to sample from. `id` is unique within its file: `file.jsonl:17`.
+
+    columns: those of its row, for reward functions; `prompt` is the row's, text or messages.
+    """
 
     id: str
     messages: tuple[Message, ...]
@@ -29,6 +34,7 @@ class Prompt:
     ground_truth: Any = None
     data_source: str = ""
     extra_info: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +52,26 @@ class Rollout:
     policy_version: int
     greedy: bool = False
 
+    @property
+    def num_tokens(self) -> int:
+        """Length of the response, its EOS included."""
+        return len(self.token_ids)
+
+
+class Response(Protocol):
+    """What logs, metrics and judges read of a rollout: everything but its tokens."""
+
+    @property
+    def prompt(self) -> Prompt: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def finish_reason(self) -> str: ...
+    @property
+    def policy_version(self) -> int: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
@@ -53,6 +79,7 @@ class Reward:
 
     reason: what a judge wrote, or why a rule gave its score. is_undecided: a rule found no answer
     to compare, so that its score, if any, is not the last word where a judge can be asked.
+    is_outage: a service that scores gave no answer for as long as it is waited for.
     """
 
     value: float | None
@@ -61,18 +88,28 @@ class Reward:
     usage: Mapping[str, float] = field(default_factory=dict[str, float])
     reason: str | None = None
     is_undecided: bool = False
+    is_outage: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """This rank's prompts among the `total` prompts of a step, by their numbers, ascending."""
+
+    numbers: tuple[int, ...]
+    total: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The rollouts of one step as tensors; rows of one group are adjacent.
+    """The rollouts that this rank holds of a step, as tensors; rows of one group are adjacent.
 
     prompt_ids: P tuples of prompt token ids. group_B: row -> index into prompt_ids.
     token_ids_BT: response tokens, 0 past lengths_B. response_mask_BT: 1.0 on tokens the policy
     wrote. rollout_logprobs_BT: the sampler's. rewards_B: 0.0 where valid_B is 0.
     valid_B: 1.0 for a row that takes part in means and loss. truncated_B: True where the length
     limit cut the response. baseline_B: reward of the greedy
-    rollout of the row's prompt (ReMax). parts: reward components, each [B].
+    rollout of the row's prompt (ReMax). parts: reward components, each [B]. share: the place of
+    its prompts in the step; None: it has all of them.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -86,6 +123,17 @@ class Batch:
     truncated_B: Tensor
     baseline_B: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
+    share: Share | None = None
+
+    @property
+    def prompt_numbers(self) -> tuple[int, ...]:
+        """The number of each prompt in the step."""
+        return tuple(range(len(self.prompt_ids))) if self.share is None else self.share.numbers
+
+    @property
+    def num_step_prompts(self) -> int:
+        """Prompts of the step, on all ranks."""
+        return len(self.prompt_ids) if self.share is None else self.share.total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +175,12 @@ class TokenLoss:
 
 
 class AllReduce(Protocol):
-    """Sum a tensor over all ranks and return it; the identity in a single process."""
+    """The sum (or the maximum) of a tensor over all ranks; the identity in a single process."""
 
     def __call__(self, values: Tensor, /) -> Tensor: ...
+
+
+class Gather(Protocol):
+    """(the tensors of all ranks, of any length each; this rank's place among them)."""
+
+    def __call__(self, values: Tensor, /) -> tuple[list[Tensor], int]: ...

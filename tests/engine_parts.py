@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlcli.algos.algorithm import Algorithm
-from rlcli.causal_lm import load_causal_lm
+from rlcli.causal_lm import check_passes, load_causal_lm
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
+from rlcli.engines import sharded_parts, zero_parts
 from rlcli.engines.critic import load_critic
 from rlcli.engines.lora import add_lora
-from rlcli.engines.ranks import ALONE, Ranks
+from rlcli.engines.packing import take_rows
+from rlcli.engines.ranks import ALONE, Ranks, deal
 from rlcli.engines.torch_engine import TorchEngine
 from rlcli.models import choose_engine
-from rlcli.types import Batch
+from rlcli.types import Batch, Share
 
 CPU = torch.device("cpu")
 
@@ -60,6 +64,22 @@ def make_batch(*, seed: int = 0, groups: int = 4, n: int = 4) -> Batch:
     )
 
 
+def own_share(whole: Batch, ranks: Ranks, *, per_round: int = 2) -> Batch:
+    """The groups of a whole batch that are this rank's."""
+    costs = [len(ids) for ids in whole.prompt_ids]
+    numbers = deal(costs, ranks.size, per_round=per_round)[ranks.rank]
+    rows = [row for row, group in enumerate(whole.group_B.tolist()) if group in numbers]
+    width = int(whole.lengths_B[rows].max()) if rows else 0
+    some = take_rows(whole, rows, width, CPU)
+    group_B = torch.tensor([numbers.index(g) for g in some.group_B.tolist()], dtype=torch.long)
+    return replace(
+        some,
+        prompt_ids=tuple(whole.prompt_ids[number] for number in numbers),
+        group_B=group_B,
+        share=Share(numbers=tuple(numbers), total=len(whole.prompt_ids)),
+    )
+
+
 def make_engine(
     model: Path,
     settings: Config,
@@ -67,28 +87,49 @@ def make_engine(
     exact: bool = False,
     ranks: Ranks = ALONE,
     dtype: torch.dtype = torch.float32,
+    autocast_dtype: torch.dtype | None = None,
 ) -> TorchEngine:
     """The engine as `build` makes it, on the CPU."""
     torch.manual_seed(0)
-    policy = load_causal_lm(str(model), dtype=dtype, device=CPU)
-    reference = None
-    if settings.algorithm.needs_reference and not settings.lora.rank:
-        reference = load_causal_lm(str(model), dtype=torch.float32, device=CPU)
-    peft_model = add_lora(policy.model, settings.lora) if settings.lora.rank else None
-    critic = None
-    if settings.algorithm.advantage == "gae":
-        critic = load_critic(str(model), device=CPU, pad_token_id=0, trust_remote_code=False)
-    return choose_engine(settings)(
+    needs_reference = settings.algorithm.needs_reference and not settings.lora.rank
+    has_critic = settings.algorithm.advantage == "gae"
+    reference = critic = None
+    if settings.train.engine == "fsdp":
+        place = settings, model, CPU, dtype
+        policy, peft_model = sharded_parts.load_policy(*place)
+        reference = sharded_parts.load_reference(*place) if needs_reference else None
+        critic = sharded_parts.load_critic(*place, 0) if has_critic else None
+    elif not settings.rollout.is_native:
+        place = settings, model, CPU, dtype
+        policy, peft_model = zero_parts.load_policy(*place)
+        reference = sharded_parts.load_reference(*place) if needs_reference else None
+        critic = zero_parts.load_critic(*place, 0) if has_critic else None
+    else:
+        policy = load_causal_lm(str(model), dtype=dtype, device=CPU)
+        if needs_reference and settings.train.engine == "deepspeed":
+            reference = sharded_parts.load_reference(settings, model, CPU, dtype)
+        elif needs_reference:
+            reference = load_causal_lm(str(model), dtype=torch.float32, device=CPU)
+        peft_model = add_lora(policy.model, settings.lora) if settings.lora.rank else None
+        if has_critic:
+            critic = load_critic(str(model), device=CPU, pad_token_id=0, trust_remote_code=False)
+    engine = choose_engine(settings)(
         settings,
         policy,
         total_steps=10,
         pad_token_id=0,
         sampler_is_exact=exact,
+        autocast_dtype=autocast_dtype,
         peft_model=peft_model,
         reference=reference,
         critic=critic,
         ranks=ranks,
     )
+    if not settings.rollout.is_native:
+        for lm in (policy, critic and critic.lm):
+            if lm is not None:
+                lm.run(partial(check_passes, lm, samples=False))
+    return engine
 
 
 def one_update(
@@ -96,6 +137,9 @@ def one_update(
 ) -> dict[str, float]:
     """Annotate, estimate and update once."""
     algorithm = Algorithm(settings, corrects_sampler=False)
-    batch = engine.annotate(make_batch(seed=seed, groups=groups), algorithm)
-    advantages = algorithm.advantages(batch, all_reduce=engine.all_reduce)
+    whole = make_batch(seed=seed, groups=groups)
+    batch = engine.annotate(own_share(whole, engine.ranks), algorithm)
+    advantages = algorithm.advantages(
+        batch, all_reduce=engine.all_reduce, all_reduce_max=engine.all_reduce_max
+    )
     return dict(advantages.stats) | engine.update(batch, advantages, algorithm, step=step)

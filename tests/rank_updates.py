@@ -2,8 +2,10 @@
 
 python tests/rank_updates.py MODEL OUT CASE ...   under RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT
 
-A case is NAME[-rows][-zeroN[-released]][@MODE]. released: with few parameters stage 3 keeps all of
-them whole on every rank; this has it gather and release them, as it does with many.
+A case is NAME[-rows][-fsdp[-cpu]][-zeroN[-host][-released]][@MODE]. cpu: shards in host memory.
+host: loaded into host memory and sharded from there, as for vLLM. released:
+with few parameters stage 3 keeps all of them whole on every rank; this has it gather and release
+them, as it does with many.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,13 +25,23 @@ from rlcli.config.schema import Config
 from rlcli.engines import deepspeed_engine
 from rlcli.engines.export import save_tensors
 from rlcli.engines.ranks import Ranks
+from rlcli.engines.shares import ShareState, StateReader
+from rlcli.engines.torch_engine import TorchEngine
 
 STEPS, HALF = 5, 3
 GROUPS = 32
 """Of the case that is cut into a micro-batch for every row."""
 AT_ONCE = 5
 """A layer with its bias and its adapter."""
-SHARDED = {f"zero{stage}": {"train__zero_stage": stage} for stage in (1, 2, 3)}
+ENGINES: dict[str, dict[str, Any]] = {
+    "fsdp": {"train__engine": "fsdp"},
+    "cpu": {"train__offload_params": True},
+    "host": {"rollout__engine": "vllm"},
+    **{
+        f"zero{stage}": {"train__engine": "deepspeed", "train__zero_stage": stage}
+        for stage in (1, 2, 3)
+    },
+}
 BY_ROWS = {"train__dynamic_batch": False, "train__rows_per_micro_batch": 3}
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "ppo": {"algorithm__advantage": "gae", "critic__lr": 1e-2},
@@ -60,7 +73,7 @@ def settings(case: str) -> Config:
     name, *more = case.removesuffix("-released").split("-")
     changes = dict(ALGORITHMS.get(name) or EXTRAS[name])
     for word in more:
-        changes |= BY_ROWS if word == "rows" else {"train__engine": "deepspeed", **SHARDED[word]}
+        changes |= BY_ROWS if word == "rows" else ENGINES[word]
     changes.setdefault("train__mini_batch_prompts", 2)
     return config(train__lr=1e-3, **changes)
 
@@ -79,12 +92,22 @@ def train(
     for step in range(HALF if load else 0, HALF if save else STEPS):
         for name, value in one_update(engine, wanted, step=step, seed=step).items():
             found[f"metric.{step}.{name}"] = torch.tensor(value)
-    for tensors in engine.state().copied()._files.values():
-        found.update(tensors)
-    state = engine.state()
-    if save is not None and ranks.is_first:
-        save.mkdir()
-        state.save(save)
+    found.update(read_state(engine, ranks, save))
+    return found
+
+
+def read_state(engine: TorchEngine, ranks: Ranks, folder: Path | None) -> dict[str, torch.Tensor]:
+    """Weights and moments, from the files that they are saved in; `folder`: which keeps them."""
+    with TemporaryDirectory() as own:
+        (folder,) = ranks.gather(folder or Path(own))[:1]
+        folder.mkdir(exist_ok=True)
+        state = engine.state().copied()
+        if ranks.is_first or isinstance(state, ShareState):
+            state.save(folder)
+        ranks.gather(None)
+        with StateReader(folder) as tensors:
+            found = dict(tensors)
+        ranks.gather(None)
     return found
 
 
@@ -126,7 +149,7 @@ def half_update(model: Path, wanted: Config, ranks: Ranks) -> dict[str, torch.Te
     """A tenth of the gradient that one update of bfloat16 weights takes."""
     engine = make_engine(model, wanted, ranks=ranks, dtype=torch.bfloat16)
     one_update(engine, wanted, groups=GROUPS)
-    state = engine.state().copied()._files["policy"]
+    state = read_state(engine, ranks, None)
     return {name: value for name, value in state.items() if ".exp_avg." in name}
 
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlcli.checkpoint import damage, seal
+from rlcli.engines.ranks import ALONE
 from rlcli.errors import CheckpointError, TrainingError
 from rlcli.saving import Checkpoints
 
@@ -63,23 +64,28 @@ class Value:
     def copied(self) -> Value:
         return replace(self)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> dict[str, str]:
         self.part.writers.append(threading.current_thread().name)
         assert self.part.may_write.wait(60)
         if self.part.fail_with is not None:
             raise OSError(self.part.fail_with, os.strerror(self.part.fail_with))
         save_file({"value": torch.tensor([self.number])}, folder / "policy.safetensors")
+        return {}
 
 
 def make_run() -> tuple[Any, Counter]:
     part = Counter()
     run = SimpleNamespace(
         num_steps=100,
-        engine=SimpleNamespace(state=lambda: Value(part, part.value), load_state=part.load_state),
+        engine=SimpleNamespace(
+            state=lambda folder: Value(part, part.value), load_state=part.load_state
+        ),
         prompts=part,
         monitor=part,
         algorithm=SimpleNamespace(kl=part),
         scorer=SimpleNamespace(state=lambda: part.spent, load_state=part.spent.update),
+        ranks=ALONE,
+        should_stop=lambda: part.stop_requested,
     )
     return run, part
 

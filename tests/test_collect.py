@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from rlcli.collect import Collected, StepAbandoned, collate, collect, score
+from rlcli.collate import Collected, collate
+from rlcli.collect import StepAbandoned, collect, score
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
+from rlcli.engines.ranks import ALONE
 from rlcli.errors import Paused, RewardError
 from rlcli.rollout.base import OnFinish, SamplingParams
 from rlcli.types import Prompt, Reward, Rollout
@@ -48,6 +50,7 @@ class CountingSampler:
         params: SamplingParams,
         *,
         seed: int,
+        places: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[Rollout]:
         self.asked.append([p.id for p in prompts])
@@ -106,6 +109,7 @@ def make_run(score: Score, *, needs: frozenset[str] = frozenset(), **changes: An
         monitor=SimpleNamespace(note=notes.append, stop_requested=False),
         notes=notes,
         seed=lambda *purpose: hash(purpose) % 1000,
+        ranks=ALONE,
     )
 
 

@@ -187,5 +187,5 @@ def test_wrong_requests_are_refused_with_the_cure(
 
 def test_an_adapter_without_its_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="--merge-lora"):
+    with pytest.raises(ModelError, match="base_model_name_or_path"):
         plan(target=str(tmp_path))

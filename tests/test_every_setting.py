@@ -23,8 +23,8 @@ LISTED = {
     "rollout.tensor_parallel": "needs vLLM and several GPUs",
     "rollout.memory_fraction": "needs vLLM and a GPU",
     "train.zero_stage": "needs DeepSpeed",
-    "train.offload_params": "needs DeepSpeed",
-    "train.offload_optimizer": "needs DeepSpeed",
+    "train.offload_params": "needs an engine that shares states out",
+    "train.offload_optimizer": "needs an engine that shares states out",
     "ref.offload_params": "needs a GPU",
     "reward.unsafe_code_execution": "needs a reward that runs code",
 }
@@ -82,6 +82,8 @@ BASES: dict[str, list[str]] = {
     "named": ["run.output_dir=null", "run.name=one"],
     "saving": ["run.save_every=1", "run.keep=3", "data.val=[]"],
 }  # fmt: skip
+OFTEN = ("grpo", "ppo", "lora")
+"""Bases whose settings are tried in every run of the tests; the other rows are nightly."""
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,11 @@ def test_a_run_is_the_same_twice(base: str, folder: Path, baseline: Any) -> None
     assert again.differences(baseline(base)) == []
 
 
-@pytest.mark.parametrize("row", TRIED, ids=lambda row: row.key)
+@pytest.mark.parametrize(
+    "row",
+    [row if row.base in OFTEN else pytest.param(row, marks=pytest.mark.nightly) for row in TRIED],
+    ids=lambda row: row.key,
+)
 def test_a_setting_changes_the_run_or_is_refused_or_listed(
     row: Row, folder: Path, baseline: Any
 ) -> None:

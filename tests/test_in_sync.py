@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,8 +43,21 @@ def engine(tiny_model: Path) -> TorchEngine:
 
 @pytest.fixture
 def sampler(tiny_model: Path, engine: TorchEngine) -> CheckedSampler:
+    return checked(tiny_model, engine, torch.float32)
+
+
+@pytest.fixture
+def half_sampler(tiny_model: Path, engine: TorchEngine) -> CheckedSampler:
+    """Samples in bfloat16; the trainer's weights are bfloat16 numbers to begin with."""
+    with torch.no_grad():
+        for parameter in engine.policy.model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    return checked(tiny_model, engine, torch.bfloat16)
+
+
+def checked(tiny_model: Path, engine: TorchEngine, dtype: torch.dtype) -> CheckedSampler:
     copy = Copy(
-        load_causal_lm(str(tiny_model), dtype=torch.float32, device=CPU),
+        load_causal_lm(str(tiny_model), dtype=dtype, device=CPU),
         AutoTokenizer.from_pretrained(tiny_model),
         eos_token_ids=[2],
         pad_token_id=0,
@@ -51,7 +65,7 @@ def sampler(tiny_model: Path, engine: TorchEngine) -> CheckedSampler:
         shares_weights=False,
     )
     asked = [Prompt(id=str(i), messages=(), token_ids=(5 + i, 6, 7)) for i in range(9)]
-    return CheckedSampler(copy, engine, asked, temperature=0.8, max_tokens=24, dtype=torch.float32)
+    return CheckedSampler(copy, engine, asked, temperature=0.8, max_tokens=24, dtype=dtype)
 
 
 @torch.no_grad()
@@ -63,6 +77,13 @@ def move(engine: TorchEngine, by: float) -> None:
 def set_sync(sampler: CheckedSampler, sync: Sync) -> None:
     assert isinstance(sampler.sampler, Copy)
     sampler.sampler.sync = sync
+
+
+def answers(sampler: CheckedSampler) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    """Tokens and log-probs, of the same seed each time."""
+    asked = [Prompt(id=str(i), messages=(), token_ids=(5 + i, 6, 7)) for i in range(9)]
+    rollouts = sampler.generate(asked, SamplingParams(n=1, max_tokens=16, temperature=0.8), seed=0)
+    return [(rollout.token_ids, tuple(rollout.logprobs)) for rollout in rollouts]
 
 
 def test_the_trainers_policy_passes_after_every_update(
@@ -99,19 +120,78 @@ def test_weights_that_are_no_numbers_stop_the_run(
         sampler.load_weights(engine.weights(), version=0)
 
 
-def test_a_sync_that_does_nothing_is_found_though_each_step_is_rounding(
+def test_a_sync_that_does_nothing_is_found_at_the_first_step_of_rounding(
     engine: TorchEngine, sampler: CheckedSampler
 ) -> None:
     sampler.load_weights(engine.weights(), version=0)
     set_sync(sampler, lambda copy, weights, version: None)
+    move(engine, by=1e-6)
+    with pytest.raises(SamplerError, match="still has the weights of step 0"):
+        sampler.load_weights(engine.weights(), version=1)
+
+
+def test_in_bfloat16_too_although_the_gap_is_rounding(
+    engine: TorchEngine, half_sampler: CheckedSampler
+) -> None:
+    half_sampler.load_weights(engine.weights(), version=0)
+    set_sync(half_sampler, lambda copy, weights, version: None)
+    move(engine, by=2e-4)
+    with pytest.raises(SamplerError, match="still has the weights of step 0"):
+        half_sampler.load_weights(engine.weights(), version=1)
+
+
+def test_small_steps_add_up_until_a_sync_that_does_nothing_is_found(
+    engine: TorchEngine, half_sampler: CheckedSampler
+) -> None:
+    half_sampler.load_weights(engine.weights(), version=0)
+    set_sync(half_sampler, lambda copy, weights, version: None)
 
     def take_small_steps() -> None:
-        for version in range(1, 60):
-            move(engine, by=1e-6)
-            sampler.load_weights(engine.weights(), version=version)
+        for version in range(1, 30):
+            with torch.no_grad():  # a 20th of what rounds to another bfloat16 number
+                for parameter in engine.policy.model.parameters():
+                    parameter.mul_(1 + 2**-13)
+            half_sampler.load_weights(engine.weights(), version=version)
 
     with pytest.raises(SamplerError, match="still has the weights of step 0"):
         take_small_steps()
+
+
+@torch.no_grad()
+def test_a_step_that_changes_no_bit_of_what_is_sent_may_be_repeated(
+    engine: TorchEngine, half_sampler: CheckedSampler
+) -> None:
+    half_sampler.load_weights(engine.weights(), version=0)
+    before = answers(half_sampler)
+    for parameter in engine.policy.model.parameters():
+        parameter.mul_(1 + 2**-10)  # rounds to the same bfloat16 number
+    half_sampler.load_weights(engine.weights(), version=1)
+    assert answers(half_sampler) == before
+
+
+@torch.no_grad()
+def test_weights_that_leave_no_trace_in_log_probs_may_be_followed_by_a_repetition(
+    engine: TorchEngine, sampler: CheckedSampler
+) -> None:
+    sampler.load_weights(engine.weights(), version=0)
+    before = answers(sampler)
+    embedding: Any = engine.policy.model.get_input_embeddings().weight
+    embedding[-1, 0] *= 1 + 1e-6  # one entry
+    sampler.load_weights(engine.weights(), version=1)
+    assert answers(sampler) == before
+
+
+@torch.no_grad()
+def test_a_policy_that_is_certain_of_every_token_may_repeat_itself(
+    engine: TorchEngine, sampler: CheckedSampler
+) -> None:
+    decoder: Any = engine.policy.model.get_decoder()
+    norm = decoder.norm.weight
+    norm.mul_(1e6)
+    for version in range(3):
+        sampler.load_weights(engine.weights(), version=version)
+        assert {logprob for _, logprobs in answers(sampler) for logprob in logprobs} == {0.0}
+        norm.mul_(1.01)
 
 
 def test_a_policy_that_does_not_move_may_be_given_again(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rlcli import supervisor
+from rlcli import launcher
 from rlcli.cli.main import main
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config, TrainConfig, defaults
+from rlcli.config.sources import resolve
 from rlcli.doctor import gpu
 from rlcli.doctor.packages import Package
 from rlcli.errors import ConfigError, LaunchError
-from rlcli.launch import check_processes, count_nodes, num_local, read_launch
+from rlcli.launch import check_processes, count_nodes, fit_to_ranks, num_local, read_launch
 from rlcli.machine import Gpu
+from rlcli.rank_env import RankEnv, read_rank
 
 
 def run(nnodes: int = 1, n_gpus: int | None = None) -> Resolved:
@@ -167,14 +170,15 @@ def test_gpus_that_the_environment_lets_through_are_what_a_run_takes(
 ) -> None:
     taken: list[int] = []
 
-    def supervise(resolved: Resolved, env: Mapping[str, str], cwd: Path, *, num_gpus: int) -> int:
+    def launch(resolved: Resolved, env: Mapping[str, str], cwd: Path, *, num_gpus: int) -> int:
         taken.append(num_gpus)
         return 0
 
     cards = [Gpu(f"card {number}", 81559, 0, "570.86") for number in range(4)]
     monkeypatch.setattr(gpu, "ask_driver", lambda: (cards, None))
     monkeypatch.setattr(gpu, "installed", lambda names: {"torch": Package("2.13.0", "cu130")})
-    monkeypatch.setattr(supervisor, "supervise", supervise)
+    monkeypatch.setattr(gpu, "ask_torch", lambda: ({"seen": 3, "cuda": "13.0", "said": []}, None))
+    monkeypatch.setattr(launcher, "launch", launch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,3")
     monkeypatch.chdir(tmp_path)
     words = ["train", "--preset", "quickstart", "--data", "nowhere.jsonl"]
@@ -199,10 +203,43 @@ def test_gpus_that_nvidia_smi_and_torch_do_not_both_see_are_told() -> None:
         assert f"set N_GPUS={max(1, seen)}." in str(caught.value)
 
 
-def test_processes_that_torchrun_started_are_refused() -> None:
-    with pytest.raises(LaunchError, match="start it once per machine"):
-        read(1, LOCAL_RANK="0", RANK="0", WORLD_SIZE="2")
-    assert read(1, LOCAL_RANK="0", WORLD_SIZE="1") == read(1)
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN |= {"MASTER_ADDR": "a", "TORCHELASTIC_RUN_ID": "none", "GROUP_WORLD_SIZE": "2"}
+
+
+def ranks(**env: str) -> RankEnv:
+    found = read_rank(TORCHRUN | env)
+    assert found is not None
+    return found
+
+
+def test_ranks_of_a_launcher_need_no_settings_and_are_counted() -> None:
+    open_run = replace(run(), sources=run().sources | {"train.nnodes": "default"})
+    fitted = fit_to_ranks(open_run, ranks())
+    assert fitted.config.train.nnodes == 2
+    assert fitted.notes == ["4 processes train together, started by torchrun."]
+    assert fit_to_ranks(run(2, 2), ranks()).config == run(2, 2).config
+
+
+@pytest.mark.parametrize(("nnodes", "n_gpus"), [(2, 8), (2, 1), (1, None), (4, 2)])
+def test_other_numbers_than_the_launcher_started_are_refused(
+    nnodes: int, n_gpus: int | None
+) -> None:
+    with pytest.raises(LaunchError, match="but torchrun started 2 ") as caught:
+        fit_to_ranks(run(nnodes, n_gpus), ranks())
+    assert "\n" not in str(caught.value)
+
+
+def test_one_node_of_several_does_not_train_alone() -> None:
+    for env in (
+        {"SLURM_NNODES": "2", "SLURM_NODELIST": "a[1-2]", "SLURM_NODEID": "1", "SLURM_PROCID": "1"},
+        {"KUBERNETES_SERVICE_HOST": "k", "WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "m"},
+    ):
+        with pytest.raises(LaunchError, match="would train a model of its own"):
+            count_nodes(run(), env)
+    batch_script = {"SLURM_NNODES": "2", "SLURM_NODELIST": "a[1-2]", "SLURM_NODEID": "0"}
+    batch_script |= {"SLURM_PROCID": "0", "ENVIRONMENT": "BATCH"}
+    assert count_nodes(run(), batch_script).config.train.nnodes == 1
 
 
 SLURM = {"SLURM_JOB_NUM_NODES": "3", "SLURM_NODEID": "2", "SLURM_JOB_NODELIST": "gpu[07-09]"}
@@ -235,18 +272,31 @@ def test_what_the_user_says_beats_the_scheduler() -> None:
     assert (partly.node_rank, partly.master_addr, partly.scheduler) == (2, "10.0.0.1", "SLURM")
 
 
-def test_a_rank_reads_what_its_supervisor_read() -> None:
+def test_a_pod_is_one_node() -> None:
     pods = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "WORLD_SIZE": "2", "RANK": "1"}
     pods |= {"MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}
     open_run = replace(run(), sources=run().sources | {"train.nnodes": "default"})
-    counted = count_nodes(open_run, pods)
-    launch = read_launch(counted.config, pods)
+    launch = read_launch(count_nodes(open_run, pods).config, pods)
     assert (launch.node_rank, launch.master_addr, launch.is_pod) == (1, "job-master-0", True)
-    torch_s = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "40123"}
-    in_rank = pods | torch_s | launch.passed_on()
-    again = count_nodes(open_run, in_rank)
-    assert again == counted
-    assert read_launch(again.config, in_rank) == launch
+
+
+def test_a_rank_of_rlcli_s_own_agent_has_the_agent_s_notes_and_numbers() -> None:
+    own = ranks(RLCLI_AGENT=json.dumps({"pid": 1, "notes": ["two of two"]}))
+    assert own.launcher == "rlcli"
+    assert fit_to_ranks(run(2, 1), own).notes == ["two of two"]
+    fitted = fit_to_ranks(run(4, 1), own)  # a run that has lost two nodes
+    assert fitted.config.train.nnodes == 2
+    assert fitted.notes == []
+
+
+def test_a_run_may_go_on_with_fewer_nodes() -> None:
+    resolved = resolve(flags={}, overrides=[], files=[], env={"NNODES": "1:2"})
+    launch = read_launch(resolved.config, {"NODE_RANK": "1", "MASTER_ADDR": "a"})
+    assert (launch.min_nodes, launch.nnodes) == (1, 2)
+    assert read(2, NODE_RANK="1", MASTER_ADDR="a").min_nodes == 2
+    resolved = resolve(flags={}, overrides=[], files=[], env={"NNODES": "3:2"})
+    with pytest.raises(ConfigError, match="min_nodes=3 is more than"):
+        read_launch(resolved.config, {"MASTER_ADDR": "a"})
 
 
 def served(**train: int | None) -> Resolved:

@@ -117,12 +117,12 @@ def test_adapters_are_next_and_after_them_a_smaller_model() -> None:
 def test_several_gpus_are_spoken_of_and_not_typed() -> None:
     first, second = recommend(Situation(task="dialogue", gpus=8, billions=7.0))
     assert first.placed.placement == "lora"
-    assert "deepspeed" not in first.command()
-    (said,) = [text for text in first.cautions if "--engine deepspeed" in text]
+    assert "fsdp" not in first.command()
+    (said,) = [text for text in first.cautions if "--engine fsdp" in text]
     assert "every one of the 8 GPUs holds all of this" in said
     assert "all weights then fit" in said
     assert "so does ppo" in said
-    assert not any("deepspeed" in text for text in second.cautions)
+    assert not any("fsdp" in text for text in second.cautions)
 
 
 def test_a_model_known_by_its_size_alone_has_that_many_parameters() -> None:
@@ -146,6 +146,7 @@ def every_situation() -> typing.Iterator[Situation]:
                 )  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_every_recommended_command_passes_the_checks() -> None:
     seen: set[str] = set()
     for situation in every_situation():

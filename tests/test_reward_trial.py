@@ -89,6 +89,44 @@ def test_what_was_scored_before_the_end_is_kept_and_nothing_is_asked_after() -> 
     assert len(feed.seconds) == 3
 
 
+class Gone(Slow):
+    """A service that answers the first responses, then none."""
+
+    def __init__(self, *, answers: int) -> None:
+        super().__init__(1)
+        self.left, self.asked = answers, 0
+
+    def submit(self, rollout: Any, *, before: Any = None) -> Future[Reward]:
+        self.asked += 1
+        self.left -= 1
+        future: Future[Reward] = Future()
+        lost = Reward(value=None, error="no answer", is_outage=True)
+        future.set_result(Reward(value=1.0) if self.left >= 0 else lost)
+        return future
+
+
+@pytest.mark.parametrize(("window", "least"), [(1, 5), (8, 8)])
+def test_a_service_that_is_gone_ends_a_trial_and_what_was_scored_is_kept(
+    window: int, least: int
+) -> None:
+    scorer: Any = Gone(answers=3)
+    feed = Feed(scorer, window=window, progress=lambda *_: None)
+    rewards = feed.score("scoring", given_cases(*map(str, range(1000))))
+    assert [reward.value for reward in rewards[:3]] == [1.0] * 3
+    assert isinstance(feed.end, Paused)
+    assert "no answer" in str(feed.end)
+    assert scorer.asked <= 3 + least + window
+
+
+def test_faults_of_single_responses_do_not_end_a_trial() -> None:
+    scorer: Any = Gone(answers=0)
+    feed = Feed(scorer, window=1, progress=lambda *_: None)
+    for _ in range(3):
+        feed.score("scoring", given_cases("1", "2", "3", "4"))
+        scorer.left = 1
+    assert feed.end is None
+
+
 # Whole trials.
 
 
@@ -141,7 +179,9 @@ def test_a_reward_that_lets_everything_pass_is_found_out(tmp_path: Path) -> None
     report = trial_of(tmp_path, "return 1.0", ["1", "2", "3"])
     assert (report["auc"], report["agreement"], report["equal_answers"]) == (0.5, 0.5, 0)
     assert [row["kind"] for row in report["disagreements"]] == ["wrong"] * 3
-    assert report["verdicts"] == ["every response gets the same score, 1: it tells nothing apart."]
+    assert report["verdicts"] == [
+        "every response gets the same score, 1, so nothing can be learned from it."
+    ]
 
 
 def test_where_all_rows_have_one_answer_there_is_nothing_to_compare(tmp_path: Path) -> None:

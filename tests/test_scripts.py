@@ -18,16 +18,24 @@ for argument in "$@"; do printf '%s\\0' "$argument"; done
 """
 
 
-def checkout(folder: Path, *, is_set_up: bool = True) -> Path:
-    """A copy of the scripts whose python prints its arguments, each ended by NUL."""
+def copy_scripts(folder: Path) -> None:
     for name in ("train.sh", "setup.sh", "pyproject.toml"):
         shutil.copy(ROOT / name, folder / name)
+    for name in ("requirements", "scripts"):
+        shutil.copytree(ROOT / name, folder / name)
+
+
+def checkout(folder: Path, *, is_set_up: bool = True) -> Path:
+    """A copy of the scripts whose python prints its arguments, each ended by NUL."""
+    copy_scripts(folder)
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(ECHO)
     python.chmod(python.stat().st_mode | stat.S_IEXEC)
     if is_set_up:
-        shutil.copy(ROOT / "pyproject.toml", folder / ".venv" / ".rlcli-run")
+        made_from = [ROOT / "pyproject.toml", *sorted((ROOT / "requirements").glob("*.txt"))]
+        stamp = b"".join(path.read_bytes() for path in made_from)
+        (folder / ".venv" / ".rlcli-run").write_bytes(stamp)
     return folder / "train.sh"
 
 
@@ -73,7 +81,7 @@ def test_an_old_python_is_refused_with_the_cure(tmp_path: Path) -> None:
 SYSTEM_PYTHON = """#!/bin/sh
 [ "$1 $2" = "-m venv" ] || exec python3 "$@"
 for last; do :; done
-mkdir -p "$last/bin"
+mkdir -p "$last/bin" "$last/lib/python3.11/site-packages/pip-24.0.dist-info"
 cp "$(dirname "$0")/venv_python" "$last/bin/python"
 """
 VENV_PYTHON = """#!/bin/sh
@@ -92,8 +100,8 @@ def start_setup(folder: Path) -> subprocess.Popen[str]:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         path.chmod(0o755)
-    for name in ("setup.sh", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder / name)
+    if not (folder / "setup.sh").exists():
+        copy_scripts(folder)
     env = {"PYTHON": str(folder / "bin" / "python"), "GO": str(folder / "go")}
     return subprocess.Popen(
         ["bash", "-c", SET_UP, "bash", str(folder)],

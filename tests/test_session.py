@@ -55,9 +55,12 @@ def session(
 
 
 AFTER_THE_TRIAL = (
-    "    log = open('calls', 'a+'); log.write('.'); log.seek(0)\n    if len(log.read()) > 2:\n"
+    "    log = open('calls', 'a+'); log.write('.'); log.seek(0)\n"
+    "    if len(log.read()) <= 4:\n"
+    "        return float(solution_str == str(ground_truth))\n"
+    "    else:\n"
 )
-"""Before training, a reward function is tried on two rows."""
+"""Before training, a reward function is tried on two rows, with a right and a wrong answer."""
 
 
 def test_a_reward_that_breaks_loses_nothing(session: Session) -> None:
@@ -283,6 +286,7 @@ def test_too_many_unscored_leave_an_evaluation_without_a_pass_rate(session: Sess
         "    return 1.0\n"
     )
     arguments = ["--reward", f"{reward}:compute_score", "--data", "even.jsonl", "--max_steps", "1"]
+    arguments += ["--val_data", "builtin:sums_val"]
     row = {"prompt": "1+1=", "ground_truth": "2", "data_source": "x"}
     (session.folder / "even.jsonl").write_text("\n".join([json.dumps(row)] * 8))
     assert session(*arguments)[0] == 0

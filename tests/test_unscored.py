@@ -15,9 +15,10 @@ from test_collect import CountingSampler, prompt, rollout
 
 from rlcli.algos.algorithm import Algorithm
 from rlcli.algos.table import ESTIMATORS
-from rlcli.collect import Collected, collate
+from rlcli.collate import Collected, collate
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
+from rlcli.engines.ranks import ALONE
 from rlcli.errors import Paused
 from rlcli.rewards.composite import CompositeScorer, weighted_sum
 from rlcli.rewards.normalize import RunningScale
@@ -56,7 +57,7 @@ def advantages_of(name: str, rows: Sequence[int]) -> torch.Tensor:
         values_BT=torch.full(shape, 0.1),
         sum_pi_squared_BT=torch.full(shape, 0.3),
     )
-    return algorithm.advantages(annotated, all_reduce=lambda values: values).advantages_BT
+    return algorithm.advantages(annotated, all_reduce=ALONE.all_reduce).advantages_BT
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -99,6 +100,7 @@ def test_a_step_that_is_given_up_leaves_the_scale_as_it_was() -> None:
         monitor=SimpleNamespace(note=None, stop_requested=False),
         checkpoints=SimpleNamespace(save=lambda done, run: kept.append(run.scorer.state())),
         seed=lambda *purpose: 0,
+        ranks=ALONE,
     )
     collect_or_go_back(run, {}, 0)
     after_one = scorer.state()

@@ -34,11 +34,11 @@ main(sys.argv[1:])
 """
 HURRIED = f"""
 import sys
-from rlcli.supervisor import supervise
-from rlcli.supervisor.job import Limits
+from rlcli.launcher import launch
+from rlcli.launcher.job import Limits
 rank = [sys.executable, "-c", {HURRIED_RANK!r}, *sys.argv[1:]]
-limits = Limits(meeting_s=float(sys.argv.pop(1)), silence_s=3.0)
-supervise.__kwdefaults__.update(command=rank, limits=limits)
+limits = Limits(meeting_s=float(sys.argv.pop(1)), silence_s=20.0)
+launch.__kwdefaults__.update(command=rank, limits=limits)
 from rlcli.cli.main import main
 main(sys.argv[1:])
 """
@@ -48,10 +48,10 @@ BARE_RANK = """
 import os, sys, torch
 import rlcli.crew.meet as meet
 from rlcli.errors import RlcliError
-from rlcli.place import read_place
+from rlcli.rank_env import read_rank
 meet.MEETING_S = 3.0
 try:
-    with meet.process_group(read_place(os.environ), torch.device("cpu"), tell=print):
+    with meet.process_group(read_rank(os.environ), is_cuda=False, tell=print):
         pass
 except RlcliError as error:
     print(f"error: {error}")
@@ -122,10 +122,11 @@ class Hosts:
         *words: str,
         gpus: int = 1,
         patience_s: float | None = None,
+        nnodes: str = "2",
         address: str = ADDRESSES[0],
     ) -> subprocess.Popen[str]:
         """The command line of a node, and what it says."""
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "NNODES": "2", "NODE_RANK": str(node)}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "NNODES": nnodes, "NODE_RANK": str(node)}
         env |= {"N_GPUS": str(gpus), "MASTER_ADDR": address, "MASTER_PORT": str(PORT)}
         python = [sys.executable, "-m", "rlcli.cli.main"]
         if patience_s is not None:
@@ -147,9 +148,9 @@ class Hosts:
         return started
 
     def start_rank(self, rank: int) -> subprocess.Popen[str]:
-        """A rank without a supervisor, which only meets the other at PORT."""
+        """A rank without an agent, which only meets the other at PORT."""
         env = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": "0"}
-        env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "RLCLI_RUN_DIR": str(self.run_dir)}
+        env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
         env |= {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": str(PORT)}
         env |= {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
         return self._run(rank, [sys.executable, "-c", BARE_RANK], env)
@@ -164,11 +165,11 @@ class Hosts:
 
 
 def ranks_of(node: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that a supervisor has started."""
+    """The processes that an agent has started."""
     return psutil.Process(node.pid).children()
 
 
-def ends_of(*nodes: subprocess.Popen[str], limit_s: float = 120.0) -> list[tuple[int, str]]:
+def ends_of(*nodes: subprocess.Popen[str], limit_s: float = 400.0) -> list[tuple[int, str]]:
     """(exit code, output) of each."""
     said = [node.communicate(timeout=limit_s)[0] for node in nodes]
     return [(node.returncode, text) for node, text in zip(nodes, said, strict=True)]

@@ -52,7 +52,10 @@ def save_model(folder: Path, *, tied: bool = True) -> Path:
 def trainer_and_sampler(
     folder: Path, *, tied: bool = True, **changes: Any
 ) -> Iterator[SimpleNamespace]:
-    """A torch engine, and vLLM with its weights; lora__rank and so on as settings."""
+    """A torch engine, and vLLM with its weights; lora__rank and so on as settings.
+
+    With model__dtype=bfloat16 the float32 weights of the engine are bfloat16 numbers at first.
+    """
     from transformers import AutoTokenizer
 
     from rlcli.rollout.vllm.engine import VllmSettings
@@ -61,11 +64,16 @@ def trainer_and_sampler(
     save_model(folder, tied=tied)
     settings = config(**changes)
     told: list[str] = []
-    engine = make_engine(folder, settings)
+    is_half = settings.model.dtype == "bfloat16"
+    engine = make_engine(folder, settings, autocast_dtype=torch.bfloat16 if is_half else None)
+    if is_half:
+        with torch.no_grad():
+            for parameter in engine.policy.model.parameters():
+                parameter.copy_(parameter.bfloat16())
     sampler = VllmSampler(
         VllmSettings(
             model_dir=folder,
-            dtype="float32",
+            dtype="bfloat16" if is_half else "float32",
             device="cpu",
             max_tokens=96,
             max_rows=32,

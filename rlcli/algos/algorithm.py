@@ -21,12 +21,12 @@ from rlcli.algos.aggregation import aggregate, count
 from rlcli.algos.correction import importance_weights, mismatch, rejection_mask
 from rlcli.algos.kl import AdaptiveKL, FixedKL, kl
 from rlcli.algos.losses import value_loss
-from rlcli.algos.masked import masked_mean
+from rlcli.algos.masked import alone, global_means, masked_mean
 from rlcli.algos.shaping import overlong_penalty, token_rewards
 from rlcli.algos.table import ESTIMATORS, LOSSES, NEED_OF_INPUT, Entry, Need
 from rlcli.config.schema import Config
 from rlcli.errors import ConfigError
-from rlcli.types import Advantages, AllReduce, AnnotatedBatch, TokenLoss
+from rlcli.types import Advantages, AllReduce, AnnotatedBatch, Gather, TokenLoss
 
 BATCH_INPUTS = (
     "group_B",
@@ -154,7 +154,13 @@ class Algorithm:
         """Whether the loss picks tokens once per mini-batch."""
         return self._select is not None
 
-    def advantages(self, batch: AnnotatedBatch, *, all_reduce: AllReduce) -> Advantages:
+    def advantages(
+        self,
+        batch: AnnotatedBatch,
+        *,
+        all_reduce: AllReduce,
+        all_reduce_max: AllReduce = alone,
+    ) -> Advantages:
         """Scores to advantages, with the mask and weights the update goes by.
 
         Moves the adaptive KL controller by one step.
@@ -176,7 +182,9 @@ class Algorithm:
         if kl_BT is not None:
             num_rollouts = int(all_reduce(batch.valid_B.sum()))
             self.kl.update(stats["kl_in_reward"], num_rollouts)
-        loss_mask_BT, correction_BT, more = self._sampler_gap(batch, mask_BT)
+        loss_mask_BT, correction_BT, more = self._sampler_gap(
+            batch, mask_BT, all_reduce, all_reduce_max
+        )
         estimate = self._call(
             self._estimate,
             self.estimator,
@@ -217,7 +225,11 @@ class Algorithm:
         return stats, kl_BT
 
     def _sampler_gap(
-        self, batch: AnnotatedBatch, mask_BT: Tensor
+        self,
+        batch: AnnotatedBatch,
+        mask_BT: Tensor,
+        all_reduce: AllReduce,
+        all_reduce_max: AllReduce,
     ) -> tuple[Tensor, Tensor | None, dict[str, float]]:
         """(loss mask, importance weights, metrics) from trainer against sampler log-probs."""
         s = self.settings
@@ -227,7 +239,10 @@ class Algorithm:
         if s.overlong_filter:
             loss_mask_BT = loss_mask_BT * (~batch.truncated_B)[:, None]
         if old is not sampled:
-            stats.update({f"sampler/{k}": v for k, v in mismatch(old, sampled, mask_BT).items()})
+            found = mismatch(
+                old, sampled, mask_BT, all_reduce=all_reduce, all_reduce_max=all_reduce_max
+            )
+            stats.update({f"sampler/{name}": value for name, value in found.items()})
         if s.rejection != "off":
             keep_BT = rejection_mask(
                 old,
@@ -237,7 +252,8 @@ class Algorithm:
                 low=s.rejection_low,
                 high=s.rejection_high,
             )
-            stats["sampler/rejected"] = float(1.0 - masked_mean(keep_BT.to(old.dtype), mask_BT))
+            kept = global_means(mask_BT, keep_BT.to(old.dtype), all_reduce=all_reduce)
+            stats["sampler/rejected"] = 1.0 - kept[0]
             loss_mask_BT = loss_mask_BT * keep_BT
         if self.corrects_sampler:
             weights_BT = importance_weights(
@@ -248,25 +264,31 @@ class Algorithm:
                 cap=s.correction_cap,
                 floor=s.correction_floor,
             )
-            stats["sampler/weight_mean"] = float(masked_mean(weights_BT, mask_BT))
+            (mean,) = global_means(mask_BT, weights_BT, all_reduce=all_reduce)
+            stats["sampler/weight_mean"] = mean
         return loss_mask_BT, weights_BT, stats
 
     def select(
-        self, logprobs_BT: Tensor, batch: AnnotatedBatch, advantages: Advantages, seed: int
+        self,
+        logprobs_BT: Tensor,
+        batch: AnnotatedBatch,
+        advantages: Advantages,
+        *,
+        draws_BT: Tensor,
+        gather: Gather,
     ) -> Tensor | None:
         """Tokens the loss treats apart, bool [B, T], from the mini-batch's current log-probs."""
         if self._select is None:
             return None
         assert advantages.loss_mask_BT is not None
-        arguments = self._settings_of(self.loss.select_settings)
-        if "generator" in inspect.signature(self._select).parameters:
-            arguments["generator"] = torch.Generator().manual_seed(seed)
         return self._select(
             logprobs_BT,
             batch.old_logprobs_BT,
             advantages.advantages_BT,
             advantages.loss_mask_BT,
-            **arguments,
+            draws_BT=draws_BT,
+            gather=gather,
+            **self._settings_of(self.loss.select_settings),
         )
 
     def policy_loss(

@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlcli.algos.masked import masked_mean
+from rlcli.algos.masked import alone, global_means, masked_mean
 from rlcli.algos.token_loss import log_ratio
+from rlcli.types import AllReduce
 
 MAX_LOG_RATIO = 20.0
 
@@ -70,9 +71,14 @@ def rejection_mask(
 
 
 def mismatch(
-    logprobs_BT: Tensor, rollout_logprobs_BT: Tensor, response_mask_BT: Tensor
+    logprobs_BT: Tensor,
+    rollout_logprobs_BT: Tensor,
+    response_mask_BT: Tensor,
+    *,
+    all_reduce: AllReduce = alone,
+    all_reduce_max: AllReduce = alone,
 ) -> dict[str, float]:
-    """How far sampler and trainer are apart on the response tokens.
+    """How far sampler and trainer are apart on the response tokens of all ranks.
 
     prob_diff_mean, prob_diff_max: of the absolute difference of probabilities; logprob_diff_mean,
     logprob_diff_max: of log-probs. kl_k3: estimate of KL(sampler, trainer) per token.
@@ -81,10 +87,15 @@ def mismatch(
     kept_BT = torch.where(mask_BT, logprobs_BT.detach(), 0.0)
     gap_BT = log_ratio(kept_BT, rollout_logprobs_BT, mask_BT)
     diff_BT = (kept_BT.exp() - torch.where(mask_BT, rollout_logprobs_BT, 0.0).exp()).abs()
+    k3_BT = gap_BT.exp() - gap_BT - 1
+    means = global_means(mask_BT, diff_BT, gap_BT.abs(), k3_BT, all_reduce=all_reduce)
+    # 0 first: a rank may have no tokens
+    largest = [torch.cat([v.new_zeros(1), v.flatten()]).max() for v in (diff_BT, gap_BT.abs())]
+    prob_max, logprob_max = all_reduce_max(torch.stack(largest)).unbind()
     return {
-        "prob_diff_mean": masked_mean(diff_BT, mask_BT).item(),
-        "prob_diff_max": diff_BT.max().item() if diff_BT.numel() else 0.0,
-        "logprob_diff_mean": masked_mean(gap_BT.abs(), mask_BT).item(),
-        "logprob_diff_max": gap_BT.abs().max().item() if gap_BT.numel() else 0.0,
-        "kl_k3": masked_mean(gap_BT.exp() - gap_BT - 1, mask_BT).item(),
+        "prob_diff_mean": means[0],
+        "prob_diff_max": prob_max.item(),
+        "logprob_diff_mean": means[1],
+        "logprob_diff_max": logprob_max.item(),
+        "kl_k3": means[2],
     }

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlcli.algos.masked import MEAN_EPS
+from rlcli.algos.masked import MEAN_EPS, gather_alone
 from rlcli.algos.token_loss import log_ratio, surrogates, token_loss
-from rlcli.types import TokenLoss
+from rlcli.types import Gather, TokenLoss
 
 
 def clip_cov(
@@ -48,7 +48,8 @@ def select_clip_cov(
     advantages_BT: Tensor,
     response_mask_BT: Tensor,
     *,
-    generator: torch.Generator,
+    draws_BT: Tensor | None = None,
+    gather: Gather = gather_alone,
     clip_low: float,
     clip_high: float,
     clip_cov_ratio: float,
@@ -58,21 +59,24 @@ def select_clip_cov(
     """[B, T] bool: random tokens among those whose covariance is strictly within the band.
 
     clip_cov_ratio of all response tokens, one at least, as far as there are candidates; a token
-    that the ratio clip changes is none.
+    that the ratio clip changes is none. draws_BT: random numbers, drawn here if None; the
+    candidates with the largest are taken. gather: the mini-batch is that of all ranks.
     """
+    draws_BT = torch.rand_like(logprobs_BT) if draws_BT is None else draws_BT
     tokens = (response_mask_BT != 0).flatten().nonzero()[:, 0]
-    logprobs_N, old_N, advantages_N = (
+    logprobs_N, old_N, advantages_N, draws_N = (
         values_BT.detach().flatten()[tokens]
-        for values_BT in (logprobs_BT, old_logprobs_BT, advantages_BT)
+        for values_BT in (logprobs_BT, old_logprobs_BT, advantages_BT, draws_BT)
     )
     ratio_N = (logprobs_N - old_N).exp()
     plain_N, clipped_N = surrogates(ratio_N, advantages_N, clip_low, clip_high)
-    covariance_N = _covariance(logprobs_N, advantages_N, eps=MEAN_EPS)
+    covariance_N, num_tokens = _covariance(logprobs_N, advantages_N, gather, eps=MEAN_EPS)
     is_in_band_N = (covariance_N > clip_cov_low) & (covariance_N < clip_cov_high)
-    candidates = tokens[is_in_band_N & ~(clipped_N > plain_N)]
-    order = torch.randperm(len(candidates), generator=generator, device=generator.device)
-    chosen = order[: max(int(clip_cov_ratio * len(tokens)), 1)]
-    return _is_one_of(candidates[chosen.to(candidates.device)], response_mask_BT)
+    is_candidate_N = is_in_band_N & ~(clipped_N > plain_N)
+    count = max(int(clip_cov_ratio * num_tokens), 1)
+    drawn = draws_N[is_candidate_N]
+    chosen = _largest(drawn, drawn, count, gather)
+    return _is_one_of(tokens[is_candidate_N][chosen], response_mask_BT)
 
 
 def kl_cov(
@@ -106,22 +110,55 @@ def select_kl_cov(
     advantages_BT: Tensor,
     response_mask_BT: Tensor,
     *,
+    draws_BT: Tensor | None = None,
+    gather: Gather = gather_alone,
     kl_cov_ratio: float,
 ) -> Tensor:
-    """[B, T] bool: the kl_cov_ratio of tokens with the highest covariance, one at least."""
+    """[B, T] bool: the kl_cov_ratio of tokens with the highest covariance, one at least.
+
+    draws_BT: random numbers (drawn here if None), which decide among equal ones. gather: the
+    mini-batch is that of all ranks.
+    """
+    draws_BT = torch.rand_like(logprobs_BT) if draws_BT is None else draws_BT
     tokens = (response_mask_BT != 0).flatten().nonzero()[:, 0]
-    covariance_N = _covariance(
-        logprobs_BT.detach().flatten()[tokens], advantages_BT.detach().flatten()[tokens], eps=0.0
+    logprobs_N, advantages_N, draws_N = (
+        values_BT.detach().flatten()[tokens] for values_BT in (logprobs_BT, advantages_BT, draws_BT)
     )
-    num_selected = min(max(int(len(tokens) * kl_cov_ratio), 1), len(tokens))
-    return _is_one_of(tokens[covariance_N.topk(num_selected).indices], response_mask_BT)
+    covariance_N, num_tokens = _covariance(logprobs_N, advantages_N, gather, eps=0.0)
+    count = max(int(num_tokens * kl_cov_ratio), 1)
+    chosen = _largest(covariance_N, draws_N, count, gather)
+    return _is_one_of(tokens[chosen], response_mask_BT)
 
 
-def _covariance(logprobs_N: Tensor, advantages_N: Tensor, *, eps: float) -> Tensor:
+def _covariance(
+    logprobs_N: Tensor, advantages_N: Tensor, gather: Gather, *, eps: float
+) -> tuple[Tensor, int]:
+    """(covariance of this rank's tokens, tokens of all ranks)."""
     # eps as in verl 0.9.1: equal advantages are never ranked, but can be in a band that ends at 0.
-    count = len(advantages_N) + eps
-    centred_N = advantages_N - advantages_N.sum() / count
-    return centred_N * (logprobs_N - logprobs_N.sum() / count)
+    count = torch.ones_like(logprobs_N).sum()
+    sums, _ = gather(torch.stack([count, advantages_N.sum(), logprobs_N.sum()]))
+    num_tokens, advantages, logprobs = torch.stack(sums).sum(0)
+    count = (num_tokens + eps).clamp(min=MEAN_EPS)
+    covariance_N = (advantages_N - advantages / count) * (logprobs_N - logprobs / count)
+    return covariance_N, int(num_tokens)
+
+
+def _largest(values_N: Tensor, draws_N: Tensor, count: int, gather: Gather) -> Tensor:
+    """Which of this rank's values are among the `count` largest of all ranks.
+
+    Among equal ones, those with the largest draws, wherever they are.
+    """
+    own = _in_order(values_N, draws_N)[:count]
+    everyones, rank = gather(torch.stack([values_N[own], draws_N[own]], dim=1))
+    chosen = _in_order(*torch.cat(everyones).T)[:count]
+    chosen = chosen - sum(map(len, everyones[:rank]))
+    return own[chosen[(chosen >= 0) & (chosen < len(own))]]
+
+
+def _in_order(values_N: Tensor, draws_N: Tensor) -> Tensor:
+    """Indices from the largest value to the smallest, equal ones by their draws."""
+    by_draw = draws_N.argsort(descending=True)
+    return by_draw[values_N[by_draw].argsort(descending=True, stable=True)]
 
 
 def _is_one_of(tokens: Tensor, response_mask_BT: Tensor) -> Tensor:

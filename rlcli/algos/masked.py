@@ -15,11 +15,29 @@ STD_EPS = 1e-6
 """Added to the standard deviation of a group before dividing by it."""
 
 
+def alone(values: Tensor, /) -> Tensor:
+    """The reduction over a single process."""
+    return values
+
+
+def gather_alone(values: Tensor, /) -> tuple[list[Tensor], int]:
+    """The values of a single process, and its place among them."""
+    return [values], 0
+
+
 def masked_mean(values_BT: Tensor, mask_BT: Tensor, *, dim: int | None = None) -> Tensor:
     """Mean over masked-in positions, of everything or along `dim`; 0 where there are none."""
     mask_BT = mask_BT != 0
     kept_BT = torch.where(mask_BT, values_BT, 0.0)
     return kept_BT.sum(dim=dim) / (mask_BT.sum(dim=dim).to(kept_BT.dtype) + MEAN_EPS)
+
+
+def global_means(mask_BT: Tensor, *values_BT: Tensor, all_reduce: AllReduce) -> list[float]:
+    """Mean of each over the masked-in positions of all ranks; 0 where there are none."""
+    mask_BT = mask_BT != 0
+    sums = [torch.where(mask_BT, values, 0.0).sum() for values in values_BT]
+    count, *totals = all_reduce(torch.stack([mask_BT.sum().to(sums[0].dtype), *sums])).unbind()
+    return [float(total / (count + MEAN_EPS)) for total in totals]
 
 
 def whiten(values_BT: Tensor, mask_BT: Tensor, *, all_reduce: AllReduce) -> Tensor:

@@ -26,8 +26,8 @@ class Entry:
     """One row: where the function lives, what it reads, and what it is.
 
     inputs: tensors of the batch it asks for. settings: `algorithm.` settings it asks for.
-    select: for losses, a function that picks tokens once per mini-batch, over all of it, by
-    select_settings and, if it picks at random, a `generator`. needs_advantage: for losses, a
+    select: for losses, a function that picks tokens once per mini-batch, over all of it and all
+    ranks, by select_settings and random numbers. needs_advantage: for losses, a
     rollout whose advantages are all 0 has neither loss nor gradient.
     """
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlcli.config.resolved import Resolved, show
 from rlcli.config.schema import defaults
+from rlcli.data.sets import val_name
 from rlcli.lang import width
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ def banner_lines(survey: Survey) -> list[str]:
     lines = [
         f"rlcli: {config.algorithm.name} ({config.algorithm.advantage} + {config.algorithm.loss}) "
         f"on {config.model.path}",
-        f"data: {_prompts(survey.num_prompts)}, {_held_out(survey.num_val_prompts)}",
+        f"data: {_prompts(survey.num_prompts)}, {_held_out(survey)}",
     ]
+    if survey.device is not None:
+        lines.append(f"device: {survey.device}")
     if survey.num_steps is not None:
         lines.append(f"steps: {survey.num_steps} ({survey.steps_per_epoch} per epoch)")
     lines += setting_lines(changed_settings(survey.resolved))
@@ -52,10 +55,13 @@ def _prompts(number: int | None) -> str:
     return "prompts not counted" if number is None else f"{number} prompts"
 
 
-def _held_out(number: int | None) -> str:
+def _held_out(survey: Survey) -> str:
+    number, data = survey.num_val_prompts, survey.config.data
     if number is None:
         return "held-out prompts not counted"
-    return f"{number} held-out prompts" if number else "no evaluation data"
+    if not number:
+        return "no evaluation data"
+    return f"{number} held-out prompts ({val_name(data.train, data.val)})"
 
 
 def summary(survey: Survey) -> dict[str, Any]:
@@ -68,6 +74,9 @@ def summary(survey: Survey) -> dict[str, Any]:
         "batch": {
             "prompts": survey.num_prompts,
             "val_prompts": survey.num_val_prompts,
+            "val_data": val_name(survey.config.data.train, survey.config.data.val)
+            if survey.num_val_prompts
+            else None,
             "prompts_per_step": train.prompts_per_step,
             "rollouts_per_step": train.prompts_per_step * survey.config.rollout.n,
             "mini_batch_prompts": train.mini_batch_prompts,
@@ -76,5 +85,6 @@ def summary(survey: Survey) -> dict[str, Any]:
             "steps_per_epoch": survey.steps_per_epoch,
             "steps": survey.num_steps,
         },
+        "device": survey.device,
         "warnings": survey.notes,
     }

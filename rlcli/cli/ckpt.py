@@ -72,12 +72,30 @@ def _score(folder: Path) -> float | None:
         return None
 
 
-@ckpt_app.command()
-def verify(run: RunArgument, as_json: Json = False) -> None:
-    """Compare every file with the hash it was written with; exit 1 if one differs."""
+def _faults(folder: Path) -> list[str]:
+    """Changed files; in a model folder, also weights that its class lacks or does not know."""
     from rlcli.checkpoint import damages
 
-    found = {folder: list(damages(folder)) for folder in _folders(run)}
+    faults = list(damages(folder))
+    models = [path for path in (folder, folder / "merged") if _is_model(path)]
+    if not faults and models:
+        from rlcli.engines.read_back import problems
+        from rlcli.monitor.run_dir import RunDir
+
+        trust = RunDir(folder.parent.parent).config().model.trust_remote_code
+        for model in models:
+            faults += problems(model, trust_remote_code=trust)
+    return faults
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+@ckpt_app.command()
+def verify(run: RunArgument, as_json: Json = False) -> None:
+    """Compare every file with its hash, and the final model with its class; exit 1 on a fault."""
+    found = {folder: _faults(folder) for folder in _folders(run)}
     # a run that goes on deletes old checkpoints while they are read
     found = {folder: bad for folder, bad in found.items() if folder.is_dir()}
     is_whole = not any(found.values())

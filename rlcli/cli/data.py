@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,9 @@ import typer
 
 from rlcli.cli.arguments import Json
 from rlcli.config.schema import DataConfig
+from rlcli.data.readers import Reading
+from rlcli.data.rendering import ChatFormat
+from rlcli.data.sets import repeat_notes
 from rlcli.errors import ConfigError, DataError
 from rlcli.hub import Hub
 
@@ -25,8 +29,26 @@ Tokens = Annotated[
     str | None,
     typer.Option("--tokens", help="Model whose chat template and tokenizer are used."),
 ]
-HubName = Annotated[Hub, typer.Option("--hub", help="Where what is not here comes from.")]
+HubName = Annotated[Hub, typer.Option("--hub", help="Hub to download from.")]
 LIMIT = DataConfig().max_prompt_tokens
+Template = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-template", "--prompt_template", help="data.prompt_template, as in train."
+    ),
+]
+System = Annotated[
+    str | None,
+    typer.Option("--system-prompt", "--system_prompt", help="data.system_prompt, as in train."),
+]
+DropLast = Annotated[
+    bool | None,
+    typer.Option(
+        "--drop-last-assistant/--keep-last-assistant",
+        "--drop_last_assistant/--keep_last_assistant",
+        help="data.drop_last_assistant, as in train.",
+    ),
+]
 SHOWN_ERRORS = 20
 SHOWN_SOURCES = 8
 
@@ -67,6 +89,9 @@ def check(
     max_prompt_tokens: Annotated[
         int, typer.Option(help="Limit that --tokens compares prompts with.", min=1)
     ] = LIMIT,
+    prompt_template: Template = None,
+    system_prompt: System = None,
+    drop_last_assistant: DropLast = None,
     hub: HubName = "hf",
     as_json: Json = False,
 ) -> None:
@@ -74,14 +99,21 @@ def check(
 
     rows: those that can be used; dropped: those that cannot be read.
     """
-    fields = field_columns(field)
+    for text in files:
+        if re.match(r"data\.[\w.]+=", text):
+            raise ConfigError(
+                f"rlcli data check takes options, not settings: {text}. Use --field, "
+                "--prompt-template, --system-prompt or --drop-last-assistant."
+            )
+    reading = _reading(field, prompt_template, drop_last_assistant)
+    chat = ChatFormat(system_prompt=_typed(system_prompt))
     tokenizer = _load_tokenizer(tokens, hub) if tokens else None
     try:
-        report = _check(files, fields, tokenizer=tokenizer, limit=max_prompt_tokens)
+        report = _check(files, reading, chat, tokenizer=tokenizer, limit=max_prompt_tokens)
     except DataError as error:
         if not as_json:
             raise
-        report = {"rows": 0, "dropped": 0, "errors": [str(error)], "tokens": None}
+        report = {"rows": 0, "dropped": 0, "errors": [str(error)], "notes": [], "tokens": None}
     if as_json:
         shown = {key: value for key, value in report.items() if key != "data_sources"}
         print(json.dumps(shown, ensure_ascii=False))
@@ -97,19 +129,26 @@ def show(
     n: Annotated[int, typer.Option("-n", help="Rows to show.", min=1)] = 3,
     field: Field = None,
     tokens: Tokens = None,
+    prompt_template: Template = None,
+    system_prompt: System = None,
+    drop_last_assistant: DropLast = None,
     hub: HubName = "hf",
     as_json: Json = False,
 ) -> None:
-    """The first rows as rlcli reads them; with --tokens as the model is asked, too."""
-    from rlcli.data.readers import read_rows
+    """The first rows as rlcli reads them; with --tokens also as the model sees them."""
+    from rlcli.data.readers import read_scan
 
-    rows = read_rows([file], fields=field_columns(field))[:n]
+    scan = read_scan([file], _reading(field, prompt_template, drop_last_assistant))
+    rows, notes = scan.rows[:n], scan.notes
     shown = [_shown_row(row) for row in rows]
     if tokens:
         from rlcli.data.prompts import prompt_tokens
 
         tokenizer = _load_tokenizer(tokens, hub)
-        for row, token_ids in zip(shown, prompt_tokens(rows, tokenizer), strict=True):
+        chat = ChatFormat(system_prompt=_typed(system_prompt))
+        encoded, more = prompt_tokens(rows, tokenizer, chat)
+        notes = [*notes, *more]
+        for row, token_ids in zip(shown, encoded, strict=True):
             row["asked"] = tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
             row["tokens"] = len(token_ids)
     if as_json:
@@ -117,6 +156,8 @@ def show(
         return
     for row in shown:
         print(json.dumps(row, ensure_ascii=False, indent=1, default=str))
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _path(text: str) -> Path:
@@ -133,6 +174,21 @@ def field_columns(given: Sequence[str] | None) -> dict[str, str]:
     return fields
 
 
+def _reading(
+    field: Sequence[str] | None, template: str | None, drop_last_assistant: bool | None
+) -> Reading:
+    return Reading(
+        fields=field_columns(field),
+        template=_typed(template),
+        drop_last_assistant=drop_last_assistant,
+    )
+
+
+def _typed(text: str | None) -> str | None:
+    """`text` with the two characters `\\n` as a new line, as train reads them."""
+    return None if text is None else text.replace("\\n", "\n")
+
+
 def _load_tokenizer(model: str, hub: Hub) -> Any:
     from rlcli.hub import find_tokenizer
 
@@ -144,32 +200,56 @@ def _load_tokenizer(model: str, hub: Hub) -> Any:
 
 
 def _check(
-    files: Sequence[str], fields: dict[str, str], *, tokenizer: Any, limit: int
+    files: Sequence[str], reading: Reading, chat: ChatFormat, *, tokenizer: Any, limit: int
 ) -> dict[str, Any]:
     from rlcli.config.rewards import RewardConfig
     from rlcli.data.files import printable
     from rlcli.data.readers import scan_rows
     from rlcli.rewards import gold_problems
-    from rlcli.rewards.rules import has_rule
+    from rlcli.rewards.rules import has_rule, text_only
 
-    scan = scan_rows(files, fields=fields)
+    scan = scan_rows(files, reading)
+    notes = [*scan.notes, *repeat_notes(scan.rows)]
+    unknown = [row.data_source for row in scan.rows if not has_rule(row.data_source)]
+    if unknown:
+        notes.append(_no_rule(unknown))
     graded = [row for row in scan.rows if has_rule(row.data_source)]
-    golds = [(row.id, row.data_source, row.ground_truth) for row in graded]
-    problems = [printable(problem) for problem in gold_problems(RewardConfig(), golds)]
+    problems = [printable(problem) for problem in gold_problems(RewardConfig(), graded)]
+    unread = [
+        (row, text) for row in graded if (text := text_only(row.data_source, row.ground_truth))
+    ]
     counted, refused = None, []
     if tokenizer is not None:
         from rlcli.data.prompts import token_counts
 
-        counts, refused = token_counts(scan.rows, tokenizer)
+        counts, refused, more = token_counts(scan.rows, tokenizer, chat)
+        notes += more
         counted = _summary(counts, limit=limit) if counts else None
     return {
         "rows": len(scan.rows),
         "dropped": len(scan.errors),
         "graded_by_a_rule": len(graded),
+        "compared_as_text": [f"{row.id}: {printable(text, 60)}" for row, text in unread],
         "errors": [*scan.errors, *problems, *refused],
+        "notes": notes,
         "tokens": counted,
         "data_sources": sorted({printable(row.data_source, 60) or "(none)" for row in scan.rows}),
     }
+
+
+def _no_rule(data_sources: Sequence[str]) -> str:
+    """How to train on rows that no built-in rule claims."""
+    from rlcli.data.files import printable
+    from rlcli.rewards.rules import RULES
+
+    first = data_sources[0]
+    rule = next((rule for rule in RULES if rule in re.split(r"[^a-z0-9_]+", first.lower())), None)
+    name = f"data_source {printable(first, 60)!r}" if first else "no data_source"
+    cure = f"--reward {rule}" if rule else f"--reward {'|'.join(RULES)}, or --reward FILE:FUNCTION"
+    return (
+        f"{len(data_sources)} rows have no built-in rule (first: {name}). Train with {cure}, or "
+        "with a judge or a reward model."
+    )
 
 
 def _summary(counts: Sequence[int], *, limit: int) -> dict[str, int]:
@@ -186,6 +266,16 @@ def _report_lines(report: dict[str, Any]) -> list[str]:
         f"{report['rows']} rows; data_source: {', '.join(shown) or '(none)'}",
         f"{report['graded_by_a_rule']} rows have a built-in rule for their data_source",
     ]
+    if report["graded_by_a_rule"] < report["rows"]:
+        lines.append(
+            "the other rows need --reward: a rule for all rows (--reward math) or your function "
+            "(--reward file.py:function)"
+        )
+    if unread := report["compared_as_text"]:
+        lines.append(
+            f"{len(unread)} ground truths are compared as text only, because the rule math does "
+            f"not read all of them: {unread[0]}"
+        )
     if tokens:
         lines.append(
             f"prompt tokens: half have at most {tokens['p50']}, 95 % at most {tokens['p95']}, the "
@@ -194,6 +284,7 @@ def _report_lines(report: dict[str, Any]) -> list[str]:
         )
     if report["dropped"]:
         lines.append(f"{report['dropped']} rows cannot be read")
+    lines += [f"note: {note}" for note in report["notes"]]
     lines += [f"bad row: {error}" for error in errors[:SHOWN_ERRORS]]
     if len(errors) > SHOWN_ERRORS:
         lines.append(f"... and {len(errors) - SHOWN_ERRORS} more; --json lists all")

@@ -52,9 +52,7 @@ MaxPrompt = Annotated[int | None, typer.Option(min=1, help="Longest prompt; none
 Seed = Annotated[int | None, typer.Option(min=0, help="Fixes the sampling.")]
 Where = Annotated[Device, typer.Option(help="Where to sample.")]
 Weights = Annotated[Dtype | None, typer.Option(help="Of the weights.")]
-From = Annotated[
-    Hub | None, typer.Option(help="Where what is not here comes from; none: the run's.")
-]
+From = Annotated[Hub | None, typer.Option(help="Hub to download from; none: the run's.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's code.")]
 Save = Annotated[Path | None, typer.Option(help="Write every response: FILE.jsonl.")]
 
@@ -172,7 +170,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 def _score(value: float | None, ends: list[float] | None, counted: int | None, rows: int) -> str:
     if counted is None:
-        return "none: a reward model's score has no pass mark"
+        return "none: the score of a judge or a reward model has no pass mark"
     if value is None or ends is None:
         return f"none: no prompt has enough scored responses ({counted} of {rows} prompts)"
     low, high = ends

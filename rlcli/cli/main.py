@@ -27,6 +27,8 @@ from rlcli.cli.usage import UsageProblem, translated, usage_message, without_lan
 from rlcli.config.scripts import with_script
 from rlcli.errors import RlcliError
 from rlcli.lang import language, translator
+from rlcli.launch import end_with_agent
+from rlcli.rank_env import without_local_rank
 
 app = typer.Typer(
     name="rlcli",
@@ -67,10 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's error is printed without a traceback."""
     # OpenMP threads that spin while they wait take the cores from everything else: measured 10x
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    end_with_agent(os.environ)
     _make_streams_safe()
     words = [*(sys.argv[1:] if arguments is None else arguments)]
     say = translator(language(words, os.environ))
     try:
+        words = without_local_rank(words)
         words = with_script(words, os.environ)
         command = typer.main.get_command(app)
         if say is not str:

@@ -85,7 +85,7 @@ OPTIONS: Final = (
     Option("lr", Real, HOW, "Learning rate."),
     Option("batch_size", Whole, HOW, "Prompts per step."),
     Option("kl_coef", Real, HOW, "KL coefficient."),
-    Option("engine", Text, HOW, "auto, torch or deepspeed."),
+    Option("engine", Text, HOW, "auto, torch, fsdp or deepspeed."),
     Option("n_gpus", Whole, HOW, "GPUs of each node."),
     Option("seed", Whole, HOW, "Fixes everything."),
     Option("reward", Text, SCORE, "rules, one rule's name, or FILE:FN."),

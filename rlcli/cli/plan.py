@@ -29,11 +29,12 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Memory by phase, batches, disk and judge cost of a run; loads no weights."""
-    from rlcli.inputs import check_positions
+    from rlcli.inputs import LOAD_CHECK_NOTE, check_local_models, check_positions
     from rlcli.plan import plan_run
 
     resolved = request.resolve()
     check_positions(resolved)
+    resolved = resolved.tell(*check_local_models(resolved), LOAD_CHECK_NOTE)
     print_plan(plan_run(resolved, Path.cwd(), memory_gib=memory_gib), as_json=as_json)
 
 
@@ -99,6 +100,10 @@ def _facts(plan: RunPlan) -> list[str]:
     lines = [f"batch: {plan.batch[0]}", *(f"  {line}" for line in plan.batch[1:])]
     if plan.memory.host_gib:
         lines.append(f"offloaded to the host: {plan.memory.host_gib:.1f} GiB")
+    if plan.memory.loading_host_gib:
+        lines.append(
+            f"while loading: {plan.memory.loading_host_gib:.1f} GiB of this machine's memory"
+        )
     lines.append(
         f"disk: checkpoints of {disk.checkpoint_gib:.2f} GiB, final model "
         f"{disk.final_gib:.2f} GiB: {disk.needed_gib:.2f} GiB at most{free}{verdict}"
@@ -128,6 +133,13 @@ def _judge(plan: RunPlan) -> list[str]:
 
 def _verdict(plan: RunPlan) -> str:
     phase, limit = plan.largest, plan.machine.memory_gib
+    vllm = plan.memory.vllm
+    if plan.memory.lacks_vllm_share and vllm is not None and phase.name == "rollout":
+        return (
+            f"does not fit: vLLM may use {vllm.share_gib:.2f} GiB of each GPU "
+            "(rollout.memory_fraction), and its weights and one rollout take "
+            f"{vllm.needs_gib:.2f}"
+        )
     peak = f"the largest phase, {phase.name}, takes {phase.peak_gib:.2f}"
     if limit is None:
         return f"{peak} GiB"

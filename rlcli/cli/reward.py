@@ -140,7 +140,8 @@ def _end(trial: Trial, report: dict[str, Any]) -> None:
     if trial.end is not None:
         first = str(trial.end).partition("\n")[0]
         raise Paused(
-            f"{first}\n{done:,} responses were scored before that. Mend it, or give --limit N."
+            f"{first}\n{done:,} responses were scored before that. "
+            "Fix the cause, or give --limit N."
         )
     if not done:
         errors = report["errors"]

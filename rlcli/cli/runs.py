@@ -60,12 +60,14 @@ def _row(path: Path) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     """Lines with the name last, so that it is never cut."""
+    from rlcli.monitor.run_dir import in_words
+
     lines = [["state", "step", "reward", "pass@1", "age", "run"]]
     for row in rows:
         reward, score = row["reward_mean"], row["eval/pass@1"]
         lines.append(
             [
-                row["state"],
+                in_words(row["state"]),
                 steps(row),
                 "-" if reward is None else f"{reward:.3f}",
                 "-" if score is None else f"{score:.1%}",
@@ -84,7 +86,7 @@ def steps(row: dict[str, Any]) -> str:
 @runs_app.command()
 def status(run: RunArgument, as_json: Json = False) -> None:
     """How a run stands, what it left, and the line that goes on with it."""
-    from rlcli.monitor.run_dir import find_run
+    from rlcli.monitor.run_dir import find_run, in_words
 
     path = find_run(run, Path.cwd())
     found = _status(path, run)
@@ -92,7 +94,8 @@ def status(run: RunArgument, as_json: Json = False) -> None:
         print(json.dumps(found, ensure_ascii=False))
         return
     reason = f" ({found['reason'].splitlines()[0]})" if found["reason"] else ""
-    print(f"{path}: {found['state']}{reason}, step {steps(found)}, {age(found['age_s'])} ago")
+    state = f"{in_words(found['state'])}{reason}"
+    print(f"{path}: {state}, step {steps(found)}, {age(found['age_s'])} ago")
     if found["held_by"]:
         print(f"held by: {found['held_by']}")
     if found["metrics"]:
@@ -100,6 +103,8 @@ def status(run: RunArgument, as_json: Json = False) -> None:
         width = max(map(len, found["metrics"]))
         for key, value in found["metrics"].items():
             print(f"  {key:<{width}}  {value:.6g}")
+    for line in found["health"]:
+        print(line)
     saved = ", ".join(found["checkpoints"]) or "none"
     print(f"checkpoints: {saved}")
     print(f"on disk: {found['size']}")
@@ -110,6 +115,7 @@ def status(run: RunArgument, as_json: Json = False) -> None:
 def _status(path: Path, named: str) -> dict[str, Any]:
     from rlcli.checkpoint import saved_steps
     from rlcli.disk import folder_bytes, gib
+    from rlcli.monitor.health import last_verdicts
     from rlcli.monitor.run_dir import RunDir
 
     run = RunDir(path)
@@ -126,6 +132,7 @@ def _status(path: Path, named: str) -> dict[str, Any]:
         "reason": said.get("reason") or "",
         "held_by": run.holder(),
         "metrics": run.last_metrics(),
+        "health": last_verdicts(path),
         "checkpoints": checkpoints,
         "bytes": size,
         "size": gib(size),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +13,12 @@ from rlcli.cli.arguments import JsonAmongRun
 from rlcli.cli.options import RUN, RunRequest, takes_run_options
 from rlcli.config.resolved import Resolved
 from rlcli.lang import translator
-from rlcli.launch import count_nodes, num_local
+from rlcli.launch import count_nodes, fit_to_ranks, num_local
 from rlcli.monitor.signals import INTERRUPTED
-from rlcli.place import read_place
+from rlcli.rank_env import RankEnv, read_rank
+
+if TYPE_CHECKING:
+    from rlcli.build import Plan
 
 DryRun = Annotated[
     bool,
@@ -36,48 +39,57 @@ def start_run(resolved: Resolved, *, dry_run: bool, as_json: bool) -> None:
     """Train, or only check and print; ends the process with the session's exit code."""
     from rlcli.inputs import refuse_early
 
-    resolved = count_nodes(resolved, os.environ)
-    refuse_early(resolved, os.environ, is_dry=dry_run)
+    ranks = read_rank(os.environ)
+    if ranks is not None:
+        resolved = fit_to_ranks(resolved, ranks)
+    else:
+        resolved = count_nodes(resolved, os.environ)
+    is_rank = ranks is not None
+    refuse_early(resolved, os.environ, is_dry=dry_run, is_rank=is_rank)
     try:
-        if dry_run:
-            _survey(resolved, as_json=as_json)
-        else:
-            _train(resolved, as_json=as_json)
+        if not dry_run:
+            _train(resolved, ranks, as_json=as_json)
+        elif ranks is None or ranks.rank == 0:
+            _survey(resolved, as_json=as_json, is_rank=is_rank)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 
 
-def _survey(resolved: Resolved, *, as_json: bool) -> None:
+def _survey(resolved: Resolved, *, as_json: bool, is_rank: bool) -> None:
     from rlcli.cli.banner import banner_lines, summary
     from rlcli.survey import survey
 
-    seen = survey(resolved, os.environ)
+    seen = survey(resolved, os.environ, is_rank=is_rank)
     if as_json:
         print(json.dumps(summary(seen), ensure_ascii=False))
     else:
         print("\n".join(map(translator(seen.config.run.lang), banner_lines(seen))))
 
 
-def _train(resolved: Resolved, *, as_json: bool) -> None:
-    place = read_place(os.environ)
-    if place is None:
-        _supervise_several(resolved)
+def _train(resolved: Resolved, ranks: RankEnv | None, *, as_json: bool) -> None:
+    if ranks is None:
+        _launch_several(resolved)
 
     from rlcli.build import make_plan
     from rlcli.cli.banner import banner_lines
     from rlcli.run_path import open_run_dir
+    from rlcli.session import run_rank, run_session
     from rlcli.survey import launch_notes, survey_of
 
-    if place is None:
+    def prepare() -> tuple[Plan, list[str]]:
+        noted = resolved
+        if ranks is None:
+            noted = noted.tell(*launch_notes(noted, os.environ, num_processes=1))
+        plan = make_plan(noted)
+        return plan, banner_lines(survey_of(plan))
+
+    if ranks is None:
         run_dir, resume = open_run_dir(resolved, Path.cwd())
         run_dir.probe(resumes=resume != "no")
-    here = place.local_size if place else 1
-    plan = make_plan(resolved.tell(*launch_notes(resolved, os.environ, num_processes=here)))
-
-    from rlcli.session import run_session
-
-    banner = banner_lines(survey_of(plan))
-    outcome = run_session(plan, Path.cwd(), banner, quiet=as_json, place=place)
+        plan, banner = prepare()
+        outcome = run_session(plan, Path.cwd(), banner, quiet=as_json)
+    else:
+        outcome = run_rank(ranks, resolved, prepare, Path.cwd(), quiet=as_json)
     if outcome is None:
         return
     if as_json:
@@ -87,17 +99,18 @@ def _train(resolved: Resolved, *, as_json: bool) -> None:
     raise SystemExit(outcome.exit_code)
 
 
-def _supervise_several(resolved: Resolved) -> None:
+def _launch_several(resolved: Resolved) -> None:
     """Start and watch the processes of this machine, where the run takes several; the process
     ends with their exit code."""
     train = resolved.config.train
     if train.n_gpus == train.nnodes == 1:
         return  # nvidia-smi may take a second to answer
 
-    from rlcli.doctor.gpu import count_gpus
+    from rlcli.doctor.gpu import check_gpus_usable, count_gpus
 
     num_gpus = count_gpus(train.device, os.environ)
     if num_local(resolved.config, num_gpus) * train.nnodes > 1:
-        from rlcli.supervisor import supervise
+        check_gpus_usable(train.device, os.environ)
+        from rlcli.launcher import launch
 
-        raise SystemExit(supervise(resolved, os.environ, Path.cwd(), num_gpus=num_gpus))
+        raise SystemExit(launch(resolved, os.environ, Path.cwd(), num_gpus=num_gpus))

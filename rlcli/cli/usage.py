@@ -9,11 +9,15 @@ from typing import Any, Final
 
 import typer
 
+from rlcli.config.peer_names import as_option, nearest, settings_for
+from rlcli.config.verl_keys import translate
 from rlcli.lang import width
 
 UsageProblem: Any = typer.BadParameter.__mro__[2]
 """click's ClickException, which typer has under a name of its own since 0.29."""
 
+CLOSE_OPTION: Final = 0.8
+"""difflib ratio from which an option is offered; --modle is 0.86 from --model."""
 LANGUAGE: Final = ("--lang=en", "--lang=zh")
 NARROWEST: Final = 20
 """Columns that 80 leave for the help of an option, where names and kinds are long."""
@@ -64,7 +68,8 @@ def usage_message(problem: Any, words: Sequence[str]) -> str:
     option = getattr(problem, "option_name", None)
     if option and message.startswith("No such option"):
         option = _as_typed(option, words)
-        return f"error: {command} has no option {option}.{_nearest_option(option, context)}"
+        hint = _nearest_option(option, context)
+        return f"error: {command} has no option {option}.{hint} See {command} --help."
     if message.startswith("No such command"):
         name = message.split("'")[1]
         known = sorted(getattr(context.command, "commands", {})) if context else []
@@ -76,23 +81,35 @@ def usage_message(problem: Any, words: Sequence[str]) -> str:
 
 
 def _as_typed(option: str, words: Sequence[str]) -> str:
-    """`-algo` where click names only its first letter."""
-    if option.startswith("--"):
-        return option
-    return next((word for word in words if word.startswith(option) and len(word) > 2), option)
+    """`option` as the user wrote it; click shortens -algo to -a and turns _ into -."""
+    for word in words:
+        typed = word.partition("=")[0]
+        is_same = typed.replace("_", "-") == option
+        if is_same or (not option.startswith("--") and word.startswith(option) and len(word) > 2):
+            return typed
+    return option
 
 
 def _nearest_option(option: str, context: Any) -> str:
-    if "." in option:
-        name = option.lstrip("-")
+    """Hint that names the option or setting meant by an unknown `option`; "" if none is alike."""
+    name = option.lstrip("-").replace("-", "_")
+    parameters = context.command.params if context else []
+    takes_settings = any(parameter.name == "overrides" for parameter in parameters)
+    if takes_settings and "." in name and translate(name) is not None:
         return f" Settings are written without dashes: {name}=VALUE."
     known = [
-        name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name
-        for parameter in (context.command.params if context else [])
-        for name in (*parameter.opts, *parameter.secondary_opts)
-        if name.startswith("--")
+        spelling.replace("-", "_").replace("__", "--", 1)
+        for parameter in parameters
+        for spelling in (*parameter.opts, *parameter.secondary_opts)
+        if spelling.startswith("--")
     ]
-    wanted = "--" + option.lstrip("-").replace("-", "_")
-    close = difflib.get_close_matches(wanted, known, n=2)
-    hint = f" Nearest: {', '.join(close)}." if close else ""
-    return f"{hint} See {context.command_path if context else 'rlcli'} --help."
+    close = difflib.get_close_matches(f"--{name}", known, n=2, cutoff=CLOSE_OPTION)
+    if takes_settings and (meant := settings_for(name)):
+        typed = [as_option(key) for key in meant]
+        if len(typed) == 1:
+            return f" Use {typed[0]}."
+        return f" Related: {', '.join(typed)}."
+    if close:
+        return f" Nearest: {', '.join(close)}."
+    key = nearest(name) if takes_settings else None
+    return f" Nearest: {as_option(key)}." if key else ""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 from rlcli.config.resolved import Resolved, show
+from rlcli.config.schema import HELD_OUT, defaults
 from rlcli.config.settings import Level, Setting
+from rlcli.config.verl_keys import FUNCTION_KEY
 from rlcli.errors import ConfigError
 
+FN = "reward.fn"
+TRAIN, VAL = "data.train", "data.val"
 RATIO = "algorithm.clip_ratio"
 SIDES = ("algorithm.clip_low", "algorithm.clip_high")
 
@@ -91,3 +97,66 @@ def _settle_loss_coef(resolved: Resolved, winners: Mapping[str, Setting]) -> Res
 
 def _not_used(resolved: Resolved, key: str, reason: str) -> Resolved:
     return resolved.tell(f"not used: {key} ({reason}).").forget([key])
+
+
+def settle_function(winners: MutableMapping[str, Setting]) -> str | None:
+    """Put the function that custom_reward_function.name names behind the file of reward.fn.
+
+    Returns a note when there is no file that it could be in.
+    """
+    name = winners.pop(FUNCTION_KEY, None)
+    if name is None or name.value is None:
+        return None
+    fn = winners[FN]
+    path = str(fn.value)
+    if not fn.is_explicit or not path.endswith(".py"):
+        return f"not used: {FUNCTION_KEY} (custom_reward_function.path names no file)."
+    winners[FN] = replace(fn, value=f"{path}:{name.value}", text=None)
+    return None
+
+
+def settle_validation(
+    winners: MutableMapping[str, Setting], read: Sequence[Setting], dumps: Collection[str]
+) -> str | None:
+    """Evaluate on rows of the user's data.train where the user named no data.val.
+
+    read: every setting that was read. dumps: origins of files that hold every setting. Returns a
+    note when a recipe's data.val gives way.
+    """
+    train, val = winners[TRAIN], winners[VAL]
+    if not train.is_explicit or _is_named(val, train, dumps):
+        return None
+    presets = [item.value for item in read if item.key == TRAIN and not item.is_explicit]
+    before = presets[-1] if presets else defaults()[TRAIN]
+    if _as_list(train.value) == _as_list(before):
+        return None
+    winners[VAL] = Setting(
+        key=VAL, value=[HELD_OUT], origin=f"follows {TRAIN}", level=Level.DEFAULT
+    )
+    if val.level is not Level.RECIPE or not val.value:
+        return None
+    return (
+        f"data.val={show(val.value)} of the {val.origin} is not used: this run has data of its "
+        "own (data.train). Name its validation data with --val_data."
+    )
+
+
+def _is_named(val: Setting, train: Setting, dumps: Collection[str]) -> bool:
+    """Whether the user chose `val`. A file that holds every setting names built-in data only for
+    the training data beside it: that of a run, or built-in data too."""
+    if not val.is_explicit:
+        return False
+    if val.origin not in dumps or not _is_builtin(val):
+        return True
+    is_run = val.origin.endswith("config.json")
+    return train.origin == val.origin and (is_run or _is_builtin(train))
+
+
+def _is_builtin(setting: Setting) -> bool:
+    return all(str(source).startswith("builtin:") for source in _as_list(setting.value))
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple):
+        return [*cast("Sequence[Any]", value)]
+    return [] if value is None else [value]

@@ -79,9 +79,11 @@ class RewardConfig(Section):
     """Mean that fixed takes off, as `rlcli reward test` prints it."""
     normalize_std: PositiveFloat | None = None
     """Standard deviation that fixed divides by, as `rlcli reward test` prints it."""
+    keep_special_tokens: bool = False
+    """Give rewards the special tokens of a response, such as <think>; the end token stays out."""
     unsafe_code_execution: bool = False
     """Run code that the model wrote where no sandbox can be made."""
     timeout_s: PositiveFloat = 10.0
     """Seconds one scoring may take before its process is killed."""
     workers: Count = 1
-    """Scoring processes."""
+    """Scoring processes on a machine; one for each rank at least."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic.fields import FieldInfo
 
 from rlcli.config.rewards import RewardConfig
@@ -29,6 +30,9 @@ Aggregation = Literal[
     "seq_mean_token_sum_norm",
 ]
 KLType = Literal["k1", "abs", "k2", "k3", "k1+", "abs+", "k2+", "k3+"]
+
+
+_MODULE = re.compile(r"\w+(\.\w+)*")
 
 
 class AlgorithmConfig(Section):
@@ -171,7 +175,21 @@ class LoraConfig(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the adapters' input."""
     targets: str | list[str] = "all-linear"
-    """Module names that get an adapter."""
+    """Module names that get an adapter: all-linear, names (q_proj,v_proj), or a pattern."""
+
+    @field_validator("targets")
+    @classmethod
+    def _split_names(cls, value: str | list[str]) -> str | list[str]:
+        """Names in one text become a list; peft takes any text but all-linear for a pattern."""
+        if isinstance(value, str) and value != "all-linear":
+            names = [name.strip() for name in value.split(",")]
+            if all(_MODULE.fullmatch(name) for name in names):
+                return names
+        return value
+
+
+HELD_OUT = "train:5%"
+"""A value of data.val: rows of data.train that are kept out of training."""
 
 
 class DataConfig(Section):
@@ -180,9 +198,19 @@ class DataConfig(Section):
     train: list[str] = ["builtin:math_reasoning"]
     """Files or patterns (parquet, json, jsonl), builtin:NAME, or hf:OWNER/NAME/FILE."""
     val: list[str] = ["builtin:math_reasoning_val"]
-    """Files to evaluate on; [] turns evaluation off."""
+    """Files to evaluate on; train:5%: rows held out from data.train; [] turns evaluation off."""
+    val_limit: Interval = -1
+    """Evaluate on the first rows only; -1 or 0: on all."""
     fields: dict[str, str] = {}
     """Column names that differ from ours: {prompt: question, ground_truth: answer}."""
+    prompt_template: str | None = None
+    """Prompt made of several columns, named in braces: "{question}\\n\\n{context}"."""
+    system_prompt: str | None = None
+    """System message for every prompt that has none of its own."""
+    drop_last_assistant: bool | None = None
+    """Take out a last assistant message (the reference answer); none: only of conversations."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables for the chat template, such as {enable_thinking: false}."""
     max_prompt_tokens: Positive = 512
     """Longest prompt."""
     max_response_tokens: Positive = 1024
@@ -208,6 +236,8 @@ class RolloutConfig(Section):
     """Nucleus sampling; 1.0: off."""
     top_k: Interval = -1
     """Sample from the k likeliest tokens; -1 or 0: off."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts that end a response. Their tokens are trained on; the reward does not see them."""
     max_rows: Positive = 512
     """Responses sampled side by side."""
     val_temperature: NonNegativeFloat = 0.0
@@ -239,18 +269,20 @@ class RolloutConfig(Section):
 class TrainConfig(Section):
     """Updates."""
 
-    engine: Literal["auto", "torch", "deepspeed"] = "auto"
-    """The training engine; auto is torch. Under torch every process holds the whole model."""
+    engine: Literal["auto", "torch", "fsdp", "deepspeed"] = "auto"
+    """torch: whole in every process. fsdp, deepspeed: shared. auto: fsdp if that is needed."""
     n_gpus: Positive | None = None
     """Processes of each node, a GPU each where there are any; none: one per visible GPU, or one."""
     nnodes: Positive = 1
     """Machines that train together."""
+    min_nodes: Positive | None = None
+    """Machines that a run goes on with after others are lost; none: all. NNODES=1:2 sets both."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     """What DeepSpeed shards: 1 optimizer states, 2 also gradients, 3 also weights."""
     offload_params: bool = False
-    """DeepSpeed keeps the weights in CPU memory between uses."""
+    """Keep weights in CPU memory between uses; under fsdp gradients and optimizer states too."""
     offload_optimizer: bool = False
-    """DeepSpeed keeps the optimizer states in CPU memory."""
+    """Keep the optimizer states in CPU memory; under fsdp the same as offload_params."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: cuda, then mps, then cpu."""
     lr: NonNegativeFloat = 1e-6
@@ -283,6 +315,11 @@ class TrainConfig(Section):
     """Packed tokens per micro-batch; never changes the gradient."""
     rows_per_micro_batch: Positive | None = None
     """Rollouts per micro-batch when dynamic_batch is off."""
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the fsdp engine keeps weights, gradients and optimizer states on the host."""
+        return self.offload_params or self.offload_optimizer
 
 
 class RefConfig(Section):

@@ -9,13 +9,13 @@ from enum import IntEnum
 from functools import cache
 from typing import Any, Literal, cast, get_args, get_origin
 
+from rlcli.config.peer_names import suggestion
 from rlcli.config.schema import field_of
 from rlcli.config.verl_keys import (
     MAPPING_KEYS,
     OWN_KEYS,
     PROMPT_KEYS,
     full_name,
-    nearest,
     spell,
     translate,
 )
@@ -175,6 +175,5 @@ def _referenced(name: str, setting: Setting, winners: Mapping[str, Setting]) -> 
     key = translate(name.strip())
     if isinstance(key, str) and key in OWN_KEYS:
         return winners[key].value
-    close = nearest(full_name(name.strip()))
-    hint = f" Nearest: {close}." if close else " An environment variable must be set."
+    hint = suggestion(full_name(name.strip())) or " An environment variable must be set."
     raise ConfigError(f"{describe(setting)}: there is no setting {name.strip()!r}.{hint}")

@@ -11,7 +11,8 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from rlcli.config import files as config_files
-from rlcli.config.meaning import settle_clip, settle_kl
+from rlcli.config.meaning import VAL, settle_clip, settle_function, settle_kl, settle_validation
+from rlcli.config.peer_names import suggestion
 from rlcli.config.presets import Preset, load_preset
 from rlcli.config.resolved import Resolved, show
 from rlcli.config.schema import Config, defaults
@@ -29,7 +30,6 @@ from rlcli.config.verl_keys import (
     Unused,
     first_inside,
     full_name,
-    nearest,
     translate,
 )
 from rlcli.errors import ConfigError
@@ -118,9 +118,7 @@ def _unknown(name: str, full: str, origin: str) -> str:
     inside = first_inside(full)
     if inside:
         return f"{said}: {full} is a section of settings. Name one of them, such as {inside}."
-    close = nearest(name)
-    hint = f" Nearest: {close}." if close else ""
-    return f"unknown setting {said}.{hint}"
+    return f"unknown setting {said}.{suggestion(name)}"
 
 
 def resolve(
@@ -155,10 +153,19 @@ def resolve(
         raise ConfigError(_three_lines(reader.unknown))
     selection = _select(reader)
     winners, notes = _weigh(reader, selection, recipe, dumps)
+    for note in (
+        settle_function(winners),
+        settle_validation(winners, reader.settings, dumps),
+    ):
+        notes += [note] if note else []
     found = _reward_function(winners, here)
     if found is not None:
         winners[REWARD_KEY] = found
-        notes.append(f"rewards come from {found.value}, which lies in this directory.")
+        path = (here / found.value).resolve()
+        notes.append(
+            f"using {path} as the reward (found automatically). To use another: --reward "
+            "FILE.py:FUNCTION, or --reward rules for the built-in ones."
+        )
     winners = {key: fit(setting) for key, setting in resolve_references(winners).items()}
     resolved = Resolved(
         config=_validate(winners),
@@ -218,6 +225,10 @@ def _read_files(reader: _Reader, files: Sequence[Path], cwd: Path) -> set[str]:
 def _read_env(reader: _Reader, env: Mapping[str, str]) -> None:
     for name, key in ENV_KEYS.items():
         text = env.get(name, "").strip()
+        if name == "NNODES" and ":" in text:
+            least, _, text = text.partition(":")
+            value = _parsed(least, f"env {name}")
+            reader.read("train.min_nodes", value, f"env {name}", Level.ENV, text=least)
         if text:
             value = _parsed(text, f"env {name}")
             reader.read(key, value, f"env {name}", Level.ENV, text=text)
@@ -242,7 +253,7 @@ def _read_overrides(reader: _Reader, overrides: Sequence[str]) -> None:
         elif name.startswith("~") or not equals or not name:
             raise ConfigError(_stray(override))
         elif full_name(name) in PROMPT_KEYS:
-            value = _parsed(text, name) if text[:1] in ("'", '"') else text
+            value = _parsed(text, name) if text[:1] in ("'", '"', "[") else text
             reader.read(name, value, f"override {name}=...", Level.OVERRIDE)
         elif not plain_text(text):
             name = one_line(name)
@@ -298,7 +309,11 @@ def _weigh(
     user = [item for item in reader.settings if item.is_explicit]
     lower += [item for item in reader.settings if not item.is_explicit]
     base = merge(lower)
-    user = [item for item in user if not (item.origin in dumps and _says_nothing(item, base))]
+    user = [
+        item
+        for item in user
+        if item.origin not in dumps or _of_run(item) or not _says_nothing(item, base)
+    ]
     user.append(_named(selection, NAME_KEY, preset.name))
     if selection.advantage is not None:
         user.append(_named(selection, "algorithm.advantage", selection.advantage))
@@ -308,6 +323,11 @@ def _weigh(
 
 def _named(selection: Selection, key: str, value: str) -> Setting:
     return Setting(key=key, value=value, origin=selection.origin, level=selection.level)
+
+
+def _of_run(setting: Setting) -> bool:
+    """Whether this is the validation data of a run, which goes on with it when it is resumed."""
+    return setting.key == VAL and setting.origin.endswith("config.json")
 
 
 def _says_nothing(setting: Setting, base: Mapping[str, Setting]) -> bool:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
 from rlcli.config.schema import defaults
 
 OWN_KEYS: frozenset[str] = frozenset(defaults())
-MAPPING_KEYS = ("data.fields", "reward.weights")
+MAPPING_KEYS = ("data.fields", "data.chat_template_kwargs", "reward.weights")
 """Settings that are mappings: `data.fields.prompt` is an entry of `data.fields`."""
 
 ESTIMATOR_KEY = "algorithm.adv_estimator"
 """Not a setting of ours: it selects the preset of that name."""
+
+FUNCTION_KEY = "custom_reward_function.name"
+"""Not a setting of ours: the function in the file of reward.fn."""
 
 VERL_KEYS: dict[str, str] = {
     ESTIMATOR_KEY: ESTIMATOR_KEY,
@@ -35,6 +37,8 @@ VERL_KEYS: dict[str, str] = {
     "data.max_prompt_length": "data.max_prompt_tokens",
     "data.max_response_length": "data.max_response_tokens",
     "data.filter_overlong_prompts": "data.filter_overlong",
+    "data.apply_chat_template_kwargs": "data.chat_template_kwargs",
+    "data.val_max_samples": "data.val_limit",
     "data.prompt_key": "data.fields.prompt",
     "data.reward_fn_key": "data.fields.data_source",
     "actor_rollout_ref.model.path": "model.path",
@@ -93,6 +97,7 @@ VERL_KEYS: dict[str, str] = {
     "reward_model.path": "reward.model",
     "reward_model.model.path": "reward.model",
     "custom_reward_function.path": "reward.fn",
+    FUNCTION_KEY: FUNCTION_KEY,
     "composite_reward.enable": "reward.composite",
     "composite_reward.weights.rm_score": "reward.weights.rm_score",
     "composite_reward.weights.rule_score": "reward.weights.rule_score",
@@ -113,6 +118,10 @@ VERL_KEYS: dict[str, str] = {
 }
 
 _PACKED = "sequences are always packed, without padding"
+_MANAGER = (
+    "responses are scored by reward.fn in reward.workers processes, whatever the manager; the "
+    "length penalty of verl's dapo manager is algorithm.overlong_penalty=true"
+)
 _NO_GRAD_PASS = "passes without gradients use the training micro-batch size"
 
 NOT_USED: dict[str, str] = {
@@ -121,12 +130,13 @@ NOT_USED: dict[str, str] = {
     "actor_rollout_ref.rollout.mode": "rollout.engine says how responses are sampled",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": _NO_GRAD_PASS,
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": _NO_GRAD_PASS,
+    "reward_model.reward_manager": _MANAGER,
+    "reward.reward_manager.name": _MANAGER,
     "trainer.val_before_train": "evaluation always runs before the first step",
 }
 """Settings that are accepted and listed once, with the reason they change nothing here."""
 
 REFUSED: dict[str, str] = {
-    "custom_reward_function.name": "write reward.fn=FILE.py:FUNCTION",
     "actor_rollout_ref.actor.ppo_micro_batch_size": "write train.rows_per_micro_batch",
     "preset": "write --preset NAME",
 }
@@ -194,7 +204,12 @@ FLAG_KEYS: dict[str, str] = {
 }
 """train's options to settings. Each name is also a short form of its setting."""
 
-PROMPT_KEYS = frozenset({"reward.judge.system_prompt", "reward.judge.scoring_prompt"})
+PROMPT_KEYS = frozenset(
+    {
+        *("reward.judge.system_prompt", "reward.judge.scoring_prompt"),
+        *("data.system_prompt", "data.prompt_template", "rollout.stop"),
+    }
+)
 """Settings in which a typed `\\n` is a new line."""
 
 ADDRESS_KEYS = frozenset({"reward.judge.base_url", "reward.model", "rollout.url"})
@@ -276,6 +291,9 @@ def translate(name: str) -> str | Unused | None:
         return full
     if full in NOT_USED:
         return Unused(NOT_USED[full])
+    for name, key in VERL_KEYS.items():
+        if key in MAPPING_KEYS and full.startswith(f"{name}."):
+            return f"{key}{full.removeprefix(name)}"
     return VERL_KEYS.get(full)
 
 
@@ -291,20 +309,3 @@ def spell(key: str, value: Any) -> Any:
     if words is None or not (value is None or isinstance(value, str)):
         return value
     return words.get("null" if value is None else value, value)
-
-
-def nearest(name: str) -> str | None:
-    """The known setting most like `name`; a sibling rather than a longer common beginning."""
-    name = name.lstrip("+")
-    known = [*defaults(), *VERL_KEYS, *NOT_USED, *(key for key in SHORT_FORMS if "." in key)]
-    head, _, last = name.rpartition(".")
-    siblings = [key for key in known if head and key.rpartition(".")[0] == head]
-    alike = difflib.get_close_matches(name, known, n=20, cutoff=0.7)
-    if not head and alike:
-        return alike[0]
-    for keys in (siblings, alike, known):
-        by_last = {key.rpartition(".")[2]: key for key in reversed(keys)}
-        words = difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)
-        if words:
-            return by_last[words[0]]
-    return None

@@ -1,178 +1,223 @@
-"""Who is waited for, said while it lasts, and where everyone stands when it lasts too long."""
+"""Heartbeats of the ranks: who is waited for, said while it lasts, and who has failed.
+
+They go through the store by which the ranks met, so that they come through whatever a rank waits
+for.
+"""
 
 from __future__ import annotations
 
 import faulthandler
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from threading import Event, Thread
 
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+
 from rlcli.crew.lines import named
-from rlcli.crew.words import BEAT_S, Inbox
+from rlcli.crew.stops import own_line
 from rlcli.engines.ranks import collectives_begun
 
 FIRST_WORD_S = 60.0
-LOOK_EVERY_S = 1.0
+BEAT_S = 10.0
 SILENT_BEATS = 3
 PATIENCE_S = 30 * 60.0
 """How far ranks may be apart within an update or a pass before torch gives up, and how long a rank
-that rank 0 waits for may be silent."""
+that others wait for may be silent."""
 DUMP_AT = 0.8
+END_S = 5.0
+STORE_FAILED = (dist.DistError, RuntimeError)
+"""What a store ends with when rank 0, or the launcher that keeps it, is gone."""
 
 
-@contextmanager
-def stack_dump(log: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Inside, every thread's stack goes to the end of `log` at DUMP_AT of the patience."""
-    with log.open("a") as file:
-        faulthandler.dump_traceback_later(DUMP_AT * patience_s, file=file)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a rank does, for how long, and how many collectives it has begun."""
 
-
-@dataclass
-class _Command:
-    """What all ranks have been told to do, and how far they are as far as rank 0 knows.
-
-    in_step: they begin the same collectives, so that who has begun fewer is waited for.
-    """
-
+    number: int
+    place: int
+    seconds: float
     name: str
-    in_step: bool
-    next_word_s: float
-    begun: float = field(default_factory=time.monotonic)
-    begun_at: int = field(default_factory=collectives_begun)
-    done: set[int] = field(default_factory=set[int])
-    unheard_s: dict[int, float] = field(default_factory=dict[int, float])
-    late: frozenset[int] = frozenset()
-    slowest: float = 0
-    waited_s: float = 0.0
-    """How long others have been waiting for the slowest where it is."""
+
+    def text(self) -> str:
+        """As it is stored."""
+        return f"{self.number} {self.place} {self.seconds:.1f} {self.name}"
+
+
+def read_beat(text: str) -> Beat:
+    """What `Beat.text` wrote."""
+    number, place, seconds, name = text.split(" ", 3)
+    return Beat(int(number), int(place), float(seconds), name)
 
 
 class Watch:
-    """Says on rank 0 which ranks have not come as far as the others, or are silent.
+    """Sends this rank's heartbeats; on rank 0, says which ranks others wait for, or are silent.
 
-    Where nothing has been told to all, the others wait for rank 0. beat_s: how often a rank says
-    how far it is.
+    Every rank begins the same collectives: who has begun fewer is waited for. log: where this
+    rank's stack goes before the patience ends. tell: on rank 0, takes what is said.
     """
 
     def __init__(
         self,
-        inboxes: Mapping[int, Inbox],
+        rank: int,
+        size: int,
+        store: Store,
+        log: Path,
         *,
         first_word_s: float = FIRST_WORD_S,
         beat_s: float = BEAT_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        self._inboxes = inboxes
-        self._first_word_s, self._beat_s = first_word_s, beat_s
-        self._turn_s = min(LOOK_EVERY_S, first_word_s, beat_s / 2)
+        self._rank, self._size, self._log = rank, size, log
+        self._first_word_s, self._beat_s, self._patience_s = first_word_s, beat_s, patience_s
+        self._store = PrefixStore("watch", store)
+        self._beats = PrefixStore("watch", own_line(store))
         self.tell: Callable[[str], None] = lambda note: None
+        self.given_up = ""
+        """Which rank was silent for too long, once one was."""
+        self.late: frozenset[int] = frozenset()
+        """The ranks that were behind, or silent, when rank 0 looked last."""
+        self.silent: frozenset[int] = frozenset()
+        self._name, self._since = "start", time.monotonic()
+        self._heard = {0: Beat(0, 0, 0.0, "start")} if rank else _none_heard(size)
+        self._unheard_s = dict.fromkeys(self._heard, 0.0)
+        self._slowest, self._waited_s, self._next_word_s = -1, 0.0, first_word_s
         self._ended = Event()
-        self._command: _Command | None = None
-        self._alone = ("", 0.0)
-        self._next_word_s = first_word_s
-        Thread(target=self._look, daemon=True).start()
+        self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
 
-    def begin(self, name: str, *, in_step: bool = True) -> None:
-        """All ranks have been told to do something."""
-        self._command = _Command(name, in_step, self._first_word_s)
-
-    def done(self, rank: int) -> None:
-        """A rank has done its share."""
-        if self._command is not None:
-            self._command.done.add(rank)
+    @contextmanager
+    def doing(self, name: str) -> Iterator[None]:
+        """Inside, this rank does what has this name."""
+        before, self._name, self._since = self._name, name, time.monotonic()
+        try:
+            yield
+        finally:
+            self._name, self._since = before, time.monotonic()
 
     @property
     def name(self) -> str:
-        """What all ranks are doing."""
-        return "" if self._command is None else self._command.name
-
-    @property
-    def late(self) -> list[int]:
-        """The other ranks that were behind, or silent, when it looked last."""
-        return [] if self._command is None else sorted(self._command.late - {0})
-
-    def end(self) -> None:
-        """All are done; rank 0 goes on with what it does alone."""
-        self._command = None
-        self.lead(self._alone[0])
-
-    def lead(self, name: str) -> None:
-        """What rank 0 does alone from here on; nothing is said of what has no name."""
-        self._alone = (name, time.monotonic())
-        self._next_word_s = self._first_word_s
+        """What this rank does."""
+        return self._name
 
     def close(self) -> None:
-        """Say nothing more."""
+        """Send nothing more. A thread that is in a call of the store at exit aborts the process."""
         self._ended.set()
+        self._thread.join(timeout=END_S)
 
-    def _look(self) -> None:
-        while not self._ended.wait(self._turn_s):
-            command = self._command
-            if command is None:
-                self._look_at_rank_0()
-            elif time.monotonic() - command.begun >= self._beat_s:
-                self._look_at_all(command)
+    # -- why ranks end --------------------------------------------------------------------------
 
-    def _look_at_rank_0(self) -> None:
-        name, since = self._alone
-        seconds = time.monotonic() - since
-        if name and seconds >= self._next_word_s:
-            self._next_word_s = 2 * seconds
-            self.tell(f"{named([0])} in {name} for {seconds:.0f} s, others waiting")
+    def post_failure(self, text: str) -> None:
+        """Have all ranks know of an error of this one; the first such counts."""
+        with suppress(*STORE_FAILED):
+            self._store.compare_set("failed", "", text)
 
-    def _look_at_all(self, command: _Command) -> None:
+    def failure(self) -> str:
+        """The first error of a rank's own; empty where there was none."""
+        return self._read("failed")
+
+    def post_lost(self) -> None:
+        """Have rank 0 know that this rank is there, and lost contact with another."""
+        with suppress(*STORE_FAILED):
+            self._store.set(f"lost/{self._rank}", "1")
+
+    def unaccounted(self) -> list[int]:
+        """Other ranks that have not said that they lost contact."""
+        others = [rank for rank in range(self._size) if rank != self._rank]
+        return [rank for rank in others if not self._read(f"lost/{rank}")]
+
+    def dismiss(self) -> None:
+        """On rank 0: let the other ranks exit."""
+        with suppress(*STORE_FAILED):
+            self._store.set("dismissed", "1")
+
+    def await_dismissal(self, limit_s: float) -> None:
+        """Until rank 0 has ended, but for `limit_s` at most."""
+        until_s = time.monotonic() + limit_s
+        while time.monotonic() < until_s and not self._read("dismissed"):
+            time.sleep(0.1)
+
+    def _read(self, key: str) -> str:
+        """A text of the store; empty where there is none."""
+        with suppress(*STORE_FAILED):
+            if self._store.check([key]):
+                return self._store.get(key).decode()
+        return ""
+
+    # -- in a thread of its own -----------------------------------------------------------------
+
+    def _run(self) -> None:
+        with self._log.open("a") as log, suppress(*STORE_FAILED):
+            number, before = 0, (-1, "")
+            while True:
+                beat = Beat(number, collectives_begun(), time.monotonic() - self._since, self._name)
+                if before != (beat.place, beat.name):
+                    before = beat.place, beat.name
+                    self._dump_later(log)
+                self._beats.set(str(self._rank), beat.text())
+                self._look(beat)
+                number += 1
+                if self._ended.wait(self._beat_s):
+                    break
+        faulthandler.cancel_dump_traceback_later()
+
+    def _dump_later(self, log: TextIOWrapper) -> None:
+        """Every thread's stack goes to the log at DUMP_AT of the patience from now."""
+        faulthandler.dump_traceback_later(DUMP_AT * self._patience_s, file=log)
+
+    def _look(self, own: Beat) -> None:
         """Time is counted in looks: while this process is stopped, others are not silent."""
-        places = self._places(command)
-        behind = self._behind(command, places)
-        command.waited_s = command.waited_s + self._turn_s if behind else 0.0
-        late = dict.fromkeys(behind, command.waited_s)
-        silent = self._silent(command, places)
-        late |= {rank: max(seconds, late.get(rank, 0.0)) for rank, seconds in silent.items()}
-        command.late = frozenset(late)
-        told = {rank for rank, seconds in late.items() if seconds >= command.next_word_s}
+        for rank, last in self._heard.items():
+            key = str(rank)
+            is_there = rank != self._rank and self._beats.check([key])
+            found = read_beat(self._beats.get(key).decode()) if is_there else last
+            found = own if rank == self._rank else found
+            is_new = found.number != last.number or rank == self._rank
+            self._heard[rank] = found
+            self._unheard_s[rank] = 0.0 if is_new else self._unheard_s[rank] + self._beat_s
+        lost = [rank for rank, s in self._unheard_s.items() if s >= self._patience_s]
+        if lost:
+            self.given_up = f"{named(lost)} did not answer in {self._heard[lost[0]].name}"
+            self._beats.set("given_up", self.given_up)
+        elif self._rank and self._beats.check(["given_up"]):
+            self.given_up = self._beats.get("given_up").decode()
+        if self._rank == 0:
+            self._say_who_is_late()
+
+    def _say_who_is_late(self) -> None:
+        places = {rank: beat.place for rank, beat in self._heard.items()}
+        behind = self._behind(places)
+        self._waited_s = self._waited_s + self._beat_s if behind else 0.0
+        limit_s = SILENT_BEATS * self._beat_s
+        silent = {rank: s for rank, s in self._unheard_s.items() if s >= limit_s}
+        late = dict.fromkeys(behind, self._waited_s)
+        late |= {rank: max(s, late.get(rank, 0.0)) for rank, s in silent.items()}
+        self.late, self.silent = frozenset(late), frozenset(silent)
+        told = {rank for rank, s in late.items() if s >= self._next_word_s}
         if not told:
             return
-        command.next_word_s = 2 * max(late.values())
-        name, seconds = command.name, time.monotonic() - command.begun
-        if heard := told - silent.keys():
-            self.tell(f"{named(heard)} in {name} for {seconds:.0f} s, others waiting")
-        if unheard := told & silent.keys():
-            who, since = named(unheard), min(silent[rank] for rank in unheard)
-            self.tell(f"{who} in {name} for {seconds:.0f} s, silent for {since:.0f} s")
+        self._next_word_s = 2 * max(late.values())
+        if heard := sorted(told - silent.keys()):
+            first = self._heard[heard[0]]
+            self.tell(f"{named(heard)} in {first.name} for {first.seconds:.0f} s, others waiting")
+        if unheard := sorted(told & silent.keys()):
+            first, since = self._heard[unheard[0]], min(silent[rank] for rank in unheard)
+            seconds, who = first.seconds + since, named(unheard)
+            self.tell(f"{who} in {first.name} for {seconds:.0f} s, silent for {since:.0f} s")
 
-    def _behind(self, command: _Command, places: Mapping[int, float]) -> list[int]:
+    def _behind(self, places: Mapping[int, int]) -> list[int]:
         """The ranks that have come less far than others."""
         slowest = min(places.values())
-        if slowest > command.slowest:
-            command.slowest, command.waited_s = slowest, 0.0
-            command.next_word_s = self._first_word_s
+        if slowest > self._slowest:
+            self._slowest, self._waited_s = slowest, 0.0
+            self._next_word_s = self._first_word_s
         behind = [rank for rank, place in places.items() if place == slowest]
         return behind if len(behind) < len(places) else []
 
-    def _places(self, command: _Command) -> dict[int, float]:
-        """How far each rank is."""
-        own = collectives_begun() - command.begun_at if command.in_step else 0
-        places = {0: math.inf if 0 in command.done else own}
-        for rank, inbox in self._inboxes.items():
-            # rollouts have a listener of their own, and may be long
-            has_ended = rank in command.done or (command.in_step and inbox.look())
-            known = inbox.place if command.in_step else 0
-            places[rank] = math.inf if has_ended else known
-        return places
 
-    def _silent(self, command: _Command, places: Mapping[int, float]) -> dict[int, float]:
-        """For how long nothing has been heard of ranks that should have said how far they are."""
-        unheard_s = command.unheard_s
-        for rank, inbox in self._inboxes.items():
-            is_heard = inbox.was_heard or places[rank] == math.inf
-            inbox.was_heard = False
-            is_new = is_heard or rank not in unheard_s
-            unheard_s[rank] = 0.0 if is_new else unheard_s[rank] + self._turn_s
-        return {rank: s for rank, s in unheard_s.items() if s >= SILENT_BEATS * self._beat_s}
+def _none_heard(size: int) -> dict[int, Beat]:
+    return {rank: Beat(-1, 0, 0.0, "start") for rank in range(size)}

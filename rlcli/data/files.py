@@ -49,6 +49,16 @@ def printable(value: Any, limit: int = 300) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words: `null`, `a number (3)`, `text`, `a list`."""
+    if value is None:
+        return "null"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"a number ({printable(value, 40)})"
+    names = {str: "text", bool: "a boolean", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)
+
+
 def find_files(source: str, *, base: Path | None = None) -> list[Path]:
     """The files that a data source names.
 
@@ -116,10 +126,12 @@ def _missing(source: str, path: Path) -> str:
         where = nearest(path.name, names, label="in that folder")
     else:
         where = f" (there is no folder {path.parent})"
-    cure = "Correct the path"
+    cure = "Correct the path."
     if name := re.search(PREPARED, str(path).lower()):
         folder = shlex.quote(str(path.parent))
-        cure += f", or write it with: rlcli data prepare {name[1]} --local_dir {folder}"
+        cure = (
+            f"Correct the path, or write it with: rlcli data prepare {name[1]} --local_dir {folder}"
+        )
     return f"data file {source} is not there{where}. {cure}"
 
 

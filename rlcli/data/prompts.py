@@ -1,4 +1,4 @@
-"""Rows to token ids: chat templates, one BOS, the length limit, and the order of a run."""
+"""Rows to token ids: one BOS, the length limit, and the order of a run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from rlcli.data.files import printable
 from rlcli.data.readers import Row
+from rlcli.data.rendering import ChatFormat, Rendering
+from rlcli.data.thinking import mark_openings
 from rlcli.errors import DataError
-from rlcli.types import Message, Prompt
+from rlcli.types import RESPONSE_PREFIX, Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +36,7 @@ def encode_prompts(
     max_prompt_tokens: int,
     filter_overlong: bool,
     truncation: Truncation,
+    chat: ChatFormat | None = None,
 ) -> EncodedPrompts:
     """Every row as token ids of at most `max_prompt_tokens`, opening the assistant's turn.
 
@@ -41,11 +44,9 @@ def encode_prompts(
         DataError: a prompt over the limit under truncation "error", a chat template that
             refuses a row, or no prompt left.
     """
-    conversations = [_messages(row) for row in rows]
-    notes: list[str] = []
-    if not tokenizer.chat_template:
-        notes.append("the tokenizer has no chat template: prompts go in as raw text")
-    token_ids = prompt_tokens(rows, tokenizer)
+    rendering = Rendering(tokenizer, chat or ChatFormat())
+    token_ids = _encode([rendering.render(row) for row in rows], tokenizer)
+    notes = rendering.notes()
     overlong = [i for i, ids in enumerate(token_ids) if len(ids) > max_prompt_tokens]
     if overlong and not filter_overlong and truncation == "error":
         raise DataError(_overlong_message(rows, token_ids, overlong, limit=max_prompt_tokens))
@@ -58,8 +59,12 @@ def encode_prompts(
             f"data.max_prompt_tokens={max_prompt_tokens}"
         )
     prompts = [
-        _prompt(row, messages, _cut(ids, max_prompt_tokens, side=truncation, bos=bos))
-        for i, (row, messages, ids) in enumerate(zip(rows, conversations, token_ids, strict=True))
+        _prompt(
+            row,
+            rendering.messages(row),
+            _cut(ids, max_prompt_tokens, side=truncation, bos=bos),
+        )
+        for i, (row, ids) in enumerate(zip(rows, token_ids, strict=True))
         if i not in dropped
     ]
     if not prompts:
@@ -67,56 +72,46 @@ def encode_prompts(
             f"no prompt is left: all {len(rows)} are longer than data.max_prompt_tokens="
             f"{max_prompt_tokens}. Raise it."
         )
+    prompts = mark_openings(prompts, tokenizer)
+    notes += _opening_notes(prompts)
     return EncodedPrompts(prompts=prompts, dropped=len(dropped), notes=notes)
 
 
-def prompt_tokens(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
-    """What the model is asked, row by row: chat template, one BOS, of any length.
+def _opening_notes(prompts: Sequence[Prompt]) -> list[str]:
+    if not any(RESPONSE_PREFIX in prompt.extra_info for prompt in prompts):
+        return []
+    return [
+        "prompts end in <think>: responses begin behind it. Built-in rules read it with them; "
+        f"a reward function finds it in extra_info[{RESPONSE_PREFIX!r}]"
+    ]
+
+
+def prompt_tokens(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None = None
+) -> tuple[list[tuple[int, ...]], list[str]]:
+    """(token ids of every prompt, of any length; remarks on how they were rendered).
 
     Raises:
         DataError: the chat template refuses a row.
     """
-    return _encode([_render(row, _messages(row), tokenizer) for row in rows], tokenizer)
+    rendering = Rendering(tokenizer, chat or ChatFormat())
+    return _encode([rendering.render(row) for row in rows], tokenizer), rendering.notes()
 
 
 def token_counts(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[str]]:
-    """(tokens of every row that the chat template takes, one message per row it refuses)."""
-    try:
-        return [len(ids) for ids in prompt_tokens(rows, tokenizer)] if rows else [], []
-    except DataError:
-        counts: list[int] = []
-        refused: list[str] = []
-        for row in rows:
-            try:
-                counts += [len(ids) for ids in prompt_tokens([row], tokenizer)]
-            except DataError as error:
-                refused.append(printable(str(error)))
-        return counts, refused
-
-
-def _messages(row: Row) -> tuple[Message, ...]:
-    if isinstance(row.prompt, str):
-        return ({"role": "user", "content": row.prompt},)
-    return row.prompt
-
-
-def _render(row: Row, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    if not tokenizer.chat_template:
-        return "\n\n".join(message["content"] for message in messages)
-    from jinja2 import TemplateError
-
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
-        )
-    except TemplateError as error:
-        raise DataError(
-            f"{row.id}: the model's chat template refuses this prompt: {error}. "
-            "Change the roles of its messages, or take another model."
-        ) from error
-    return str(text)
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None = None
+) -> tuple[list[int], list[str], list[str]]:
+    """(tokens of every row that the template takes, a message per row it refuses, remarks)."""
+    rendering = Rendering(tokenizer, chat or ChatFormat())
+    texts: list[str] = []
+    refused: list[str] = []
+    for row in rows:
+        try:
+            texts.append(rendering.render(row))
+        except DataError as error:
+            refused.append(printable(str(error)))
+    counts = [len(ids) for ids in _encode(texts, tokenizer)] if texts else []
+    return counts, refused, rendering.notes()
 
 
 def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
@@ -168,6 +163,7 @@ def _prompt(row: Row, messages: tuple[Message, ...], token_ids: tuple[int, ...])
         ground_truth=row.ground_truth,
         data_source=row.data_source,
         extra_info=row.extra_info,
+        columns={**row.columns, "prompt": row.prompt},
     )
 
 

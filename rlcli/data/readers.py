@@ -6,42 +6,76 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from rlcli.data.files import find_files, iter_records, nearest, printable
+from rlcli.data.columns import FIELDS, MISSING, value_of
+from rlcli.data.files import find_files, iter_records, kind_of, nearest, printable
+from rlcli.data.layouts import TRANSCRIPT_COLUMNS
+from rlcli.data.messages import check_text, read_prompt, refuse_media
+from rlcli.data.templates import check_template, fill_template
 from rlcli.errors import DataError
 from rlcli.types import Message
 
-FIELDS: dict[str, tuple[str, ...]] = {
-    "prompt": ("prompt",),
-    "ground_truth": ("ground_truth", "reward_model.ground_truth"),
-    "data_source": ("data_source",),
-    "extra_info": ("extra_info",),
-}
-"""Our field -> columns it is read from, in this order, when `data.fields` does not name one."""
-ROLES = ("system", "user", "assistant", "tool")
-MISSING = object()
+JSON_COLUMNS = ("reward_model", "extra_info")
+"""Columns that hold an object, or JSON text of one."""
 SHOWN_ERRORS = 3
 MAX_COLUMNS, MAX_VALUE, MAX_MESSAGE = 12, 40, 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of a data file. `id` is `file.jsonl:17`; `prompt` is text or chat messages."""
+    """One line of a data file. `id` is `file.jsonl:17`; `prompt` is text or chat messages.
+
+    columns: everything the line holds, by name.
+    """
 
     id: str
     prompt: str | tuple[Message, ...]
     ground_truth: Any = None
     data_source: str = ""
     extra_info: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How rows are read.
+
+    fields: our field name to the column that holds it (`reward_model.ground_truth` reaches into a
+    nested one). template: the prompt, with columns in braces. drop_last_assistant: whether a
+    prompt's last assistant message is taken out as the reference answer; None: where the column
+    holds whole conversations, or the message is the ground truth. without: columns left unread.
+    """
+
+    fields: Mapping[str, str] = field(default_factory=dict[str, str])
+    template: str | None = None
+    drop_last_assistant: bool | None = None
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """The good rows of some files, and one message per bad row."""
+    """The good rows of some files, one message per bad row, and remarks on how rows were read."""
 
     rows: list[Row]
     errors: list[str]
+    notes: list[str]
+
+
+class _Remarks:
+    """Remarks on rows, each with its number of rows and the first row."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[Any]] = {}
+
+    def add(self, remark: str, row_id: str) -> None:
+        self._seen.setdefault(remark, [0, row_id])[0] += 1
+
+    def lines(self) -> list[str]:
+        return [
+            f"{remark} (rows: {count}, first: {first})"
+            for remark, (count, first) in self._seen.items()
+        ]
 
 
 def read_rows(
@@ -49,48 +83,47 @@ def read_rows(
 ) -> list[Row]:
     """Rows of all files, in order; every row of every file is there.
 
-    fields: our field name to the column that holds it (`reward_model.ground_truth` reaches
-    into a nested one). base: where relative paths start (none: working directory).
-    ground_truth and data_source may be absent from a whole file (a judge needs neither), but
-    not from single rows.
+    base: where relative paths start (none: working directory). ground_truth and data_source may
+    be absent from a whole file (a judge needs neither), but not from single rows.
 
     Raises:
         DataError: a file or a row that cannot be used, with file, line, field and cure.
     """
-    scan = scan_rows(sources, fields=fields, base=base)
+    return read_scan(sources, Reading(fields=fields or {}), base=base).rows
+
+
+def read_scan(sources: Sequence[str], reading: Reading, *, base: Path | None = None) -> Scan:
+    """The same with remarks. Raises: DataError as `read_rows`."""
+    scan = scan_rows(sources, reading, base=base)
     if scan.errors:
         more = len(scan.errors) - SHOWN_ERRORS
         lines = scan.errors[:SHOWN_ERRORS] + ([f"... and {more} more bad rows."] * (more > 0))
         raise DataError("\n".join(lines))
-    return scan.rows
+    return scan
 
 
 def scan_rows(
-    sources: Sequence[str], *, fields: Mapping[str, str] | None = None, base: Path | None = None
+    sources: Sequence[str], reading: Reading | None = None, *, base: Path | None = None
 ) -> Scan:
     """The same rows, with bad ones as messages instead of an exception.
 
     Raises:
         DataError: a file that is missing, empty or unreadable as a whole.
     """
+    reading = reading or Reading()
     if not sources:
         raise DataError("no data file is given. Set data.train (--data FILE).")
-    mapping = dict(fields or {})
-    for name in mapping:
+    for name in reading.fields:
         if name not in FIELDS:
             raise DataError(
                 f"data.fields.{name} is no field{nearest(name, list(FIELDS))}: "
                 f"map one of {', '.join(FIELDS)} to a column."
             )
     paths = [path for source in sources for path in find_files(source, base=base)]
-    scans = [
-        _scan_file(path, label, mapping=mapping)
-        for path, label in zip(paths, _labels(paths), strict=True)
-    ]
-    return Scan(
-        rows=[row for scan in scans for row in scan.rows],
-        errors=[error for scan in scans for error in scan.errors],
-    )
+    remarks, rows, errors = _Remarks(), list[Row](), list[str]()
+    for path, label in zip(paths, _labels(paths), strict=True):
+        _scan_file(path, label, reading, into=(rows, errors, remarks))
+    return Scan(rows=rows, errors=errors, notes=remarks.lines())
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -104,64 +137,144 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _scan_file(path: Path, label: str, *, mapping: Mapping[str, str]) -> Scan:
-    rows: list[Row] = []
-    errors: list[str] = []
-    records = list(iter_records(path))
+def _scan_file(
+    path: Path, label: str, reading: Reading, *, into: tuple[list[Row], list[str], _Remarks]
+) -> None:
+    rows, errors, remarks = into
+    records = [(number, _prepared(record, reading)) for number, record in iter_records(path)]
+    if reading.template is not None:
+        check_template(
+            reading.template, [record for _, record in records], reading.fields, label=label
+        )
     present = {
         name
         for name in ("ground_truth", "data_source")
-        if name in mapping
-        or any(_value(record, name, mapping) is not MISSING for _, record in records)
+        if name in reading.fields
+        or any(value_of(record, name, reading.fields)[0] is not MISSING for _, record in records)
     }
     for number, record in records:
+        row_id = f"{label}:{number}"
         try:
-            rows.append(_row(f"{label}:{number}", record, mapping=mapping, present=present))
+            rows.append(_row(row_id, record, reading, present=present, remarks=remarks))
         except DataError as error:
             errors.append(printable(str(error), MAX_MESSAGE))
         except RecursionError:
-            errors.append(f"{label}:{number}: nested too deeply. Repair the row.")
-    return Scan(rows=rows, errors=errors)
+            errors.append(f"{row_id}: nested too deeply. Repair the row.")
 
 
-def _row(row_id: str, record: Any, *, mapping: Mapping[str, str], present: set[str]) -> Row:
+def _prepared(record: Any, reading: Reading) -> Any:
+    """The columns to read, with JSON text in `reward_model` and `extra_info` as objects."""
+    if not isinstance(record, dict):
+        return record
+    read: dict[str, Any] = {}
+    if reading.without:
+        record = {key: value for key, value in record.items() if key not in reading.without}
+    for name in JSON_COLUMNS:
+        text = cast("dict[str, Any]", record).get(name)
+        if isinstance(text, str) and text.strip()[:1] == "{":
+            try:
+                read[name] = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+    return {**record, **read} if read else record
+
+
+def _row(
+    row_id: str, record: Any, reading: Reading, *, present: set[str], remarks: _Remarks
+) -> Row:
     if isinstance(record, DataError):
         raise record
     if not isinstance(record, dict):
-        raise DataError(f"{row_id}: found {_kind(record)}, expected an object with a prompt.")
-    values = {name: _value(record, name, mapping) for name in FIELDS}
+        raise DataError(f"{row_id}: found {kind_of(record)}, expected an object with a prompt.")
+    record = cast("dict[str, Any]", record)
+    mapping = reading.fields
+    found = {name: value_of(record, name, mapping) for name in FIELDS}
+    values = {name: value for name, (value, _) in found.items()}
+    if reading.template is not None:
+        values["prompt"] = fill_template(row_id, reading.template, record, mapping)
     for name in ("prompt", *sorted(present)):
-        if values[name] is MISSING:
+        is_answer_inside = name == "ground_truth" and _may_drop(found["prompt"], reading)
+        if values[name] is MISSING and not is_answer_inside:
             raise DataError(_missing_field(row_id, record, name=name, mapping=mapping))
-    prompt = _prompt(row_id, values["prompt"], column=mapping.get("prompt", "prompt"))
+    refuse_media(row_id, record)
+    column = found["prompt"][1] or "prompt"
+    prompt = read_prompt(row_id, values["prompt"], column=column)
     for name, value in values.items():
         if value is not MISSING:
-            _check_text(row_id, value, mapping.get(name, name))
+            check_text(row_id, value, mapping.get(name, name))
+    gold = None if values["ground_truth"] is MISSING else values["ground_truth"]
+    is_json = isinstance(values["prompt"], str) and not isinstance(prompt, str)
+    _remark(remarks, row_id, found, reading, is_json=is_json)
+    if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+        prompt, gold = _last_assistant(
+            row_id, prompt, gold, column=column, drop=reading.drop_last_assistant, remarks=remarks
+        )
     return Row(
         id=row_id,
         prompt=prompt,
-        ground_truth=None if values["ground_truth"] is MISSING else values["ground_truth"],
+        ground_truth=gold,
         data_source=_data_source(row_id, values["data_source"]),
         extra_info=_extra_info(row_id, values["extra_info"]),
+        columns=record,
     )
 
 
-def _value(record: Any, name: str, mapping: Mapping[str, str]) -> Any:
-    columns = (mapping[name],) if name in mapping else FIELDS[name]
-    for column in columns:
-        value = column_value(record, column)
-        if value is not MISSING and value is not None:
-            return value
-    return MISSING
+def _remark(
+    remarks: _Remarks,
+    row_id: str,
+    found: Mapping[str, tuple[Any, str]],
+    reading: Reading,
+    *,
+    is_json: bool,
+) -> None:
+    """Note every column that was chosen without the user's word, and messages kept as text."""
+    prompt, gold = found["prompt"][1], found["ground_truth"][1]
+    is_guessed = reading.template is None and prompt not in ("", "prompt")
+    if is_guessed and "prompt" not in reading.fields:
+        remarks.add(f"the prompt is read from column {prompt}", row_id)
+    if gold not in ("", *FIELDS["ground_truth"]) and "ground_truth" not in reading.fields:
+        remarks.add(f"ground_truth is read from column {gold}", row_id)
+    if is_json:
+        remarks.add("the prompt is JSON text of chat messages and is read as messages", row_id)
 
 
-def column_value(record: Any, column: str) -> Any:
-    if not isinstance(record, dict):
-        return MISSING
-    if column in record:
-        return record[column]
-    head, dot, rest = column.partition(".")
-    return column_value(record.get(head), rest) if dot else MISSING
+def _may_drop(found: tuple[Any, str], reading: Reading) -> bool:
+    """Whether the reference answer may be the prompt's own last message."""
+    if reading.drop_last_assistant is not None:
+        return reading.drop_last_assistant
+    return found[1] in TRANSCRIPT_COLUMNS
+
+
+def _last_assistant(
+    row_id: str,
+    prompt: tuple[Message, ...],
+    gold: Any,
+    *,
+    column: str,
+    drop: bool | None,
+    remarks: _Remarks,
+) -> tuple[tuple[Message, ...], Any]:
+    """(messages, ground truth) of a prompt whose last message is the assistant's.
+
+    Raises: DataError where no user message is left.
+    """
+    answer = prompt[-1]["content"]
+    if drop is None:
+        is_gold = isinstance(gold, str | int | float) and answer.strip() == str(gold).strip()
+        drop = column.rpartition(".")[2] in TRANSCRIPT_COLUMNS or is_gold
+    if not drop:
+        remarks.add(
+            "the prompt ends with an assistant message, and the response continues it; if it is "
+            "the reference answer, set data.drop_last_assistant=true",
+            row_id,
+        )
+        return prompt, gold
+    remarks.add(
+        "the last assistant message is taken out of the prompt as the reference answer; "
+        "data.drop_last_assistant=false keeps it, to be continued",
+        row_id,
+    )
+    return prompt[:-1], answer if gold is None else gold
 
 
 def _missing_field(
@@ -171,73 +284,20 @@ def _missing_field(
     column = mapping.get(name, name)
     if column in record:
         return f"{row_id}: field '{column}' is null. Give it a value, or remove the row."
+    if {"target", "nums"} <= record.keys() and name == "prompt":
+        return (
+            f"{row_id}: field '{column}' is missing; these are raw countdown rows. Add "
+            "--reward FILE:FUNCTION data.fields.ground_truth=target data.prompt_template="
+            "'Using the numbers {nums}, create an equation that equals {target}.'"
+        )
     shown = sorted(columns)[:MAX_COLUMNS] + ["..."] * (len(columns) > MAX_COLUMNS)
+    cure = f"Add it, or name the column: data.fields.{name}=COLUMN"
+    if name == "prompt":
+        cure += ", or write it from several columns: data.prompt_template=TEXT"
     return (
         f"{row_id}: field '{column}' is missing; the row has {', '.join(shown) or 'no fields'}"
-        f"{nearest(column, columns)}. Add it, or name the column: data.fields.{name}=COLUMN."
+        f"{nearest(column, columns)}. {cure}."
     )
-
-
-def _prompt(row_id: str, prompt: Any, *, column: str) -> str | tuple[Message, ...]:
-    if isinstance(prompt, str):
-        return _text(row_id, prompt, column)
-    if not isinstance(prompt, list):
-        raise DataError(
-            f"{row_id}: field '{column}' is {_kind(prompt)}, expected text or a list of "
-            'chat messages: [{"role": "user", "content": ...}].'
-        )
-    if not prompt:
-        raise DataError(f"{row_id}: field '{column}' is an empty list of messages.")
-    return tuple(
-        _message(row_id, message, where=f"{column}[{index}]")
-        for index, message in enumerate(prompt)
-    )
-
-
-def _message(row_id: str, message: Any, *, where: str) -> Message:
-    if not isinstance(message, dict):
-        raise DataError(
-            f"{row_id}: field '{where}' is {_kind(message)}, expected a message "
-            "with role and content."
-        )
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        shown = printable(role, MAX_VALUE)
-        raise DataError(
-            f"{row_id}: field '{where}.role' is {shown!r}{nearest(shown, list(ROLES))}, "
-            f"expected one of {', '.join(ROLES)}."
-        )
-    if not isinstance(content, str):
-        raise DataError(
-            f"{row_id}: field '{where}.content' is {_kind(content)}, expected text "
-            "(images and tool calls are not supported)."
-        )
-    kept = {key: value for key, value in message.items() if value is not None}
-    odd = [key for key, value in kept.items() if not isinstance(value, str)]
-    if odd:
-        raise DataError(f"{row_id}: field '{where}.{odd[0]}' is not text: not supported.")
-    if role == "user":
-        _text(row_id, content, f"{where}.content")
-    return kept
-
-
-def _text(row_id: str, text: str, column: str) -> str:
-    if not text.strip():
-        raise DataError(f"{row_id}: field '{column}' is empty. Fill it in, or remove the row.")
-    _check_text(row_id, text, column)
-    return text
-
-
-def _check_text(row_id: str, value: Any, column: str) -> None:
-    """Raises: DataError where a text, however deep inside `value`, cannot be written down."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{row_id}: field '{column}' has half of a surrogate pair at character "
-            f"{error.start}, which is no text. Repair the row."
-        ) from error
 
 
 def _data_source(row_id: str, data_source: Any) -> str:
@@ -255,14 +315,7 @@ def _extra_info(row_id: str, extra_info: Any) -> Mapping[str, Any]:
     if extra_info is MISSING:
         return {}
     if not isinstance(extra_info, dict):
-        raise DataError(f"{row_id}: field 'extra_info' is {_kind(extra_info)}, expected an object.")
+        raise DataError(
+            f"{row_id}: field 'extra_info' is {kind_of(extra_info)}, expected an object."
+        )
     return extra_info
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"a number ({printable(value, MAX_VALUE)})"
-    names = {str: "text", bool: "a boolean", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)

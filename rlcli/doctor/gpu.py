@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlcli.doctor.finding import Finding
 from rlcli.doctor.packages import TORCH, installed, pip
+from rlcli.errors import DeviceNotFoundError
 from rlcli.machine import Gpu, ask_driver, visible_gpus
 
 TORCH_LIMIT_S = 60.0
@@ -33,6 +34,25 @@ def count_gpus(device: str, env: Mapping[str, str]) -> int:
         return 0
     gpus, _ = ask_driver()
     return len(visible_gpus(gpus, env))
+
+
+def check_gpus_usable(device: str, env: Mapping[str, str]) -> None:
+    """Raises: DeviceNotFoundError if GPUs are visible and torch, asked in a child, sees none.
+
+    Training on the CPU of such a machine is never meant unless train.device=cpu says so.
+    """
+    gpus = visible_gpus(ask_driver()[0], env) if device in ("auto", "cuda") else []
+    if not gpus:
+        return
+    seen, problem = ask_torch()
+    finding = torch_finding(seen, problem, num_gpus=len(gpus))
+    if finding.level == "ok":
+        return
+    count = f"{len(gpus)} x {gpus[0].name}" if len(gpus) > 1 else gpus[0].name
+    raise DeviceNotFoundError(
+        f"this machine has a GPU ({count}, driver {gpus[0].driver}), but {finding.says}.\n"
+        f"Cure: {finding.cure}. To train on the CPU all the same: train.device=cpu."
+    )
 
 
 def gpu_findings(env: Mapping[str, str]) -> list[Finding]:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from rlcli.doctor.finding import Finding
-from rlcli.errors import ConfigError
+from rlcli.errors import ConfigError, LaunchError
 from rlcli.launch import read_port
 
 HUB = "https://huggingface.co"
@@ -100,6 +100,36 @@ def holder(port: int) -> str:
     except psutil.Error:
         pass
     return "another process"
+
+
+def interface_of(address: str) -> str:
+    """The network interface of this machine that has `address`; empty if none is known."""
+    try:
+        import psutil
+    except ImportError:
+        return ""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(found.address.split("%")[0] == address for found in addresses):
+            return name
+    return ""
+
+
+def own_address(master: str) -> str:
+    """This node's address on the way to `master`, which may be a service in front of it.
+
+    Raises: LaunchError where it has none.
+    """
+    found = socket.getaddrinfo(master, 1, type=socket.SOCK_DGRAM)
+    for family, kind, protocol, _, address in sorted(
+        found, key=lambda row: row[0] == socket.AF_INET6
+    ):
+        with socket.socket(family, kind, protocol) as probe, suppress(OSError):
+            probe.connect(address)  # sends nothing
+            return str(probe.getsockname()[0])
+    raise LaunchError(
+        f"this machine has no way to MASTER_ADDR={master}. Set it to node 0's address in the "
+        "network that joins the nodes."
+    )
 
 
 def within(limit_s: float, ask: Callable[[], T]) -> T:

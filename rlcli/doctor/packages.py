@@ -9,11 +9,12 @@ import shlex
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from rlcli import __version__
 from rlcli.doctor.finding import Finding
 
 VLLM_FOR_TORCH = {"2.13": "0.32.0", "2.11": "0.26.0"}
@@ -46,6 +47,16 @@ class Package:
         """2.13.0+cu130, also where the metadata says 2.13.0."""
         has_build = self.build is None or "+" in self.version
         return self.version if has_build else f"{self.version}+{self.build}"
+
+
+def versions_of(packages: Collection[str]) -> dict[str, str]:
+    """Versions of rlcli, Python and these packages, by name."""
+    here = installed(packages)
+    found = {"rlcli": __version__, "python": platform.python_version()}
+    for name in packages:
+        package = here.get(name)
+        found[name] = package.full_version if package else "not installed"
+    return found
 
 
 def package_findings() -> list[Finding]:

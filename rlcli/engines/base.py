@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from rlcli.types import Advantages, AnnotatedBatch, Batch, StepRecord, TokenLoss
+from rlcli.types import (
+    Advantages,
+    AnnotatedBatch,
+    Batch,
+    Gather,
+    StepRecord,
+    TokenLoss,
+)
 
 Weights = Iterator[tuple[str, Tensor]]
 
@@ -33,9 +40,18 @@ class PolicyObjective(Protocol):
     def reads_old_logprobs(self) -> bool: ...
 
     def select(
-        self, logprobs_BT: Tensor, batch: AnnotatedBatch, advantages: Advantages, seed: int
+        self,
+        logprobs_BT: Tensor,
+        batch: AnnotatedBatch,
+        advantages: Advantages,
+        *,
+        draws_BT: Tensor,
+        gather: Gather,
     ) -> Tensor | None:
-        """Tokens picked once per mini-batch [B, T], or None where the loss picks none."""
+        """Tokens [B, T] picked once per mini-batch of all ranks; None where the loss picks none.
+
+        draws_BT: a random number in [0, 1) for each token.
+        """
         ...
 
     @property
@@ -61,7 +77,7 @@ class PolicyObjective(Protocol):
         ...
 
     def count(self, mask_BT: Tensor) -> Tensor:
-        """[2]: tokens and non-empty rows of a mask, over all ranks: the denominators."""
+        """[2]: tokens and non-empty rows of a mask; summed over ranks, the denominators."""
         ...
 
     def aggregate(self, values_BT: Tensor, mask_BT: Tensor, counts: Tensor) -> Tensor:
@@ -79,16 +95,17 @@ class EngineState(Protocol):
         """The same values in memory of the host that training does not touch."""
         ...
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Mapping[str, str]:
         """Write all files into an existing folder and let go of the tensors.
 
+        Returns: the SHA-256 of the files for which it is known, by name.
         Raises: OSError when they cannot be written.
         """
         ...
 
 
 class TrainEngine(Protocol):
-    """Weights, their optimizer, and the passes over them."""
+    """Weights, their optimizer, and the passes over the rows that this rank holds."""
 
     def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
         """The batch plus old log-probs, reference log-probs and values, as far as needed."""
@@ -113,8 +130,15 @@ class TrainEngine(Protocol):
         """Sum over ranks."""
         ...
 
-    def state(self) -> EngineState:
-        """Everything needed to go on, as it is: training goes on with these very tensors."""
+    def all_reduce_max(self, values: Tensor, /) -> Tensor:
+        """Maximum over ranks."""
+        ...
+
+    def state(self, folder: Path | None = None) -> EngineState:
+        """Everything needed to resume, not copied: training goes on with these tensors.
+
+        folder: where the caller will save it; the other ranks write their shares there.
+        """
         ...
 
     def load_state(self, folder: Path) -> None:

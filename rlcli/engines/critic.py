@@ -14,26 +14,29 @@ from rlcli.engines.packing import PackedRows
 class Critic(nn.Module):
     """V(prompt + response so far), one value per response token."""
 
-    def __init__(self, body: CausalLM, *, pad_token_id: int) -> None:
+    def __init__(
+        self, body: CausalLM, *, pad_token_id: int, device: torch.device | None = None
+    ) -> None:
+        """device: of the value head; None for the device of the body."""
         super().__init__()
         body.model.set_output_embeddings(nn.Identity())
         self.body = body.model
         self.pad_token_id = pad_token_id
         width = body.model.config.get_text_config().hidden_size
-        self.value_head = nn.Linear(width, 1, device=body.device)
+        self.value_head = nn.Linear(width, 1, device=device or body.device)
         # a zero head starts at V = 0: no noise in the first advantages
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        self._lm = body
+        self.lm = body
 
     def forward(self, rows: PackedRows) -> Tensor:
         """Float32 values of every response token, in row order: V before the token is chosen."""
-        if self._lm.packed:
-            hidden = self._lm.hidden(rows.token_ids_N, rows.layout.position_ids, rows.layout)
+        if self.lm.packed:
+            hidden = self.lm.hidden(rows.token_ids_N, rows.layout.position_ids, rows.layout)
             predicting = hidden[rows.layout.predicts_N]
         else:
             ids, mask, predicts = padded_sequences(rows, self.pad_token_id)
-            predicting = self._lm.padded_hidden(ids, mask)[predicts]
+            predicting = self.lm.padded_hidden(ids, mask)[predicts]
         with torch.autocast(predicting.device.type, enabled=False):
             weight, bias = self.value_head.weight.float(), self.value_head.bias.float()
             return F.linear(predicting.float(), weight, bias)[:, 0]
@@ -49,5 +52,6 @@ def load_critic(
         device=device,
         trust_remote_code=trust_remote_code,
         needs_head=False,
+        samples=False,
     )
     return Critic(body, pad_token_id=pad_token_id)

@@ -13,11 +13,10 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +26,12 @@ from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import TrainConfig
 from rlcli.engines.critic import Critic
 from rlcli.engines.export import save_pretrained
-from rlcli.engines.logprobs import Extra, TokenStats, response_stats
-from rlcli.engines.optimizer import NamedParameters, Updater
-from rlcli.engines.packing import PackedRows
-from rlcli.engines.ranks import Ranks, from_first
+from rlcli.engines.optimizer import MOMENTS, NamedParameters, Updater
+from rlcli.engines.ranks import Ranks, from_first, named_for_others
 from rlcli.engines.torch_engine import TorchEngine
 from rlcli.errors import TrainingError
 
-Cast = Callable[[], AbstractContextManager[Any]]
-MOMENTS = ("exp_avg", "exp_avg_sq")
+T = TypeVar("T")
 GATHERED_AT_ONCE = 12
 """Parameters that are whole on every rank at one time."""
 
@@ -79,33 +75,31 @@ def settings_of(train: TrainConfig, *, grad_clip: float, half: bool) -> dict[str
     }
 
 
-class PolicyModule(nn.Module):
-    """What DeepSpeed sees of the policy: every pass is its forward."""
+class Root(nn.Module):
+    """The module that DeepSpeed wraps. Its forward runs any computation on the model."""
 
-    def __init__(self, lm: CausalLM, cast: Cast, **settings: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = lm.model
-        self._lm, self._cast, self._settings = [lm], cast, settings  # the model is a part once
+        self.model = model
 
-    def forward(self, rows: PackedRows, extra: Extra | None) -> tuple[Tensor, ...]:
-        """Log-probs, and what else was asked for, of every response token."""
-        with self._cast():  # in here: DeepSpeed ends what is around a pass
-            stats = response_stats(self._lm[0], rows, extra=extra, **self._settings)
-        second = stats.sum_pi_squared_N if extra == "sum_pi_squared" else stats.entropy_N
-        return (stats.logprobs_N,) if second is None else (stats.logprobs_N, second)
+    def forward(self, compute: Callable[[], T]) -> T:
+        """The result of `compute`."""
+        return compute()
 
 
-class CriticModule(nn.Module):
-    """The same of the critic."""
+def share_out(
+    model: nn.Module, device: torch.device, train: TrainConfig, *, dtype: torch.dtype | None
+) -> None:
+    """Shard a whole model in host memory for stage 3; rank 0's weights count.
 
-    def __init__(self, critic: Critic, cast: Cast) -> None:
-        super().__init__()
-        self.critic, self._cast = critic, cast
-
-    def forward(self, rows: PackedRows) -> Tensor:
-        """Values of every response token."""
-        with self._cast():
-            return self.critic(rows)
+    One parameter at a time is whole on `device`. dtype: of all parameters; None: as they are.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype=dtype)
+    settings = settings_of(train, grad_clip=0.0, half=dtype is torch.bfloat16)
+    load_deepspeed(device.type).zero.Init(module=model, config_dict_or_path=settings)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 class ShardedUpdater(Updater):
@@ -280,42 +274,21 @@ class DeepSpeedEngine(TorchEngine):
 
     def _updater(self, model: nn.Module, *, lr: float, grad_clip: float) -> Updater:
         train = self.config.train
-        named = list(model.named_parameters())
-        module: nn.Module
-        if isinstance(model, Critic):
-            module = CriticModule(model, self._cast)
-        else:
-            module = PolicyModule(
-                self.policy,
-                self._cast,
-                temperature=self.config.rollout.temperature,
-                pad_token_id=self.pad_token_id,
-                agree=self.ranks.largest if train.zero_stage == 3 else None,
-            )
         more = {"lr": lr, "grad_clip": grad_clip, "ranks": self.ranks, "half": self.is_half}
-        return ShardedUpdater(module, named, train, **more)
+        updater = ShardedUpdater(Root(model), list(model.named_parameters()), train, **more)
+        lm = model.lm if isinstance(model, Critic) else self.policy
+        lm.root = updater.engine
+        return updater
+
+    def _agreed_chunks(self, lm: CausalLM) -> Callable[[int], int] | None:
+        """In stage 3 the LM head's weights are gathered anew for every chunk of tokens."""
+        is_shared = lm is self.policy and self.config.train.zero_stage == 3
+        return self.ranks.largest if is_shared else None
 
     @property
     def is_half(self) -> bool:
         """Whether trained weights are bfloat16: those of the policy came so."""
         return self.policy.model.dtype is torch.bfloat16 and self.peft_model is None
-
-    def _stats(self, lm: CausalLM, rows: PackedRows, extra: Extra | None = None) -> TokenStats:
-        if lm is not self.policy:
-            return super()._stats(lm, rows, extra)
-        assert isinstance(self.policy_updater, ShardedUpdater)
-        logprobs, *more = self.policy_updater.engine(rows, extra)
-        second = more[0] if more else None
-        is_squares = extra == "sum_pi_squared"
-        return TokenStats(
-            logprobs_N=logprobs,
-            entropy_N=None if is_squares else second,
-            sum_pi_squared_N=second if is_squares else None,
-        )
-
-    def _values(self, packed: PackedRows) -> Tensor:
-        assert isinstance(self.critic_updater, ShardedUpdater)
-        return self.critic_updater.engine(packed)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole parameters of the policy by name, some at a time; all ranks take part.
@@ -333,6 +306,7 @@ class DeepSpeedEngine(TorchEngine):
             with gathered([parameter for _, parameter in some]):
                 yield from ((name, parameter.detach()) for name, parameter in some)
 
+    @named_for_others
     def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:
         """See TorchEngine; all ranks take part."""
         (merge_lora,) = from_first([merge_lora])

@@ -12,6 +12,8 @@ from torch.optim import AdamW
 from rlcli.config.schema import TrainConfig
 from rlcli.engines.ranks import ALONE, Ranks
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's, beside its step count."""
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
@@ -75,8 +77,7 @@ class Updater:
 
         A norm that is not finite leaves weights and moments as they were.
         """
-        self.ranks.sum_gradients(list(self.parameters.values()))
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.grad_clip)
+        norm = self._clip()
         if not bool(torch.isfinite(norm)):
             self.zero_grad()
             self.skipped_in_a_row += 1
@@ -86,6 +87,11 @@ class Updater:
         self.adamw.step()
         self.skipped_in_a_row = 0
         return float(norm), True
+
+    def _clip(self) -> Tensor:
+        """The norm of the gradients of all ranks, which are summed and clipped."""
+        self.ranks.sum_gradients(list(self.parameters.values()))
+        return nn.utils.clip_grad_norm_(self.parameters.values(), self.grad_clip)
 
     def state(self, prefix: str) -> dict[str, Tensor]:
         """Weights and moments by name, as they are."""
@@ -102,7 +108,7 @@ class Updater:
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"{prefix}.weight.{name}"])
             moments: dict[str, Tensor] = {}
-            for key in ("step", "exp_avg", "exp_avg_sq"):
+            for key in ("step", *MOMENTS):
                 value = tensors.get(f"{prefix}.{key}.{name}")
                 if value is not None:
                     moments[key] = value.to(parameter.device, copy=True)

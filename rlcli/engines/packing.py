@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from rlcli.engines.base import PolicyObjective
 from rlcli.packed import GroupLayout
-from rlcli.types import Advantages, Batch
+from rlcli.types import Advantages, AllReduce, Batch
 
 Rows = TypeVar("Rows", bound=Batch | Advantages)
 
@@ -34,27 +34,61 @@ def index_rows(batch: Batch) -> RowIndex:
     )
 
 
-def mini_batches(batch: Batch, advantages: Advantages, num_prompts: int) -> Iterator[list[int]]:
-    """Rows that take part in the loss, num_prompts groups at a time; empty ones left out."""
-    assert advantages.loss_mask_BT is not None
-    takes_part = (advantages.loss_mask_BT.sum(1) > 0).tolist()
-    groups: dict[int, list[int]] = defaultdict(list)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MiniBatch:
+    """This rank's rows of one mini-batch; it may have none of them, and still takes part.
+
+    learning: those of its rows that the gradient is made of. counts: [2] tokens and rows of all
+    ranks, the denominators. num_learning: of all ranks.
+    """
+
+    number: int
+    rows: list[int]
+    learning: list[int]
+    counts: Tensor
+    num_learning: int
+
+
+def mini_batches(
+    batch: Batch,
+    advantages: Advantages,
+    num_prompts: int,
+    *,
+    objective: PolicyObjective,
+    all_reduce: AllReduce,
+    needs_advantage: bool,
+) -> list[MiniBatch]:
+    """Rows that take part in the loss, num_prompts prompts of the step at a time.
+
+    The same prompts on any number of ranks. A mini-batch without rows on any rank is left out.
+    needs_advantage: whether rows without an advantage change no gradient.
+    """
+    mask_BT = advantages.loss_mask_BT
+    assert mask_BT is not None
+    takes_part = (mask_BT.sum(1) > 0).tolist()
+    acts = ((advantages.advantages_BT != 0) & (mask_BT > 0)).any(1).tolist()
+    rows: list[list[int]] = [[] for _ in range(-(-batch.num_step_prompts // num_prompts))]
     for row, group in enumerate(batch.group_B.tolist()):
-        groups[group].append(row)
-    in_order = list(groups.values())
-    for start in range(0, len(in_order), num_prompts):
-        some = in_order[start : start + num_prompts]
-        rows = [row for group in some for row in group if takes_part[row]]
-        if rows:
-            yield rows
-
-
-def learning_rows(advantages: Advantages, rows: Sequence[int]) -> list[int]:
-    """The rows that have an advantage: the others would change no gradient."""
-    assert advantages.loss_mask_BT is not None
-    acts = ((advantages.advantages_BT != 0) & (advantages.loss_mask_BT > 0)).any(1)
+        if takes_part[row]:
+            rows[batch.prompt_numbers[group] // num_prompts].append(row)
+    learning = [[row for row in some if acts[row] or not needs_advantage] for some in rows]
+    counts_M3 = torch.stack(
+        [
+            torch.cat([objective.count(mask_BT[some]), torch.tensor([len(few)]).to(mask_BT.device)])
+            for some, few in zip(rows, learning, strict=True)
+        ]
+    )
+    counts_M3 = all_reduce(counts_M3)
     return [
-        row for row, is_acting in zip(rows, acts[list(rows)].tolist(), strict=True) if is_acting
+        MiniBatch(
+            number=number,
+            rows=rows[number],
+            learning=learning[number],
+            counts=counts_M3[number, :2],
+            num_learning=num_learning,
+        )
+        for number, (_, num_rows, num_learning) in enumerate(counts_M3.tolist())
+        if num_rows
     ]
 
 
@@ -62,8 +96,8 @@ def learning_rows(advantages: Advantages, rows: Sequence[int]) -> list[int]:
 class MicroBatch:
     """Rows of a batch, and the packed tokens they cost (each prompt counted once).
 
-    is_filler: computed for nothing, because another rank has one more: sharded weights are
-    gathered by all ranks together.
+    is_filler: it has no rows, and is computed because another rank has one more: sharded weights
+    are gathered by all ranks together.
     """
 
     rows: tuple[int, ...]
@@ -151,6 +185,17 @@ def pack_rows(
     )
 
 
+FILLER = MicroBatch(rows=(), num_tokens=0, is_filler=True)
+
+
+def filler_rows(token_id: int, device: torch.device) -> PackedRows:
+    """One response token behind one prompt token, for a pass that counts for nothing."""
+    tokens = torch.tensor([token_id], device=device)
+    mask_bT = torch.ones(1, 1, dtype=torch.bool, device=device)
+    layout = GroupLayout([1], [1], [0], device)
+    return PackedRows(token_ids_N=tokens, targets_N=tokens, mask_bT=mask_bT, layout=layout)
+
+
 def on_device(value: Rows, device: torch.device) -> Rows:
     """The same with its tensors on a device."""
     tensors = {
@@ -166,7 +211,7 @@ def take_rows(value: Rows, rows: Sequence[int], width: int, device: torch.device
 
     Which axis a field has is read off its shape suffix: `_BT` or `_B`.
     """
-    index = torch.tensor(rows)
+    index = torch.tensor(rows, dtype=torch.long)
     changed: dict[str, Any] = {}
     for field in fields(value):
         item = getattr(value, field.name)

@@ -1,8 +1,7 @@
-"""What the models say of a batch: passes over packed micro-batches, this rank's share of them."""
+"""What the models say of a batch: passes over packed micro-batches of this rank's rows."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
@@ -18,15 +17,17 @@ from rlcli.engines.base import PolicyObjective
 from rlcli.engines.critic import Critic
 from rlcli.engines.logprobs import Extra, TokenStats, response_stats
 from rlcli.engines.packing import (
+    FILLER,
     MicroBatch,
     PackedRows,
     RowIndex,
+    filler_rows,
     index_rows,
     on_device,
     pack_rows,
     plan_micro_batches,
 )
-from rlcli.engines.ranks import ALONE, Ranks
+from rlcli.engines.ranks import ALONE, Ranks, named_for_others
 from rlcli.types import AnnotatedBatch, Batch
 
 
@@ -69,38 +70,44 @@ class Passes:
     def _plan(
         self, rows: Sequence[int], index: RowIndex, *, max_tokens: int | None = None
     ) -> list[MicroBatch]:
-        """This rank's micro-batches of `rows`; in lockstep as many as any rank has, and one."""
-        shares = self.ranks.shares(rows, index)
-        if not self.in_lockstep:
-            return self._cut(shares[self.ranks.rank], index, max_tokens)
-        plans = [self._cut(share, index, max_tokens) for share in shares]
-        own, most = plans[self.ranks.rank], max(1, *map(len, plans))
-        shortest = min(range(len(index.lengths)), key=lambda row: index.lengths[row] or math.inf)
-        filler = MicroBatch(rows=(shortest,), num_tokens=0, is_filler=True)
-        return own + [filler] * (most - len(own))
-
-    def _cut(
-        self, rows: Sequence[int], index: RowIndex, max_tokens: int | None
-    ) -> list[MicroBatch]:
+        """Micro-batches of this rank's `rows`; in lockstep as many as any rank has, and one."""
         train = self.config.train
         tokens = train.tokens_per_micro_batch if train.dynamic_batch else None
         by_rows = not train.dynamic_batch and max_tokens is None
-        return plan_micro_batches(
+        plan = plan_micro_batches(
             rows,
             index,
             max_tokens=max_tokens or tokens,
             max_rows=train.rows_per_micro_batch if by_rows else None,
         )
+        if not self.in_lockstep:
+            return plan
+        return plan + [FILLER] * (max(1, self.ranks.largest(len(plan))) - len(plan))
+
+    def _pack(self, batch: Batch, micro: MicroBatch, index: RowIndex) -> PackedRows:
+        if micro.is_filler:
+            return filler_rows(self.pad_token_id, self.device)
+        return pack_rows(batch, micro.rows, index, self.device)
 
     def _stats(self, lm: CausalLM, rows: PackedRows, extra: Extra | None = None) -> TokenStats:
-        with self._cast():
-            return response_stats(
-                lm,
-                rows,
-                temperature=self.config.rollout.temperature,
-                pad_token_id=self.pad_token_id,
-                extra=extra,
-            )
+        def compute() -> tuple[Any, ...]:
+            with self._cast():
+                stats = response_stats(
+                    lm,
+                    rows,
+                    temperature=self.config.rollout.temperature,
+                    pad_token_id=self.pad_token_id,
+                    extra=extra,
+                    agree=self._agreed_chunks(lm),
+                )
+            return stats.logprobs_N, stats.entropy_N, stats.sum_pi_squared_N
+
+        logprobs_N, entropy_N, squares_N = lm.run(compute)
+        return TokenStats(logprobs_N=logprobs_N, entropy_N=entropy_N, sum_pi_squared_N=squares_N)
+
+    def _agreed_chunks(self, lm: CausalLM) -> Callable[[int], int] | None:
+        """What makes all ranks apply the LM head as often, if they must; see `response_stats`."""
+        return None
 
     @torch.no_grad()
     def _sweep(
@@ -118,15 +125,16 @@ class Passes:
         out = [torch.zeros(shape, device=self.device) for _ in range(num_outputs)]
         with _evaluating(self.policy.model, self.critic):
             for micro in self._plan(rows, index, max_tokens=limit):
-                packed = pack_rows(batch, micro.rows, index, self.device)
+                packed = self._pack(batch, micro, index)
                 values = compute(packed)
                 if micro.is_filler:
                     continue
                 for block, value in zip(out, values, strict=True):
                     unpacked = packed.unpack(value.float())
                     block[list(micro.rows), : unpacked.shape[1]] = unpacked
-        return [self.ranks.all_reduce(block) for block in out]
+        return out
 
+    @named_for_others
     def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
         """The batch plus what the models say of it, computing only what the run reads.
 
@@ -166,7 +174,7 @@ class Passes:
         )
 
     def response_logprobs(self, batch: Batch) -> Tensor:
-        """[B, T] of the policy as it is; all ranks take part."""
+        """[B, T] of this rank's rows by the policy as it is; all ranks take part."""
         (out,) = self._sweep(batch, range(len(batch.lengths_B)), self._logprobs)
         return out
 
@@ -174,9 +182,14 @@ class Passes:
         return (self._stats(self.policy, packed).logprobs_N,)
 
     def _values(self, packed: PackedRows) -> Tensor:
-        assert self.critic is not None
-        with self._cast():
-            return self.critic(packed)
+        critic = self.critic
+        assert critic is not None
+
+        def compute() -> Tensor:
+            with self._cast():
+                return critic(packed)
+
+        return critic.lm.run(compute)
 
     def _reference_logprobs(self, batch: Batch, rows: Sequence[int]) -> Tensor:
         if self.peft_model is not None:
@@ -192,7 +205,9 @@ class Passes:
     @contextmanager
     def _fetched(self, reference: CausalLM) -> Iterator[None]:
         """Inside, the reference is where it computes; with ref.offload_params only there."""
-        moves = self.config.ref.offload_params and self.device.type == "cuda"
+        # FSDP fetches the layers of a sharded one by itself
+        is_whole = reference.root is None
+        moves = is_whole and self.config.ref.offload_params and self.device.type == "cuda"
         model: Any = reference.model
         if moves:
             model.to(self.device)
@@ -208,7 +223,7 @@ class Passes:
         Without dropout its old log-probs are those of the update itself: the ratio is 1.
         """
         train = self.config.train
-        is_once = train.ppo_epochs == 1 and len(batch.prompt_ids) <= train.mini_batch_prompts
+        is_once = train.ppo_epochs == 1 and batch.num_step_prompts <= train.mini_batch_prompts
         reads = objective.reads_old_logprobs or objective.uses_sampler_logprobs
         return self.is_whole and is_once and not reads
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from rlcli.engines.packing import RowIndex
+from rlcli.engines.shares import StateReader
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Ranks:
@@ -32,12 +32,20 @@ class Ranks:
         """Whether what all ranks know alike is counted here."""
         return self.rank == 0
 
-    def all_reduce(self, values: Tensor) -> Tensor:
-        """The sum over ranks, in place."""
+    def doing(self, name: str) -> AbstractContextManager[None]:
+        """Inside, other ranks that wait see this name for what this rank does."""
+        return nullcontext()
+
+    def explained(self) -> AbstractContextManager[None]:
+        """Inside, an error that another rank is the cause of names that rank."""
+        return nullcontext()
+
+    def all_reduce(self, values: Tensor, /, *, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """The sum over ranks, or what else `op` says, in place."""
         if self.size > 1:
             if values.is_cuda:  # a GPU that hangs keeps its own rank from getting here: see crew
                 torch.cuda.current_stream(values.device).synchronize()
-            dist.all_reduce(values)
+            dist.all_reduce(values, op)
         return values
 
     def gather(self, value: T) -> list[T]:
@@ -48,17 +56,31 @@ class Ranks:
         dist.all_gather_object(out, value)
         return out
 
+    def gather_tensors(self, values: Tensor, /) -> tuple[list[Tensor], int]:
+        """(every rank's tensor, of any length, in the order of ranks; this rank)."""
+        if self.size == 1:
+            return [values], 0
+        return [found.to(values.device) for found in self.gather(values.cpu())], self.rank
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """On rank 0 every rank's bytes, in the order of ranks; nothing elsewhere."""
+        return [data]
+
+    def first(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        return value if self.size == 1 else from_first([value])[0]
+
     def largest(self, number: int) -> int:
         """The largest of the ranks' numbers."""
         return max(self.gather(number))
 
     @contextmanager
-    def reading(self, file: Path) -> Iterator[Mapping[str, Tensor]]:
-        """Rank 0's safetensors file on every rank, each tensor when it is asked for.
+    def reading(self, folder: Path) -> Iterator[Mapping[str, Tensor]]:
+        """A state that rank 0 reads, on every rank, each tensor when it is asked for.
 
-        All ranks ask for the same ones in the same order; only rank 0 has to see the file.
+        All ranks ask for the same ones in the same order; only rank 0 has to see the folder.
         """
-        with safe_open(str(file), "pt") if self.is_first else nullcontext() as source:
+        with StateReader(folder) if self.is_first else nullcontext() as source:
             yield _Tensors(source, is_alone=self.size == 1)
 
     def equalize(self, model: nn.Module) -> None:
@@ -82,26 +104,6 @@ class Ranks:
         for work in waiting:
             if work is not None:
                 work.wait()
-
-    def shares(self, rows: Sequence[int], index: RowIndex) -> list[list[int]]:
-        """The rows of each rank, in order: groups whole, about as many tokens for each.
-
-        Every rank finds the same shares: nothing is sent.
-        """
-        if self.size == 1:
-            return [list(rows)]
-        groups: dict[int, list[int]] = defaultdict(list)
-        for row in rows:
-            groups[index.group[row]].append(row)
-        tokens = {
-            group: index.prompt_lengths[group] + sum(index.lengths[row] for row in members)
-            for group, members in groups.items()
-        }
-        shares = spread(list(groups), [tokens[group] for group in groups], self.size)
-        place = {group: rank for rank, share in enumerate(shares) for group in share}
-        return [
-            [row for row in rows if place[index.group[row]] == rank] for rank in range(self.size)
-        ]
 
 
 class _Tensors(Mapping[str, Tensor]):
@@ -151,14 +153,41 @@ def from_first(values: list[Any]) -> list[Any]:
     return values
 
 
-def spread(items: Sequence[T], costs: Sequence[int], size: int) -> list[list[T]]:
-    """Items in `size` shares of about the same cost: the dearest first, to whoever has least."""
-    loads, shares = [0] * size, [list[int]() for _ in range(size)]
-    for place in sorted(range(len(items)), key=lambda place: -costs[place]):
-        rank = min(range(size), key=lambda rank: (loads[rank], rank))
-        loads[rank] += costs[place]
-        shares[rank].append(place)
-    return [[items[place] for place in sorted(share)] for share in shares]
+class _HasRanks(Protocol):
+    ranks: Ranks
+
+
+Owner = TypeVar("Owner", bound=_HasRanks)
+
+
+def named_for_others(
+    method: Callable[Concatenate[Owner, P], T],
+) -> Callable[Concatenate[Owner, P], T]:
+    """A method whose name is shown while other ranks wait for this one."""
+
+    @wraps(method)
+    def call(owner: Owner, /, *args: P.args, **more: P.kwargs) -> T:
+        with owner.ranks.doing(method.__name__):
+            return method(owner, *args, **more)
+
+    return call
+
+
+def deal(costs: Sequence[int], size: int, *, per_round: int) -> list[list[int]]:
+    """Item numbers in `size` shares, ascending; `costs` has one number per item.
+
+    Of every `per_round` items in a row, as of all, each share gets as many, within one; the dearest
+    first, to whoever has least.
+    """
+    loads, shares = [(0, 0)] * size, [list[int]() for _ in range(size)]
+    for start in range(0, len(costs), per_round):
+        some = range(start, min(start + per_round, len(costs)))
+        for item in sorted(some, key=lambda item: -costs[item]):
+            owner = min(range(size), key=lambda rank: (loads[rank], rank))
+            count, cost = loads[owner]
+            loads[owner] = count + 1, cost + costs[item]
+            shares[owner].append(item)
+    return [sorted(share) for share in shares]
 
 
 ALONE = Ranks()

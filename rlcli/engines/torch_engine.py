@@ -9,25 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import Config, TrainConfig
-from rlcli.engines.base import PolicyObjective
+from rlcli.engines.base import EngineState, PolicyObjective
 from rlcli.engines.export import TensorFiles, save_pretrained
 from rlcli.engines.logprobs import Extra
 from rlcli.engines.meter import Meter
 from rlcli.engines.optimizer import Updater, learning_rate_factor
-from rlcli.engines.packing import (
-    index_rows,
-    learning_rows,
-    mini_batches,
-    pack_rows,
-    take_rows,
-)
+from rlcli.engines.packing import MiniBatch, index_rows, mini_batches, take_rows
 from rlcli.engines.passes import Passes
+from rlcli.engines.ranks import named_for_others
 from rlcli.errors import TrainingError
-from rlcli.types import Advantages, AnnotatedBatch, StepRecord
+from rlcli.types import Advantages, AnnotatedBatch, Batch, StepRecord
 
 MAX_SKIPPED_UPDATES = 3
 
@@ -35,10 +31,11 @@ MAX_SKIPPED_UPDATES = 3
 class TorchEngine(Passes):
     """Policy, reference, critic and their optimizers in this process.
 
-    Several ranks compute a share of every mini-batch each and add up their gradients; all are
-    called alike, with the same batch.
+    Each rank computes the rows it holds of every mini-batch; gradients are added up.
     """
 
+    loads_sharded = False
+    """Whether models come in shards, never whole; see rlcli.engines.sharded_model."""
     state_is_copy = False
     """Whether `state` gives tensors that training does not touch."""
 
@@ -71,8 +68,12 @@ class TorchEngine(Passes):
         return self.policy_updater.has_stepped
 
     def all_reduce(self, values: Tensor, /) -> Tensor:
-        """Every rank has the whole batch: the sum over ranks is the value itself."""
-        return values
+        """The sum over ranks."""
+        return self.ranks.all_reduce(values)
+
+    def all_reduce_max(self, values: Tensor, /) -> Tensor:
+        """The maximum over ranks."""
+        return self.ranks.all_reduce(values, op=dist.ReduceOp.MAX)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters of the policy by name, adapters apart."""
@@ -80,6 +81,7 @@ class TorchEngine(Passes):
 
     # -- learning -------------------------------------------------------------------------------
 
+    @named_for_others
     def update(
         self,
         batch: AnnotatedBatch,
@@ -89,45 +91,53 @@ class TorchEngine(Passes):
         step: int,
     ) -> StepRecord:
         """All epochs over the step's rollouts: the critic first, then the policy."""
-        meter = Meter()
-        factor = learning_rate_factor(self.config.train, step=step, total_steps=self.total_steps)
-        critic = self.config.critic
+        meter, train, critic = Meter(), self.config.train, self.config.critic
+        factor = learning_rate_factor(train, step=step, total_steps=self.total_steps)
+
+        def cut(size: int, *, needs_advantage: bool) -> list[MiniBatch]:
+            return mini_batches(
+                batch,
+                advantages,
+                size,
+                objective=objective,
+                all_reduce=self.all_reduce,
+                needs_advantage=needs_advantage,
+            )
+
         if self.critic is not None:
-            size = critic.mini_batch_prompts or self.config.train.mini_batch_prompts
+            some = cut(critic.mini_batch_prompts or train.mini_batch_prompts, needs_advantage=False)
             for _ in range(critic.epochs):
-                for rows in mini_batches(batch, advantages, size):
-                    self._update_critic(batch, advantages, objective, rows, factor, meter)
+                for mini in some:
+                    self._update_critic(batch, advantages, objective, mini, factor, meter)
         if self.critic is None or step >= critic.warmup_steps:
-            for epoch in range(self.config.train.ppo_epochs):
-                size = self.config.train.mini_batch_prompts
-                for rows in mini_batches(batch, advantages, size):
-                    seed = zlib.crc32(repr((self.config.run.seed, step, epoch, rows[0])).encode())
-                    self._update_policy(batch, advantages, objective, rows, factor, meter, seed)
-        return meter.record(self.ranks) | {"lr": self.config.train.lr * factor}
+            some = cut(train.mini_batch_prompts, needs_advantage=objective.needs_advantage)
+            for epoch in range(train.ppo_epochs):
+                for mini in some:
+                    seed = (self.config.run.seed, step, epoch)
+                    self._update_policy(batch, advantages, objective, mini, factor, meter, seed)
+        return meter.record(self.ranks) | {"lr": train.lr * factor}
 
     def _update_policy(
         self,
         batch: AnnotatedBatch,
         advantages: Advantages,
         objective: PolicyObjective,
-        rows: Sequence[int],
+        mini: MiniBatch,
         factor: float,
         meter: Meter,
-        seed: int,
+        seed: tuple[int, ...],
     ) -> None:
-        selected_BT = self._select(batch, advantages, objective, rows, seed)
-        counts = self._counts(advantages, objective, rows)
+        selected_BT = self._select(batch, advantages, objective, mini.rows, seed)
         self.policy.model.train()
         self.policy_updater.zero_grad()
         index = index_rows(batch)
-        learning = learning_rows(advantages, rows) if objective.needs_advantage else rows
-        plan = self._plan(learning, index)
+        plan = self._plan(mini.learning, index)
         is_unmoved = self._is_unmoved(objective, meter)
         is_reference = is_unmoved and self._is_reference(objective)
         is_first = not meter.mini_batches["policy"]
         extra: Extra = "entropy_grad" if objective.has_entropy_bonus else "entropy"
         for micro in plan:
-            packed = pack_rows(batch, micro.rows, index, self.device)
+            packed = self._pack(batch, micro, index)
             stats = self._stats(self.policy, packed, extra)
             assert stats.entropy_N is not None
             if micro.is_filler:
@@ -145,7 +155,7 @@ class TorchEngine(Passes):
                 some = replace(some, ref_logprobs_BT=logprobs_bT.detach())
             token_loss = objective.policy_loss(logprobs_bT, entropy_bT, some, aims, chosen)
             assert aims.loss_mask_BT is not None
-            loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, counts)
+            loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, mini.counts)
             self.policy_updater.backward(loss)
             meter.add_loss("policy", loss)
             meter.add_tokens(token_loss.stats_BT, aims.loss_mask_BT)
@@ -155,11 +165,11 @@ class TorchEngine(Passes):
         if plan and not plan[0].is_filler:
             meter.note("batch/samples", len(plan[0].rows))
             meter.note("batch/tokens", plan[0].num_tokens)
-        if not learning:
+        if not mini.num_learning:
             self.policy_updater.set_zero_grad()
             meter.add_loss("policy", torch.zeros(()))
         self._step(self.policy_updater, "policy", factor, meter)
-        self._note_the_rest(batch, advantages, rows, learning, meter)
+        self._note_the_rest(batch, advantages, mini, meter)
 
     def _is_unmoved(self, objective: PolicyObjective, meter: Meter) -> bool:
         """Whether the policy is still what it was before the update: its ratio is exactly 1.
@@ -174,15 +184,12 @@ class TorchEngine(Passes):
         self,
         batch: AnnotatedBatch,
         advantages: Advantages,
-        rows: Sequence[int],
-        learning: Sequence[int],
+        mini: MiniBatch,
         meter: Meter,
     ) -> None:
         """Entropy of rollouts that were not computed: the mean of -log p estimates it."""
-        if not self.ranks.is_first:
-            return
-        meter.add_rows(len(learning), len(rows))
-        if rest := sorted(set(rows) - set(learning)):
+        meter.add_rows(mini.num_learning, int(mini.counts[1]))
+        if rest := sorted(set(mini.rows) - set(mini.learning)):
             assert advantages.loss_mask_BT is not None
             surprise_BT = -batch.rollout_logprobs_BT[rest].to(self.device)
             meter.add_tokens({"entropy": surprise_BT}, advantages.loss_mask_BT[rest])
@@ -192,18 +199,17 @@ class TorchEngine(Passes):
         batch: AnnotatedBatch,
         advantages: Advantages,
         objective: PolicyObjective,
-        rows: Sequence[int],
+        mini: MiniBatch,
         factor: float,
         meter: Meter,
     ) -> None:
         assert self.critic is not None
         assert self.critic_updater is not None
-        counts = self._counts(advantages, objective, rows)
         self.critic.train()
         self.critic_updater.zero_grad()
         index = index_rows(batch)
-        for micro in self._plan(rows, index):
-            packed = pack_rows(batch, micro.rows, index, self.device)
+        for micro in self._plan(mini.rows, index):
+            packed = self._pack(batch, micro, index)
             values_N = self._values(packed)
             if micro.is_filler:
                 self.critic_updater.backward(0.0 * values_N.sum())
@@ -218,17 +224,11 @@ class TorchEngine(Passes):
                 cliprange=self.config.critic.cliprange_value,
             )
             assert aims.loss_mask_BT is not None
-            loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, counts)
+            loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, mini.counts)
             self.critic_updater.backward(loss)
             meter.add_loss("critic", loss)
             meter.add_tokens(token_loss.stats_BT, aims.loss_mask_BT)
         self._step(self.critic_updater, "critic", factor, meter)
-
-    def _counts(
-        self, advantages: Advantages, objective: PolicyObjective, rows: Sequence[int]
-    ) -> Tensor:
-        assert advantages.loss_mask_BT is not None
-        return objective.count(advantages.loss_mask_BT[list(rows)])
 
     def _select(
         self,
@@ -236,16 +236,18 @@ class TorchEngine(Passes):
         advantages: Advantages,
         objective: PolicyObjective,
         rows: Sequence[int],
-        seed: int,
+        seed: tuple[int, ...],
     ) -> Tensor | None:
-        """[B, T] tokens the loss treats apart, chosen over the whole mini-batch."""
+        """[B, T] tokens the loss treats apart, chosen over the mini-batch of all ranks."""
         if not objective.selects:
             return None
         width = batch.token_ids_BT.shape[1]
         (now,) = self._sweep(batch, rows, self._logprobs)
         some = take_rows(batch, rows, width, self.device)
         aims = take_rows(advantages, rows, width, self.device)
-        chosen = objective.select(now[list(rows)], some, aims, seed)
+        draws = _draw(batch, rows, seed).to(self.device)
+        gather = self.ranks.gather_tensors
+        chosen = objective.select(now[list(rows)], some, aims, draws_BT=draws, gather=gather)
         assert chosen is not None
         out = torch.zeros_like(now, dtype=torch.bool)
         out[list(rows)] = chosen
@@ -263,21 +265,39 @@ class TorchEngine(Passes):
 
     # -- files ----------------------------------------------------------------------------------
 
-    def state(self) -> TensorFiles:
+    @named_for_others
+    def state(self, folder: Path | None = None) -> EngineState:
         """Weights and optimizer moments of policy and critic, as they are."""
         updaters = {"policy": self.policy_updater, "critic": self.critic_updater}
         files = {name: each.state(name) for name, each in updaters.items() if each is not None}
         return TensorFiles(files, is_copy=self.state_is_copy)
 
+    @named_for_others
     def load_state(self, folder: Path) -> None:
         """What was saved into `folder`, to the bit."""
-        for name, updater in (("policy", self.policy_updater), ("critic", self.critic_updater)):
-            if updater is not None:
-                with self.ranks.reading(folder / f"{name}.safetensors") as tensors:
+        with self.ranks.reading(folder) as tensors:
+            for name, updater in (("policy", self.policy_updater), ("critic", self.critic_updater)):
+                if updater is not None:
                     updater.load_state(name, tensors)
 
+    @named_for_others
     def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:
         """The policy in Hugging Face format, in the dtype it came in; by rank 0."""
         if folder is None:
             return
         save_pretrained(self.policy, self.peft_model, folder, tokenizer, merge_lora=merge_lora)
+
+
+def _draw(batch: Batch, rows: Sequence[int], seed: tuple[int, ...]) -> Tensor:
+    """[B, T] numbers in [0, 1) for the tokens of `rows`, the same on whichever rank they are."""
+    draws_BT = torch.zeros(len(rows), batch.token_ids_BT.shape[1])
+    lengths, groups = batch.lengths_B.tolist(), batch.group_B.tolist()
+    generators: dict[int, torch.Generator] = {}
+    for place, row in enumerate(rows):
+        number = batch.prompt_numbers[groups[row]]
+        if number not in generators:
+            own = zlib.crc32(repr((*seed, number)).encode())
+            generators[number] = torch.Generator().manual_seed(own)
+        length = lengths[row]
+        draws_BT[place, :length] = torch.rand(length, generator=generators[number])
+    return draws_BT

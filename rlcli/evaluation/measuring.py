@@ -17,7 +17,7 @@ from rlcli.evaluation.estimates import METHOD, confidence_interval, pass_at_k
 from rlcli.evaluation.planning import EvalPlan
 from rlcli.models import compute_dtype, set_up_cpu
 from rlcli.monitor.monitor import rollout_row
-from rlcli.rewards import PASSED, build_scorer, pass_scores, probe_reward
+from rlcli.rewards import PASSED, accuracy_scores, build_scorer, probe_reward
 from rlcli.rewards.base import Scorer
 from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.native import NativeSampler
@@ -89,6 +89,8 @@ def _sample_and_score(
         n=plan.n,
         max_tokens=plan.config.data.max_response_tokens,
         temperature=plan.temperature,
+        keep_special_tokens=plan.config.reward.keep_special_tokens,
+        stop=tuple(plan.config.rollout.stop),
     )
     # that of a run's own evaluation: the same settings give its numbers again
     seed = zlib.crc32(repr((plan.config.run.seed, 0, "evaluate")).encode())
@@ -132,7 +134,7 @@ def summarize(plan: EvalPlan, sampled: Sampled) -> dict[str, Any]:
     scored = [value for value in values if value is not None]
     lengths = [len(rollout.token_ids) for rollout in sampled.rollouts]
     cut = sum(rollout.finish_reason == "length" for rollout in sampled.rollouts)
-    passing = pass_scores(plan.config.reward, sampled.rewards)
+    passing = accuracy_scores(plan.config.reward, sampled.rewards)
     scores = {k: _prompt_scores(passing or [], n=plan.n, k=k) for k in plan.k}
     return {
         "model": plan.model,

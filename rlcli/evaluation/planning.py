@@ -11,12 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcli.build import choose_device
-from rlcli.causal_lm import (
-    check_architecture,
-    load_tokenizer,
-    positions_of,
-    read_model_config,
-)
 from rlcli.checkpoint import step_of
 from rlcli.config.resolved import Resolved, with_values
 from rlcli.config.rewards import RewardConfig
@@ -32,7 +26,17 @@ from rlcli.errors import (
     RunDirError,
 )
 from rlcli.hub import BUILTIN
-from rlcli.inputs import check_context, check_rewards, find_model, find_reward_model, read_data
+from rlcli.inputs import (
+    chat_format,
+    check_context,
+    check_rewards,
+    check_tags,
+    check_token_ids,
+    find_model,
+    find_reward_model,
+    load_val,
+    open_model,
+)
 from rlcli.monitor.run_dir import RunDir, find_run, is_run, list_runs
 from rlcli.trained import find_checkpoint, model_folder
 from rlcli.types import Prompt
@@ -93,29 +97,28 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
     n, temperature = _samples(request)
     resolved, checkpoint, model = _settings(request, cwd)
     config = resolved.config
-    if not config.data.val:
-        raise ConfigError(f"{request.target} names no data of its own. Add --data FILE.")
     device = _device(config)
-    rows = read_data(config, config.data.val)[: request.limit]
+    rows = load_val(config)[: request.limit]
+    if not rows:
+        raise ConfigError(f"{request.target} names no data of its own. Add --data FILE.")
     reward_dir = find_reward_model(resolved)
     reward_notes = check_rewards(resolved, [rows], reward_dir, env)
     folder = model_folder(config, checkpoint) if checkpoint else _model_dir(config)
-    trust = config.model.trust_remote_code
-    model_config = read_model_config(str(folder), trust_remote_code=trust)
-    check_architecture(model_config)
+    opened = open_model(config, folder, "read", where=model)
     if checkpoint is None:
-        resolved = _fit_lengths(resolved, model_config, request.settings)
+        resolved = _fit_lengths(resolved, opened.positions, request.settings)
         config = resolved.config
-    check_context(resolved, positions_of(model_config))
-    tokenizer = load_tokenizer(str(folder), trust_remote_code=trust)
-    encoded = _encode(config, rows, tokenizer)
+    check_context(resolved, opened.positions)
+    reward_notes += check_tags(config, opened.tokenizer, [rows])
+    encoded = _encode(config, rows, opened.tokenizer)
+    check_token_ids(encoded.prompts, opened)
     return EvalPlan(
         model=model,
         config=config,
         checkpoint=checkpoint,
         folder=folder,
-        model_config=model_config,
-        tokenizer=tokenizer,
+        model_config=opened.config,
+        tokenizer=opened.tokenizer,
         prompts=encoded.prompts,
         dropped=encoded.dropped,
         device=device,
@@ -137,6 +140,7 @@ def _encode(config: Config, rows: Sequence[Row], tokenizer: Any) -> EncodedPromp
             max_prompt_tokens=data.max_prompt_tokens,
             filter_overlong=data.filter_overlong,
             truncation=data.truncation,
+            chat=chat_format(config),
         )
     except DataError as error:
         first, _, cure = str(error).partition("\n")
@@ -180,7 +184,7 @@ def _settings(request: Request, cwd: Path) -> tuple[Resolved, Path | None, str]:
         sources[key] = f"flag --{OPTION_OF.get(key, key.rpartition('.')[2])}"
     config = with_values(config, request.settings)
     if "reward.fn" in request.settings:
-        kept = {"unsafe_code_execution", "timeout_s", "workers", "fn"}
+        kept = {"keep_special_tokens", "unsafe_code_execution", "timeout_s", "workers", "fn"}
         config = config.model_copy(
             update={"reward": RewardConfig(**config.reward.model_dump(include=kept))}
         )
@@ -231,12 +235,6 @@ def _unknown_target(text: str, cwd: Path) -> RunDirError:
 
 def _model_dir(config: Config) -> Path:
     path = config.model.path
-    folder = Path(os.path.expanduser(path))
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{path} holds an adapter without its model. Evaluate the run it comes from, or a "
-            "model with\nthe adapter merged in: rlcli ckpt export RUN DEST --merge-lora"
-        )
     try:
         return find_model(config, path)
     except ModelError as error:
@@ -252,10 +250,9 @@ def _device(config: Config) -> torch.device:
         raise DeviceNotFoundError(str(error).replace("train.device=", "--device ")) from error
 
 
-def _fit_lengths(resolved: Resolved, model_config: Any, given: Mapping[str, Any]) -> Resolved:
+def _fit_lengths(resolved: Resolved, positions: int | None, given: Mapping[str, Any]) -> Resolved:
     """Responses in at most half of the positions of a model, prompts in what is left of them."""
     data = resolved.config.data
-    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     response = data.max_response_tokens
     if "data.max_response_tokens" not in given and positions is not None:
         response = max(1, min(response, positions // 2))

@@ -102,6 +102,15 @@ class RunConsole:
         self._step, self._phase = 0, "starting"
         self._begun: tuple[float, int] | None = None
         self._live: Live | None = None
+        self._stopping = ""
+
+    def show_stopping(self, text: str) -> bool:
+        """Put `text` at the panel's foot from now on; False if there is no panel.
+
+        Safe in a signal handler: it takes no lock, the panel's next refresh shows it.
+        """
+        self._stopping = text
+        return self._live is not None
 
     @property
     def is_live(self) -> bool:
@@ -126,6 +135,7 @@ class RunConsole:
 
     def stop(self) -> None:
         """End the panel, leaving its last state on the screen."""
+        self._stopping = ""  # the phase says how the run ended
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -183,4 +193,5 @@ class RunConsole:
                 rows.add_row(label, f"{values[-1]:.4g}", sparkline(values))
         rate = self._record.get("tokens_per_s")
         foot = Text(f"{self._phase}" + (f"   {rate:,.0f} tokens/s" if rate else ""), style="dim")
-        return Panel(Group(head, rows, foot), title="rlcli", title_align="left")
+        stopping = [Text(self._stopping, style="bold yellow")] if self._stopping else []
+        return Panel(Group(head, rows, foot, *stopping), title="rlcli", title_align="left")

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rlcli.monitor.rollouts import printable
-from rlcli.types import Reward, Rollout, StepRecord
+from rlcli.types import Response, Reward, StepRecord
 
 MIN_ROLLOUTS = 16
 """Below that, a correlation is mostly chance."""
@@ -17,10 +17,10 @@ MIN_GOLD = 2
 """Characters of a gold answer whose presence in a response says something."""
 
 
-def length_correlation(rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> StepRecord:
+def length_correlation(rollouts: Sequence[Response], rewards: Sequence[Reward]) -> StepRecord:
     """`reward_length_correlation` (Pearson's r) of the scored rollouts, where there is one."""
     scored = [
-        (float(len(rollout.token_ids)), reward.value)
+        (float(rollout.num_tokens), reward.value)
         for rollout, reward in zip(rollouts, rewards, strict=True)
         if reward.value is not None and math.isfinite(reward.value)
     ]
@@ -35,7 +35,7 @@ def length_correlation(rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -
         return {}  # scores too small or too large to be squared
 
 
-def zero_facts(rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> StepRecord:
+def zero_facts(rollouts: Sequence[Response], rewards: Sequence[Reward]) -> StepRecord:
     """Shares of the rollouts, {} unless every score is 0.
 
     empty_share: no text. gold_share: the gold answer stands in the text. no_number_share: the gold

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlcli.config.schema import Config
 from rlcli.monitor.course import FIRST_KEPT, LAST_KEPT
+from rlcli.monitor.held_out import HELD_OUT_FALLING, HeldOutScore, held_out_falling, read_score
 from rlcli.monitor.judge_verdicts import JUDGE_CHECKS
 from rlcli.monitor.rows import read_metrics, read_rows
 from rlcli.monitor.verdicts import CHECKS, Verdict
@@ -31,6 +32,32 @@ class Health:
         self._config = config
         self._steps: list[StepRecord] = []
         self._active: dict[str, float] = {}
+        self._scores: list[HeldOutScore] = []
+
+    @property
+    def active(self) -> frozenset[str]:
+        """Names of the verdicts that hold now, or did in the last CLEAR_STEPS steps."""
+        return frozenset(self._active)
+
+    def after_evaluation(self, record: Mapping[str, float | None]) -> list[Verdict]:
+        """New verdicts on the held-out score; `record` is an evaluation with its step."""
+        score = read_score(_finite(record))
+        if score is None:
+            return []
+        self._scores.append(score)
+        found = held_out_falling(self._scores, self._steps, self._config)
+        if found is None:
+            self._active.pop(HELD_OUT_FALLING, None)
+            return []
+        is_new = found.name not in self._active
+        self._active[found.name] = math.inf  # until an evaluation is well again
+        return [found] if is_new else []
+
+    def replay(self, record: Mapping[str, float]) -> list[Verdict]:
+        """New verdicts on a row of metrics.jsonl: a training step, which has an epoch, or not."""
+        if "epoch" not in record:
+            return self.after_evaluation(record)
+        return self.after(int(record["step"]), record)
 
     def after(
         self, step: int, record: Mapping[str, float | None], *, error: str = ""
@@ -39,8 +66,7 @@ class Health:
 
         A number that is none counts as absent.
         """
-        kept = {k: v for k, v in record.items() if v is not None and math.isfinite(v)}
-        self._steps.append({**kept, "step": step})
+        self._steps.append({**_finite(record), "step": step})
         # the first steps are what later ones are compared with; memory must not grow with a run
         if len(self._steps) > FIRST_KEPT + LAST_KEPT:
             del self._steps[FIRST_KEPT]
@@ -49,6 +75,10 @@ class Health:
         self._active |= {verdict.name: step for verdict in found}
         self._active = {k: last for k, last in self._active.items() if step - last < CLEAR_STEPS}
         return [_with_cause(verdict, error) for verdict in fresh]
+
+
+def _finite(record: Mapping[str, float | None]) -> StepRecord:
+    return {k: v for k, v in record.items() if v is not None and math.isfinite(v)}
 
 
 def _with_cause(verdict: Verdict, error: str) -> Verdict:
@@ -79,21 +109,51 @@ class HealthLog:
             with suppress(OSError):
                 self._file.write_text("".join(map(_line, kept)), encoding="utf-8")
         if self._health is not None:
-            for record in read_metrics(self._metrics)[0]:
+            steps, evaluations = read_metrics(self._metrics)
+            for record in in_order(steps, evaluations):
                 if record["step"] <= step:
-                    self._health.after(int(record["step"]), record)
+                    self._health.replay(record)
 
     def after(self, step: int, record: Mapping[str, float | None], *, error: str = "") -> list[str]:
         """What to tell the user after a step, mostly nothing."""
-        if self._health is None:
-            return []
+        found = self._health.after(step, record, error=error) if self._health else []
+        return self._note(step, found)
+
+    def after_evaluation(self, step: int, record: Mapping[str, float | None]) -> list[str]:
+        """Notes for the user after an evaluation, mostly none."""
+        found = self._health.after_evaluation({**record, "step": step}) if self._health else []
+        return self._note(step, found)
+
+    def standing(self) -> list[str]:
+        """The verdicts that still hold, as notes, each with the step that found it."""
+        active = self._health.active if self._health else frozenset()
+        return last_verdicts(self._file.parent, names=active)
+
+    def _note(self, step: int, verdicts: Sequence[Verdict]) -> list[str]:
         notes: list[str] = []
-        for found in self._health.after(step, record, error=error):
+        for found in verdicts:
             row = {"step": step, "verdict": found.name, "says": found.says, "knob": found.knob}
             with suppress(OSError), self._file.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
             notes.append(f"health: {found.says} {found.knob}")
         return notes
+
+
+def in_order(
+    steps: Sequence[Mapping[str, float]], evaluations: Sequence[Mapping[str, float]]
+) -> list[Mapping[str, float]]:
+    """Training steps and evaluations as they came: an evaluation follows its step."""
+    return sorted([*steps, *evaluations], key=lambda row: (row["step"], "epoch" not in row))
+
+
+def last_verdicts(run: Path, names: frozenset[str] | None = None) -> list[str]:
+    """The newest row of each verdict in a run's health.jsonl as a line; names: of these only."""
+    rows = {str(row.get("verdict")): row for row in read_rows(run / HEALTH_FILE)}
+    return [
+        f"health (step {row['step']}): {row.get('says', '')} {row.get('knob', '')}"
+        for name, row in rows.items()
+        if names is None or name in names
+    ]
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,10 +18,10 @@ from rlcli.lang import translator
 from rlcli.monitor.console import RunConsole, epoch_line
 from rlcli.monitor.facts import common_error, length_correlation, zero_facts
 from rlcli.monitor.health import Health, HealthLog
-from rlcli.monitor.run_dir import RunDir, State
+from rlcli.monitor.run_dir import RunDir, State, in_words
 from rlcli.monitor.signals import StopRequest
 from rlcli.monitor.trackers import Trackers
-from rlcli.types import Reward, Rollout, StepRecord
+from rlcli.types import Response, Reward, StepRecord
 
 
 class HasEpoch(Protocol):
@@ -51,6 +51,7 @@ class Monitor:
     ) -> None:
         self.run_dir, self.console, self.stop = run_dir, console, stop
         self._say = translator(lang)
+        stop.acknowledged_by = lambda text: console.show_stopping(self._say(text))
         self.trackers = Trackers() if trackers is None else trackers
         self.prompts_per_epoch, self.epochs = prompts_per_epoch, epochs
         self._health = HealthLog(run_dir.path, health)
@@ -62,8 +63,6 @@ class Monitor:
         self.held_out_rewards: list[tuple[int, float]] = []
         self._epoch_begun = time.monotonic()
         self._process = psutil.Process()
-        self.on_phase: Callable[[str], None] = lambda name: None
-        self._phase = ""
 
     @property
     def stop_requested(self) -> bool:
@@ -79,17 +78,6 @@ class Monitor:
         """Tell the user something once."""
         self.console.line(self._say(text), style="yellow")
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """What this process does inside, for whoever waits for it: `on_phase` is told."""
-        before, self._phase = self._phase, name
-        self.on_phase(name)
-        try:
-            yield
-        finally:
-            self._phase = before
-            self.on_phase(before)
-
     def begin(self, step: int) -> None:
         """The first step is about to start."""
         self.last_step = step
@@ -101,7 +89,7 @@ class Monitor:
 
     def end(self, state: State, step: int, *, resumable: bool, reason: str = "") -> None:
         """The run is over, or stands still, for this reason."""
-        self.console.phase(state)
+        self.console.phase(in_words(state))
         self.console.stop()
         self._write_status(state, step, resumable=resumable, reason=reason)
         self._tell(self.trackers.close(failed=state in ("failed", "running")))
@@ -163,6 +151,11 @@ class Monitor:
         if self.trackers.has_console:
             self.console.evaluation(step, record)
         self._write({"step": step, **record})
+        self._tell(self._health.after_evaluation(step, record))
+
+    def standing_verdicts(self) -> list[str]:
+        """Health verdicts that still hold, one line each."""
+        return self._health.standing()
 
     def _write(self, values: dict[str, float]) -> None:
         row = _finite(values)
@@ -176,7 +169,7 @@ class Monitor:
             ) from error
         self._tell(self.trackers.log(int(values["step"]), row))
 
-    def rollouts(self, step: int, rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> None:
+    def rollouts(self, step: int, rollouts: Sequence[Response], rewards: Sequence[Reward]) -> None:
         """Keep what was sampled in step `step` and how it was scored."""
         self._correlation = length_correlation(rollouts, rewards)
         self._zero_facts = zero_facts(rollouts, rewards)
@@ -214,12 +207,46 @@ class Monitor:
         self.held_out_rewards = [(step, reward) for step, reward in rewards]
 
 
+class SilentMonitor:
+    """The monitor of a rank other than 0: nothing is written or shown there."""
+
+    stop_requested = False
+    evaluations: Sequence[tuple[int, float]] = ()
+    held_out_rewards: Sequence[tuple[int, float]] = ()
+
+    def note(self, text: str) -> None:
+        """Nothing: rank 0 tells it."""
+
+    def begin(self, step: int) -> None:
+        """See Monitor."""
+
+    @contextmanager
+    def step(self, step: int, prompts: HasEpoch) -> Iterator[StepRecord]:
+        """See Monitor."""
+        yield {}
+
+    @contextmanager
+    def evaluation(self, step: int) -> Iterator[StepRecord]:
+        """See Monitor."""
+        yield {}
+
+    def rollouts(self, step: int, rollouts: Sequence[Response], rewards: Sequence[Reward]) -> None:
+        """See Monitor."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: rank 0 writes checkpoints."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See Monitor."""
+
+
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
     """NaN and infinity as null: they are no JSON."""
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
-def rollout_row(rollout: Rollout, reward: Reward) -> dict[str, Any]:
+def rollout_row(rollout: Response, reward: Reward) -> dict[str, Any]:
     """What is kept of one response."""
     return {
         "id": rollout.prompt.id,
@@ -231,6 +258,6 @@ def rollout_row(rollout: Rollout, reward: Reward) -> dict[str, Any]:
         "error": reward.error,
         "reason": reward.reason,
         "finish_reason": rollout.finish_reason,
-        "length": len(rollout.token_ids),
+        "length": rollout.num_tokens,
         "policy_version": rollout.policy_version,
     }

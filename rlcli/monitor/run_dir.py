@@ -20,6 +20,14 @@ from rlcli.monitor.rows import newest_metrics
 from rlcli.text import short_path
 
 State = Literal["running", "finished", "preempted", "paused", "failed"]
+"""Of status.json. Scripts rely on the words; people read `in_words`."""
+
+
+def in_words(state: str) -> str:
+    """`state` for people: a run that a signal ended with a checkpoint was stopped."""
+    return "stopped" if state == "preempted" else state
+
+
 LOCK_TRIES = 5
 TAIL_BYTES = 2**18
 ELSEWHERE = "choose another --output_dir"
@@ -49,6 +57,11 @@ class RunDir:
     def has_checkpoint(self) -> bool:
         """Whether there is something to resume from."""
         return any(self.checkpoints.glob("step_*"))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds the lock of the run directory."""
+        return self._lock is not None
 
     def probe(self, *, resumes: bool) -> None:
         """Say early what `hold` would refuse, leaving nothing behind.

@@ -1,4 +1,4 @@
-"""The sign of life that rank 0 gives its supervisor: a file in the run directory, touched."""
+"""The sign of life that rank 0 gives its agent: a file in the run directory, touched."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 INTERRUPTED = 130
@@ -12,10 +13,14 @@ STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """The first signal that asked the run to stop, if any."""
+    """The first signal that asked the run to stop, if any.
+
+    acknowledged_by: shows the user the text it is given; False if it cannot, then stderr gets it.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.acknowledged_by: Callable[[str], bool] = lambda text: False
 
     def install(self) -> None:
         """Listen from now on."""
@@ -32,7 +37,17 @@ class StopRequest:
             # files are replaced whole, so leaving in the middle of one tears nothing
             os._exit(INTERRUPTED)
         self.signal = number
-        name = signal.Signals(number).name
-        more = " Again: stop at once." if number == signal.SIGINT else ""
-        # not print: a handler may run inside another write to the same stream
-        os.write(2, f"\n{name}: saving after this step, then stopping.{more}\n".encode())
+        text = stopping_text(number)
+        if not self.acknowledged_by(text):
+            # not print: a handler may run inside another write to the same stream
+            os.write(2, f"\n{text}\n".encode())
+
+
+def stopping_text(number: int) -> str:
+    """Acknowledges the signal `number`."""
+    if number == signal.SIGINT:
+        return (
+            "Ctrl-C: stopping after this step, with a checkpoint. Press it again to stop at once."
+        )
+    name = signal.Signals(number).name
+    return f"{name}: stopping after this step, with a checkpoint."

@@ -22,14 +22,16 @@ CANARIES = 3
 class JudgePlan:
     """calls and what follows from them are None where the steps are not known.
 
-    calls_per_step: of the rollouts; `calls` has evaluations and canaries, too. is_most: a rule
-    decides first, and nobody knows how often. price: US dollars per million tokens, (in, out), the
-    mean of a panel's; None: one is not known. price_date: of the table; None: the price was set.
+    calls_per_step: of the rollouts; `calls` has evaluations (eval_calls) and canaries, too.
+    is_most: a rule decides first, and nobody knows how often. price: US dollars per million
+    tokens, (in, out), the mean of a panel's; None: one is not known. price_date: of the table;
+    None: the price was set.
     """
 
     model: str
     calls_per_step: int
     calls: int | None
+    eval_calls: int | None
     tokens_per_call: int
     tokens: int | None
     cost_usd: float | None
@@ -57,11 +59,11 @@ def plan_judge(
 
     greedy = 1 if "greedy" in needs_of(config) else 0
     per_step = prompts * (config.rollout.n + greedy) * judge.votes
-    calls = None
+    calls = eval_calls = None
     if steps is not None and (num_val is not None or not config.data.val):
         evaluations = num_evaluations(config, steps) if config.data.val else 0
-        others = evaluations * (num_val or 0) * config.rollout.val_n + num_canaries(config, steps)
-        calls = per_step * steps + others * judge.votes
+        eval_calls = evaluations * (num_val or 0) * config.rollout.val_n * judge.votes
+        calls = per_step * steps + eval_calls + num_canaries(config, steps) * judge.votes
     read = TEMPLATE_TOKENS + config.data.max_prompt_tokens + config.data.max_response_tokens
     members = members_of(judge)
     price = _mean_price(members)
@@ -73,6 +75,7 @@ def plan_judge(
         model=", ".join(str(one.model) for one in members),
         calls_per_step=per_step,
         calls=calls,
+        eval_calls=eval_calls,
         tokens_per_call=read + REPLY_TOKENS,
         tokens=None if calls is None else calls * (read + REPLY_TOKENS),
         cost_usd=cost,
@@ -80,6 +83,24 @@ def plan_judge(
         price_date=price_date() if is_listed else None,
         is_most=judge.rule_first,
     )
+
+
+def judge_notes(config: Config, *, steps: int, num_val: int) -> list[str]:
+    """The estimate of a run's calls and cost; none without a judge."""
+    prompts = config.train.prompts_per_step
+    plan = plan_judge(config, steps=steps, num_val=num_val, prompts=prompts)
+    if plan is None or plan.calls is None or plan.tokens is None:
+        return []
+    whole, share, most = f"{plan.calls:,}", f"{plan.eval_calls:,}", f"{plan.tokens / 1e6:,.1f}"
+    if plan.cost_usd is None:
+        return [
+            f"the judge is called up to {whole} times, {share} of them in evaluations: about "
+            f"{most} million tokens at full length."
+        ]
+    return [
+        f"the judge is called up to {whole} times, {share} of them in evaluations: about "
+        f"{most} million tokens at full length, ${plan.cost_usd:,.2f}."
+    ]
 
 
 def _mean_price(members: Sequence[JudgeConfig]) -> tuple[float, float] | None:

@@ -13,7 +13,10 @@ from rlcli.machine import GIB, ask_driver, total_ram, visible_gpus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """memory_gib: of one device; None: not known. devices: that this process may use."""
+    """memory_gib: of one device; None: not known. devices: that this process may use.
+
+    host_gib: the memory of this machine; None if the device is in another one.
+    """
 
     kind: Literal["cpu", "cuda", "mps"]
     name: str
@@ -39,7 +42,7 @@ def find_machine(train: TrainConfig, *, memory_gib: float | None = None) -> Mach
             name=gpus[0].name if gpus else "a GPU that is not here",
             memory_gib=memory_gib or (gpus[0].memory_gib if gpus else None),
             devices=max(1, len(gpus)),
-            host_gib=host,
+            host_gib=host if gpus else None,
         )
     if train.device == "mps" or (train.device == "auto" and is_mac):
         return Machine(kind="mps", name="Apple GPU", memory_gib=memory_gib or host, host_gib=host)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from rlcli.config.schema import Config
+from rlcli.config.schema import Config, RolloutConfig
 from rlcli.machine import GIB
 from rlcli.plan import passes
 from rlcli.plan.learning import Moment, Update, left_in_heap
+from rlcli.plan.loading import Loading, plan_loading
 from rlcli.plan.machine import Machine
 from rlcli.plan.needs import needs_of
 from rlcli.plan.shapes import ModelShape
@@ -17,11 +18,14 @@ from rlcli.plan.states import (
     HALF,
     Numerics,
     critic_parameters,
+    gathered_bytes,
+    num_processes,
     numerics_of,
     policy_states,
     trained_states,
 )
 from rlcli.plan.workload import Rows, Workload, workload_of
+from rlcli.samplers import SERVERS_FRACTION
 
 RUNTIME = {"cpu": 0.04 * GIB, "cuda": 0.6 * GIB, "mps": 0.3 * GIB}
 """What libraries take once they compute: code that is touched, contexts, workspaces."""
@@ -59,29 +63,66 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VllmShare:
+    """GiB of each GPU that vLLM may use, and that it needs for weights and one rollout's cache.
+
+    widths: the values of rollout.tensor_parallel that this model and machine allow.
+    """
+
+    share_gib: float
+    needs_gib: float
+    widths: list[int]
+
+    @property
+    def fits(self) -> bool:
+        """Whether vLLM can start."""
+        return self.needs_gib <= self.share_gib
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """The phases of a step, and what DeepSpeed moves to the host."""
+    """Loading and the phases of a step. host_gib: what is offloaded to the host.
+
+    loading_host_gib: of this machine's memory while its processes load their models for GPUs.
+    vllm: None without vLLM, or if the memory of its GPUs is not known.
+    """
 
     phases: list[Phase]
     host_gib: float
+    loading_host_gib: float
+    vllm: VllmShare | None
     workload: Workload
     numerics: Numerics
+    processes: int
+    """Of the run; `numerics.ranks` of them share states."""
 
     @property
     def largest(self) -> Phase:
-        """The phase with the highest peak."""
-        return max(self.phases, key=lambda phase: phase.peak_gib)
+        """The phase with the highest peak; of those that do not fit, if any does not."""
+        return max(self.phases, key=lambda phase: (phase.fits is False, phase.peak_gib))
+
+    @property
+    def lacks_vllm_share(self) -> bool:
+        """Whether vLLM's share of a GPU is too small for its weights."""
+        return self.vllm is not None and not self.vllm.fits
 
 
 def plan_memory(
     config: Config, models: Models, *, machine: Machine, num_val: int | None
 ) -> MemoryPlan:
-    """Every phase of a run's steps from the second on, when all states exist."""
+    """Loading, and every phase of a run's steps from the second on, when all states exist."""
     numerics = numerics_of(config, device=machine.kind, devices=machine.devices)
     workload = workload_of(config, num_val=num_val, ranks=numerics.ranks)
     step = _Step(config, models, numerics, workload, machine)
+    local = config.train.n_gpus or machine.devices
     return MemoryPlan(
-        phases=step.phases(), host_gib=step.host / GIB, workload=workload, numerics=numerics
+        phases=step.phases(),
+        host_gib=step.host / GIB,
+        loading_host_gib=local * step.loading.host / GIB,
+        vllm=step.vllm,
+        workload=workload,
+        numerics=numerics,
+        processes=num_processes(config, machine.devices),
     )
 
 
@@ -95,6 +136,8 @@ class _Step:
     states: float = field(init=False)
     host: float = field(init=False)
     gradients: float = field(init=False)
+    loading: Loading = field(init=False)
+    vllm: VllmShare | None = field(init=False)
     critic_gradients: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
@@ -111,29 +154,43 @@ class _Step:
             self.states += self.models.reward.parameters * self.numerics.width
         if self.machine.is_cpu:
             self.states, self.host = self.states + self.host, 0.0
+        self.loading = plan_loading(
+            self.config,
+            self.numerics,
+            policy=self.models.policy,
+            critic=self.models.critic,
+            reward=self.models.reward,
+        )
+        self.vllm = self._vllm_share()
 
     def _copies(self) -> float:
         """The reference and the sampler's own copy, where the run has them."""
         shape, numerics, config = self.models.policy, self.numerics, self.config
-        if numerics.is_lora:
-            return 0.0
         copies = 0.0
+        if numerics.fsdp and config.rollout.is_native:
+            copies += numerics.width * shape.parameters
+        if numerics.is_lora:
+            return copies
         if config.algorithm.needs_reference and not self._moves_reference:
             copies += self._reference()
-        if numerics.half and config.rollout.is_native:
+        if numerics.half and config.rollout.is_native and not numerics.fsdp:
             copies += HALF * shape.parameters
         return copies
 
     @property
     def _moves_reference(self) -> bool:
         """Whether the reference waits on the host."""
-        return self.config.ref.offload_params and not self.machine.is_cpu
+        moves = self.config.ref.offload_params or (
+            self.numerics.fsdp and self.config.train.offloads
+        )
+        return moves and not self.machine.is_cpu
 
     def _reference(self) -> float:
-        """Whole on every rank, as exact as the policy."""
+        """As exact as the policy computes; whole on every rank under torch."""
         numerics = self.numerics
-        width = HALF if numerics.deepspeed and numerics.half else FLOAT
-        return width * self.models.policy.parameters
+        if numerics.fsdp or numerics.deepspeed:
+            return numerics.width * self.models.policy.parameters / numerics.ranks
+        return FLOAT * self.models.policy.parameters
 
     def phases(self) -> list[Phase]:
         """In the order of a step."""
@@ -144,10 +201,14 @@ class _Step:
         is_cpu = self.machine.is_cpu
         stays = left_in_heap([*updates.values()]) if is_cpu else 0.0
         found = [
+            self._loading(),
             self._phase("rollout", [replace(self._sampling(), unused=stays)]),
             self._phase("logprobs", [replace(self._sweep(), unused=stays)]),
         ]
-        found += [self._phase(n, update.moments(is_cpu=is_cpu)) for n, update in updates.items()]
+        for name, update in updates.items():
+            gathered = gathered_bytes(update.shape, self.numerics)
+            moments = update.moments(is_cpu=is_cpu)
+            found.append(self._phase(name, [_plus(m, gathered) for m in moments]))
         if self.models.reward is not None:
             scoring = replace(self._scoring(self.models.reward), unused=stays)
             found.append(self._phase("reward_model", [scoring]))
@@ -162,6 +223,7 @@ class _Step:
             overhead += self.work.rollouts * self.work.update.response_length * TOKEN_BYTES
         peak = states + activations + worst.logits + worst.rollout + overhead
         limit = self.machine.memory_gib
+        lacks_share = name == "rollout" and self.vllm is not None and not self.vllm.fits
         return Phase(
             name=name,
             states_gib=states / GIB,
@@ -170,7 +232,21 @@ class _Step:
             rollout_gib=worst.rollout / GIB,
             overhead_gib=overhead / GIB,
             peak_gib=peak / GIB,
-            fits=None if limit is None else peak <= limit * GIB,
+            fits=None if limit is None else peak <= limit * GIB and not lacks_share,
+        )
+
+    def _loading(self) -> Phase:
+        states, overhead = self.loading.device / GIB, RUNTIME[self.machine.kind] / GIB
+        limit = self.machine.memory_gib
+        return Phase(
+            name="loading",
+            states_gib=states,
+            activations_gib=0.0,
+            logits_gib=0.0,
+            rollout_gib=0.0,
+            overhead_gib=overhead,
+            peak_gib=states + overhead,
+            fits=None if limit is None else states + overhead <= limit,
         )
 
     def _sampling(self) -> Moment:
@@ -201,6 +277,25 @@ class _Step:
         tensor_parallel = self.config.rollout.tensor_parallel
         return self.models.policy.parameters * self.numerics.width / tensor_parallel
 
+    def _vllm_share(self) -> VllmShare | None:
+        """None if the GPUs of vLLM are not known: on the CPU, or a server that runs already."""
+        rollout, shape, memory = self.config.rollout, self.models.policy, self.machine.memory_gib
+        if rollout.is_native or self.machine.is_cpu or memory is None or rollout.url is not None:
+            return None
+        fraction = rollout.memory_fraction
+        if rollout.engine == "vllm_server" and fraction == RolloutConfig().memory_fraction:
+            fraction = SERVERS_FRACTION
+        width, tensor_parallel = self.numerics.width, rollout.tensor_parallel
+        data = self.config.data
+        cache = passes.kv_bytes_per_token(shape, width=width) * (
+            data.max_prompt_tokens + data.max_response_tokens
+        )
+        shared = min(tensor_parallel, shape.kv_heads)
+        needs = shape.parameters * width / tensor_parallel + cache / shared
+        local = self.config.train.n_gpus or self.machine.devices
+        widths = [n for n in (1, 2, 4, 8, 16) if n <= local and shape.heads % n == 0]
+        return VllmShare(share_gib=fraction * memory, needs_gib=needs / GIB, widths=widths)
+
     def _sweep(self) -> Moment:
         """Old and reference log-probs, as far as the run needs them."""
         algorithm, rollout = self.config.algorithm, self.config.rollout
@@ -217,7 +312,9 @@ class _Step:
         logits = copies * passes.chunk_bytes(shape, rows)
         hidden = 2 * FLOAT * shape.hidden * rows.tokens
         moves = self._moves_reference and algorithm.needs_reference
-        fetched = self._reference() if moves else 0.0
+        is_whole = not (self.numerics.fsdp or self.numerics.deepspeed)
+        fetched = self._reference() if moves and is_whole else 0.0
+        fetched += gathered_bytes(shape, self.numerics, trains=False)
         if logits + hidden > passing:
             return Moment(activations=casts + hidden + fetched, logits=logits)
         return Moment(activations=casts + passing + fetched)
@@ -250,3 +347,7 @@ class _Step:
         length = self.work.update.prompt_length + self.work.update.response_length
         rows = Rows(rows=0, prompts=REWARD_ROWS, prompt_length=length, response_length=0)
         return Moment(activations=passes.passing_bytes(shape, rows, self.numerics))
+
+
+def _plus(moment: Moment, activations: float) -> Moment:
+    return replace(moment, activations=moment.activations + activations)

@@ -15,6 +15,7 @@ import yaml
 from rlcli import hub
 from rlcli.errors import ModelError, ModelNotFoundError
 from rlcli.plan.shapes import ModelShape, shape_of
+from rlcli.start_model import plain_path
 
 TABLE = Path(__file__).with_name("models.yaml")
 _FAMILY_AND_SIZE = re.compile(r"([A-Za-z]+)[\d.]*-(\d+(?:\.\d+)?B)(?![\w])")
@@ -28,6 +29,7 @@ def find_shape(path: str, *, source: Literal["hf", "modelscope"] = "hf") -> Mode
 
     Raises: ModelError when there is none of these, with the cure.
     """
+    path = plain_path(path, source=source)
     try:
         return shape_of(hub.find_model_config(path, hub=source, offline=True), name=path)
     except ModelError as error:

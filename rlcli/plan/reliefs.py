@@ -74,12 +74,15 @@ def _best(
     any. Other phases may still not fit: no change of this kind lowers them.
     """
     before, name = plan.largest, plan.largest.name
+    is_for_share = plan.lacks_vllm_share and name == "rollout"
     found: list[Relief] = []
     for change in choices:
         changed = again(resolved.adjust(change).config)
+        if changed.lacks_vllm_share and (is_for_share or not plan.lacks_vllm_share):
+            continue
         after = next(phase for phase in changed.phases if phase.name == name)
         gain = before.peak_gib - after.peak_gib
-        if gain < SMALLEST_GAIN * before.peak_gib:
+        if gain < SMALLEST_GAIN * before.peak_gib and not is_for_share:
             continue
         relief = Relief(
             change=" ".join(_typed(change)),
@@ -92,7 +95,7 @@ def _best(
             largest_gib=changed.largest.peak_gib,
             values=change,
         )
-        if after.fits or before.fits is not False:
+        if after.fits or before.fits is not False or is_for_share:
             return relief
         found.append(relief)
     most = max((relief.gain_gib for relief in found), default=0.0)
@@ -104,7 +107,7 @@ def _candidates(config: Config, plan: MemoryPlan) -> Iterator[tuple[list[Change]
     phase = plan.largest.name
     train, model = config.train, config.model
     if phase == "rollout":
-        yield from _sampling(config)
+        yield from _sampling(config, plan)
     if phase == "logprobs":
         tokens = plan.workload.sweep.tokens
         sizes = _halves(tokens, _longest(config))
@@ -119,13 +122,19 @@ def _candidates(config: Config, plan: MemoryPlan) -> Iterator[tuple[list[Change]
     if not config.lora.rank:
         yield [{"lora.rank": RANK}], "adapters instead of all weights"
     yield from _tasks(config)
-    if train.offload_params is False and plan.numerics.deepspeed:
+    is_sharded = plan.numerics.deepspeed or plan.numerics.fsdp
+    if train.offload_params is False and is_sharded:
         yield [{"train.offload_params": True}], "much speed"
 
 
-def _sampling(config: Config) -> Iterator[tuple[list[Change], str]]:
+def _sampling(config: Config, plan: MemoryPlan) -> Iterator[tuple[list[Change], str]]:
     rollout = config.rollout
-    if rollout.is_native:
+    if plan.vllm is not None and not plan.vllm.fits:
+        wider = [n for n in plan.vllm.widths if n > rollout.tensor_parallel]
+        yield [{"rollout.tensor_parallel": n} for n in wider], "more communication in sampling"
+        tenths = range(int(rollout.memory_fraction * 10 + 0.001) + 1, 10)
+        yield [{"rollout.memory_fraction": t / 10} for t in tenths], "less memory to train in"
+    elif rollout.is_native:
         fewest = rollout.n
         sizes = _halves(min(rollout.max_rows, config.train.prompts_per_step * rollout.n), fewest)
         yield [{"rollout.max_rows": size} for size in sizes], "some speed of sampling"
@@ -162,11 +171,15 @@ def _halves(number: int, fewest: int) -> list[int]:
 def _sharing(config: Config, plan: MemoryPlan) -> Iterator[tuple[list[Change], str]]:
     """States kept elsewhere: on the host, or on other ranks."""
     train, numerics = config.train, plan.numerics
-    if not numerics.deepspeed:
+    if not (numerics.deepspeed or numerics.fsdp):
+        if plan.processes > 1:
+            yield [{"train.engine": "fsdp"}], "more communication"
         return
     has_copy = config.algorithm.needs_reference and not config.lora.rank
     if has_copy and numerics.device == "cuda" and not config.ref.offload_params:
         yield [{"ref.offload_params": True}], "a move every step"
+    if numerics.fsdp:
+        return
     if train.zero_stage < 3 and numerics.ranks > 1:
         stages = range(train.zero_stage + 1, 4)
         yield [{"train.zero_stage": stage} for stage in stages], "more communication"

@@ -11,9 +11,11 @@ from rlcli import preflight
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.files import find_files
-from rlcli.data.readers import read_rows
+from rlcli.data.sets import is_held_out, num_held_out
 from rlcli.errors import DataNotFoundError
+from rlcli.inputs import read_data
 from rlcli.plan.disk import DiskPlan, find_free_gib, plan_disk
+from rlcli.plan.engine import settle_engine
 from rlcli.plan.judge import JudgePlan, plan_judge
 from rlcli.plan.machine import Machine, find_machine
 from rlcli.plan.memory import MemoryPlan, Models, Phase, plan_memory
@@ -68,6 +70,8 @@ class RunPlan:
             "fits": self.fits,
             "device": asdict(self.machine),
             "host_gib": self.memory.host_gib,
+            "loading_host_gib": self.memory.loading_host_gib,
+            "vllm": None if self.memory.vllm is None else asdict(self.memory.vllm),
             "model": {
                 "path": policy.name,
                 "type": policy.kind,
@@ -104,7 +108,14 @@ def plan_run(resolved: Resolved, cwd: Path, *, memory_gib: float | None = None) 
     resolved = preflight.check(resolved)
     config = resolved.config
     num_prompts, missing = _count_rows(config, config.data.train, cwd)
-    num_val, missing_val = _count_rows(config, config.data.val, cwd) if config.data.val else (0, [])
+    num_val, missing_val = 0, list[str]()
+    if is_held_out(config.data.val):
+        num_val = None if num_prompts is None else num_held_out(num_prompts)
+        num_prompts = None if num_prompts is None else num_prompts - (num_val or 0)
+    elif config.data.val:
+        num_val, missing_val = _count_rows(config, config.data.val, cwd)
+    if num_val and config.data.val_limit > 0:
+        num_val = min(num_val, config.data.val_limit)
     critic = None
     if "critic" in needs_of(config):
         critic = find_shape(config.critic.path or config.model.path, source=config.model.hub)
@@ -133,8 +144,9 @@ def make_memory_plan(
 ) -> RunPlan:
     """The plan of checked settings on a given machine; pure."""
     resolved, batch, batches = _settle_batches(resolved, num_prompts)
-    config = resolved.config
     models = Models(policy=shape, critic=critic, reward=reward_model)
+    resolved = settle_engine(resolved, models, machine, num_val=num_val)
+    config = resolved.config
 
     def again(changed: Config) -> MemoryPlan:
         return plan_memory(changed, models, machine=machine, num_val=num_val)
@@ -178,15 +190,20 @@ def _warnings(config: Config, machine: Machine, memory: MemoryPlan) -> list[str]
     train = config.train
     asked = {"train.n_gpus": train.n_gpus or machine.devices, "train.nnodes": train.nnodes}
     asked = [f"{key}={number}" for key, number in asked.items() if number > 1]
-    if asked and not memory.numerics.deepspeed:
+    if asked and not (memory.numerics.deepspeed or memory.numerics.fsdp):
         notes.append(
             f"{', '.join(asked)}: every process holds the whole of it, and the numbers are those "
-            "of one device. train.engine=deepspeed shares the states out."
+            "of one device. train.engine=fsdp shares the states out."
         )
     if machine.host_gib is not None and memory.host_gib > machine.host_gib:
         notes.append(
             f"what is offloaded takes {memory.host_gib:.1f} GiB of this machine's "
             f"{machine.host_gib:.1f} GiB of memory."
+        )
+    if machine.host_gib is not None and memory.loading_host_gib > machine.host_gib:
+        notes.append(
+            f"while loading, the processes of one machine take {memory.loading_host_gib:.1f} GiB "
+            f"of its memory, and this machine has {machine.host_gib:.1f}."
         )
     if config.algorithm.dynamic_sampling and config.reward.judge.enabled:
         rounds = 1 + config.algorithm.max_refills
@@ -211,4 +228,4 @@ def _count_rows(config: Config, files: Sequence[str], cwd: Path) -> tuple[int | 
         from pyarrow.parquet import read_metadata
 
         return sum(read_metadata(path).num_rows for path in paths), []
-    return len(read_rows(files, fields=config.data.fields, base=cwd)), []
+    return len(read_data(config, files, base=cwd)), []

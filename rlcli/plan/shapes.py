@@ -151,6 +151,12 @@ def shape_of(config: Mapping[str, Any], *, name: str) -> ModelShape:
                 values[new] = values[old]
     missing = [key for key in ("hidden_size", "num_hidden_layers") if not _is_size(values, key)]
     missing += [key for key in ("num_attention_heads", "vocab_size") if not _is_size(values, key)]
+    if missing == ["num_attention_heads"]:
+        raise ModelError(
+            f"the config.json of {name} has no num_attention_heads: rlcli plan knows only models "
+            "with attention layers.\nTraining does not need a plan: rlcli train --dry_run checks "
+            "this model."
+        )
     if missing:
         raise ModelError(
             f"the config.json of {name} has no {', '.join(missing)}: its memory cannot be "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlcli.config.schema import Config
 from rlcli.plan.shapes import ModelShape
@@ -15,7 +15,7 @@ MOMENTS = 2 * FLOAT
 class Numerics:
     """How a run computes. width: bytes of a computed number. ranks: processes that share states.
 
-    deepspeed: the engine that shards; otherwise torch in one process.
+    deepspeed, fsdp: the engines that share states out; otherwise every process holds the whole.
     """
 
     half: bool
@@ -23,6 +23,7 @@ class Numerics:
     deepspeed: bool
     ranks: int
     device: str
+    fsdp: bool = False
 
     @property
     def width(self) -> int:
@@ -50,18 +51,34 @@ class TrainedStates:
         return self.weights + self.gradients + self.optimizer
 
 
+def num_processes(config: Config, devices: int) -> int:
+    """Processes of a run that may use so many devices of each machine."""
+    return (config.train.n_gpus or devices) * config.train.nnodes
+
+
+def gathered_bytes(shape: ModelShape, numerics: Numerics, *, trains: bool = True) -> float:
+    """Of fsdp: the layer that computes, the next one, what is outside layers, and gradients."""
+    if not numerics.fsdp:
+        return 0.0
+    layer, outside = shape.layer_parameters(), shape.embedding + shape.head
+    whole = numerics.width * (outside + 2 * layer)
+    has_gradients = trains and not numerics.is_lora
+    return whole + (numerics.width + FLOAT) * layer * has_gradients
+
+
 def numerics_of(config: Config, *, device: str, devices: int) -> Numerics:
     """What `model.dtype`, `lora.rank` and the engine come to on this device."""
     train = config.train
-    ranks = (train.n_gpus or devices) * train.nnodes
-    deepspeed = train.engine == "deepspeed"
+    ranks = num_processes(config, devices)
+    deepspeed, fsdp = train.engine == "deepspeed", train.engine == "fsdp"
     wanted = config.model.dtype
     return Numerics(
         half=wanted == "bfloat16" or (wanted == "auto" and device == "cuda"),
         lora_rank=config.lora.rank,
         deepspeed=deepspeed,
-        ranks=ranks if deepspeed else 1,
+        ranks=ranks if deepspeed or fsdp else 1,
         device=device,
+        fsdp=fsdp,
     )
 
 
@@ -82,7 +99,10 @@ def policy_states(shape: ModelShape, config: Config, numerics: Numerics) -> Trai
     count = adapters(shape, config)
     some = trained_states(count, config, numerics)
     frozen = shape.parameters * numerics.width
-    shards = numerics.ranks if numerics.deepspeed and config.train.zero_stage == 3 else 1
+    shares = numerics.fsdp or (numerics.deepspeed and config.train.zero_stage == 3)
+    shards = numerics.ranks if shares else 1
+    if numerics.fsdp and config.train.offloads:
+        return replace(some, host=some.host + frozen / shards)
     return TrainedStates(
         weights=some.weights + frozen / shards,
         gradients=some.gradients,
@@ -96,8 +116,13 @@ def trained_states(count: int, config: Config, numerics: Numerics) -> TrainedSta
 
     torch keeps float32 weights, gradients and moments, 16 bytes in all. So does DeepSpeed: in
     bfloat16 it has 2 + 2 (stages 2 and 3: 4) for weights and gradients, and 12 for a float32 copy
-    and the moments.
+    and the moments. fsdp keeps torch's 16 in shards, on the device or all of them on the host.
     """
+    if numerics.fsdp:
+        sizes = [count * size / numerics.ranks for size in (FLOAT, FLOAT, MOMENTS)]
+        if config.train.offloads:
+            return TrainedStates(weights=0.0, gradients=0.0, optimizer=0.0, host=sum(sizes))
+        return TrainedStates(weights=sizes[0], gradients=sizes[1], optimizer=sizes[2])
     if not numerics.deepspeed:
         return TrainedStates(
             weights=FLOAT * count, gradients=FLOAT * count, optimizer=MOMENTS * count

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.errors import ConfigError
+from rlcli.launch import num_local
+from rlcli.machine import ask_driver, visible_gpus
 from rlcli.preflight.algorithm import cuts
 
 SAMPLER = "rollout.engine"
 URL = "rollout.url"
 AHEAD = "rollout.async_steps"
 CORRECTION = "algorithm.correction"
+ENGINE = "train.engine"
+OFFLOADS = ("train.offload_params", "train.offload_optimizer")
 
 
 def settle_address(resolved: Resolved) -> Resolved:
@@ -84,6 +89,24 @@ def _nothing_ahead(config: Config) -> tuple[str, str] | None:
     return None
 
 
+def settle_sharding(resolved: Resolved) -> Resolved:
+    """`resolved` with the fsdp engine if several processes are to offload what they train."""
+    train = resolved.config.train
+    asked = next((key for key in OFFLOADS if resolved.value(key)), None)
+    if train.engine != "auto" or asked is None or _num_processes(resolved.config) == 1:
+        return resolved
+    note = f"{resolved.where(asked)} turns {ENGINE} to fsdp."
+    return resolved.adjust({ENGINE: "fsdp"}, note=note, origin=resolved.sources[asked])
+
+
+def _num_processes(config: Config) -> int:
+    train = config.train
+    if train.n_gpus is None and train.device in ("auto", "cuda"):
+        gpus = len(visible_gpus(ask_driver()[0], os.environ))
+        return num_local(config, gpus) * train.nnodes
+    return (train.n_gpus or 1) * train.nnodes
+
+
 def check_engines(resolved: Resolved) -> Resolved:
     """`resolved`, when this version and this machine can train it.
 
@@ -99,7 +122,7 @@ def check_engines(resolved: Resolved) -> Resolved:
             "\nInstall it with: pip install 'rlcli[deepspeed]' (from a checkout: "
             "pip install -e '.[deepspeed]'), or use --engine torch."
         )
-    if config.train.engine == "deepspeed" and config.model.compile:
+    if config.train.engine in ("deepspeed", "fsdp") and config.model.compile:
         raise ConfigError(
             f"{resolved.where('model.compile')} and {resolved.where('train.engine')} do not go "
             "together in this version. Leave one of them out."

@@ -165,8 +165,13 @@ SWITCHES = (
     ),
     Switch(
         _keys("train", "zero_stage offload_params offload_optimizer"),
-        lambda config: config.train.engine == "deepspeed",
+        lambda config: config.train.engine in ("deepspeed", "fsdp"),
         WHOLE,
+    ),
+    Switch(
+        _keys("train", "zero_stage"),
+        lambda config: config.train.engine != "fsdp",
+        "the fsdp engine shares everything out, as stage 3 does",
     ),
     Switch(
         _keys("train", "offload_params"),

@@ -69,8 +69,8 @@ def _several_gpus(s: Situation, pick: Pick) -> str:
     if wants_critic and pick.algorithm != "ppo" and place_sharded(s, Pick("ppo", 1, "")).fits:
         says += "; so does ppo, with its critic"
     return (
-        f"every one of the {s.gpus} GPUs holds all of this; --engine deepspeed "
-        f"train.zero_stage=3 shares the states among them: {says}"
+        f"every one of the {s.gpus} GPUs holds all of this; --engine fsdp shares the states "
+        f"among them: {says}"
     )
 
 

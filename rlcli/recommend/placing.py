@@ -17,7 +17,9 @@ from rlcli.recommend.command import Command, command_of
 from rlcli.recommend.situation import Pick, Situation
 
 Placement = Literal["whole", "lora", "too large"]
-LEFT_ALONE = frozenset({"lora.rank", "data.max_response_tokens", "algorithm.kl_loss"})
+LEFT_ALONE = frozenset(
+    {"lora.rank", "data.max_response_tokens", "algorithm.kl_loss", "train.engine"}
+)
 """What changes the task or the algorithm: adapters are a choice of their own."""
 
 
@@ -91,8 +93,8 @@ def largest_that_fits(s: Situation, pick: Pick) -> str | None:
 
 
 def place_sharded(s: Situation, pick: Pick) -> Fitted:
-    """All weights trained and all states shared among the GPUs, as DeepSpeed would."""
-    settings = {"train.engine": "deepspeed", "train.zero_stage": 3, "train.n_gpus": s.gpus}
+    """All weights trained and all states shared among the GPUs, by the fsdp engine."""
+    settings = {"train.engine": "fsdp", "train.n_gpus": s.gpus}
     resolved = command_of(s, pick).resolve().adjust(settings)
     machine = _machine(s)
     shape = s.shape or shape_of_size(s.billions)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlcli.disk import gib
 from rlcli.monitor.console import duration
+from rlcli.monitor.run_dir import in_words
 from rlcli.report.charts import charts
 from rlcli.report.markup import Child, Markup, clipped, join, style, tag
 from rlcli.report.read import PASS, RunReport, Sample, Setting
@@ -53,7 +54,7 @@ def _overview(run: RunReport) -> Markup:
         "header",
         tag("h1", clipped(run.name, LONGEST_NAME)),
         tag("p", _trained(run)),
-        tag("p", tag("b", run.state), _ending(run)),
+        tag("p", tag("b", in_words(run.state)), _ending(run)),
         tag("dl", *(_tile(word, value, more) for word, value, more in _tiles(run)), class_="tiles"),
     )
 
@@ -99,7 +100,8 @@ def _tiles(run: RunReport) -> list[tuple[str, str, str]]:
     if run.scores:
         first, last = run.scores[0], run.scores[-1]
         rows = run.evaluations[-1].get("eval/rows")
-        on = f" on {rows:,.0f} prompts" if rows else ""
+        of = f" of {clipped(run.val_name, LONGEST_NAME)}"
+        on = f" on {rows:,.0f} prompts{of}" if rows else ""
         change = f"{100 * (last - first):+.1f} points{on}"
         tiles.insert(0, ("held-out pass@1", f"{first:.1%} \u2192 {last:.1%}", change))
     rewards = run.values("reward_mean")
@@ -122,7 +124,7 @@ def _comparison(runs: Sequence[RunReport]) -> Markup:
     rows = [
         (
             clipped(run.name, LONGEST_NAME),
-            run.state,
+            in_words(run.state),
             f"{run.step:,}",
             *(_percent(f(run.scores) if run.scores else None) for f in (_first, _last, max)),
             number(run.values("reward_mean")[-1]) if run.values("reward_mean") else "-",

@@ -11,9 +11,10 @@ from typing import Any
 from rlcli.checkpoint import saved_steps
 from rlcli.config.resolved import show
 from rlcli.config.schema import defaults
+from rlcli.data.sets import val_name
 from rlcli.disk import folder_bytes
 from rlcli.errors import RunDirError
-from rlcli.monitor.health import HEALTH_FILE, Health
+from rlcli.monitor.health import HEALTH_FILE, Health, in_order
 from rlcli.monitor.rollouts import Which, pick, read_rollouts, step_of_file
 from rlcli.monitor.rows import read_metrics, read_rows
 from rlcli.monitor.run_dir import RunDir
@@ -78,6 +79,19 @@ class RunReport:
         return next((s.value for s in self.settings if s.key == key), default)
 
     @property
+    def val_name(self) -> str:
+        """The name of the data that held-out scores are measured on."""
+        train, val = (
+            [
+                name
+                for name in self.setting(key, "").strip("[]").replace('"', "").split(", ")
+                if name
+            ]
+            for key in ("data.train", "data.val")
+        )
+        return val_name(train, val)
+
+    @property
     def scores(self) -> list[float]:
         """Held-out pass@1, in order."""
         return [row[PASS] for row in self.evaluations if PASS in row]
@@ -120,7 +134,7 @@ def read_run(path: Path) -> RunReport:
         settings=_settings(path),
         steps=steps,
         evaluations=evaluations,
-        verdicts=_verdicts(run, steps),
+        verdicts=_verdicts(run, in_order(steps, evaluations)),
         samples=_samples(path / "rollouts"),
         checkpoints=_checkpoints(run.checkpoints, scores),
         files=_files(path),
@@ -180,7 +194,7 @@ def _typed(value: Any) -> str:
     return show(value)
 
 
-def _verdicts(run: RunDir, steps: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+def _verdicts(run: RunDir, rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     """What the run said of its health, or what can be said where it was not asked."""
     file = run.path / HEALTH_FILE
     if file.is_file():
@@ -195,8 +209,8 @@ def _verdicts(run: RunDir, steps: Sequence[Mapping[str, float]]) -> list[dict[st
         return []
     return [
         {"step": int(row["step"]), "verdict": found.name, "says": found.says, "knob": found.knob}
-        for row in steps
-        for found in health.after(int(row["step"]), row)
+        for row in rows
+        for found in health.replay(row)
     ]
 
 

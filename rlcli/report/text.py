@@ -10,6 +10,7 @@ from rlcli.disk import gib
 from rlcli.lang import width
 from rlcli.monitor.console import duration, sparkline
 from rlcli.monitor.rollouts import printable
+from rlcli.monitor.run_dir import in_words
 from rlcli.report.read import RunReport
 from rlcli.report.svg import number
 
@@ -37,12 +38,12 @@ def _run_lines(run: RunReport) -> list[str]:
     reason = f" ({run.reason.splitlines()[0]})" if run.reason else ""
     took = f", {duration(run.wall_s)}" if run.wall_s else ""
     value = run.setting
-    lines = [f"{run.name}: {run.state}{reason}, step {run.step}{of}{took}"]
+    lines = [f"{run.name}: {in_words(run.state)}{reason}, step {run.step}{of}{took}"]
     if run.settings:
         lines.append(f"  {value('algorithm.name')} on {value('model.path')}")
     if run.scores:
         first, last = run.scores[0], run.scores[-1]
-        lines.append(f"  {'pass@1':<14}{first:>8.1%} -> {last:<8.1%}held out")
+        lines.append(f"  {'pass@1':<14}{first:>8.1%} -> {last:<8.1%}held out: {run.val_name}")
     for key, word in COURSES:
         values = run.values(key)
         if values:

@@ -15,12 +15,16 @@ from rlcli.types import Reward
 
 Progress = Callable[[str, int, int], None]
 """Told what goes on, and how many of how many responses are through it."""
+LEAST_LOST = 5
+"""Responses in a row without an answer that end a trial, at least."""
 NOT_SCORED = Reward(value=None, error="not scored: the trial ended before")
 
 
 class Feed:
     """Keeps `window` responses with the scorer: a response's seconds hold no wait for others.
 
+    A service that answers none of `window` responses in a row ends it: each was waited for as long
+    as a service gets, so thousands would take days.
     seconds: of every response, in the order they came back. end: what ended it early; what is
     asked later is not scored.
     """
@@ -31,6 +35,7 @@ class Feed:
         self._scorer = scorer
         self._window = window
         self._progress = progress
+        self._lost = 0
 
     def turn_to(self, scorer: Scorer) -> None:
         """Hand over to another scorer from here on."""
@@ -70,6 +75,15 @@ class Feed:
             del waiting[at]
             self.seconds.append(ended - begun[at])
             self._progress(phase, finished + 1, len(cases))
+            self._count_lost(rewards[at])
+
+    def _count_lost(self, reward: Reward) -> None:
+        """Raises: Paused after too many responses in a row without an answer."""
+        if reward.value is not None:
+            self._lost = 0
+        self._lost += reward.is_outage
+        if self._lost >= max(self._window, LEAST_LOST):
+            raise Paused(f"{self._lost} responses in a row got no answer: {reward.error}")
 
 
 def _note(done: queue.SimpleQueue[tuple[int, float]], at: int, _: Future[Reward]) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlcli.data.columns import FIELDS, MISSING, column_value
 from rlcli.data.files import find_files, iter_records, nearest, printable
-from rlcli.data.readers import FIELDS, MISSING, Row, column_value, read_rows
+from rlcli.data.readers import Reading, Row, read_scan
 from rlcli.errors import DataError
 from rlcli.reward_trial.labels import read_label
 from rlcli.reward_trial.rows import Case
@@ -145,6 +146,8 @@ def _find_rows(
     """(the row of each response, where it is from). Raises: DataError."""
     names = ", ".join(data)
     prompt = fields.get("prompt", FIELDS["prompt"][0])
+    column = _response_column(source, [record.columns for record in records], fields)
+    own = Reading(fields=fields, without=(column,))
     has_prompts = all(column_value(record.columns, prompt) is not MISSING for record in records)
     if read_data is None:
         if not has_prompts:
@@ -152,7 +155,7 @@ def _find_rows(
                 f"--responses {source}: no column {prompt}, and no data that they answer.\n"
                 "Add --data FILE, or the prompt to every row (data.fields.prompt=COLUMN names it)."
             )
-        return read_rows([source], fields=fields), f"{len(records)} rows of {source}."
+        return read_scan([source], own).rows, f"{len(records)} rows of {source}."
     rows = read_data()
     by_id = _rows_by_id(rows, data)
     found = [_row_of(record, by_id) for record in records]
@@ -167,7 +170,7 @@ def _find_rows(
         )
     if has_prompts:
         note = f"{len(records)} rows of {source}, with prompts of their own: {names} is not read."
-        return read_rows([source], fields=fields), note
+        return read_scan([source], own).rows, note
     if len(rows) != len(records):
         raise DataError(
             f"--responses {source} has {len(records)} rows, {names} has {len(rows)}, and no ids "

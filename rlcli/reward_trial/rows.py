@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal
+from typing import Literal
 
 from rlcli.data.readers import Row
 from rlcli.errors import DataError
+from rlcli.rewards.function_check import SOLUTION, answer_text, prompt_of
 from rlcli.rewards.rules import gold_problem
-from rlcli.types import Prompt, Rollout
+from rlcli.types import Rollout
 
 Kind = Literal["right", "wrong", "given"]
 CODE = "code"
 """The rule whose ground truths are tests."""
-SOLUTION = "canonical_solution"
-"""In a row's extra_info: a program that passes the tests which are its ground truth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +29,8 @@ class Case:
 
     def rollout(self) -> Rollout:
         """The same as a sampler would hand it over, without tokens."""
-        row = self.row
-        messages = ({"role": "user", "content": row.prompt},)
-        prompt = Prompt(
-            id=row.id,
-            messages=messages if isinstance(row.prompt, str) else row.prompt,
-            token_ids=(),
-            ground_truth=row.ground_truth,
-            data_source=row.data_source,
-            extra_info=row.extra_info,
-        )
         return Rollout(
-            prompt=prompt,
+            prompt=prompt_of(self.row),
             text=self.response,
             token_ids=(),
             logprobs=(),
@@ -78,16 +66,7 @@ def _own_answer(row: Row, *, is_code: bool) -> Case:
             "Give responses of a model: --responses FILE, with --label FIELD where people have "
             "judged them."
         )
-    return Case(row=row, response=_text(row.ground_truth), kind="right")
-
-
-def _text(answer: Any) -> str:
-    """An answer as a model writes it; of one answer in a list, that."""
-    if isinstance(answer, list) and len(answer) == 1:
-        return _text(answer[0])
-    return (
-        json.dumps(answer, ensure_ascii=False) if isinstance(answer, list | dict) else str(answer)
-    )
+    return Case(row=row, response=answer_text(row.ground_truth), kind="right")
 
 
 class OtherAnswers:

@@ -23,7 +23,9 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
     ends = {report.get(name) for name in ("min", "max", "wrong_min", "wrong_max")} - {None}
     if len(ends) == 1 and report["rows"] > 1 and report.get("wrong_rows", 1):
         score = report["max"]
-        found.append(f"every response gets the same score, {score:g}: it tells nothing apart.")
+        found.append(
+            f"every response gets the same score, {score:g}, so nothing can be learned from it."
+        )
     elif "wrong_scores" in report:
         found += _both(report)
     elif report["label"]:

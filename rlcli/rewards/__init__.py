@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from rlcli.rewards.passing import PASSED, pass_scores
+from rlcli.rewards.passing import PASSED, accuracy_scores, pass_scores
 from rlcli.rewards.scorer import (
     build_scorer,
     check_reward,
     gold_problems,
     needs_model,
     probe_reward,
+    rules_in_use,
 )
 
 __all__ = [
     "PASSED",
+    "accuracy_scores",
     "build_scorer",
     "check_reward",
     "gold_problems",
     "needs_model",
     "pass_scores",
     "probe_reward",
+    "rules_in_use",
 ]

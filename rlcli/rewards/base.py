@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlcli.types import Prompt, Reward, Rollout, StepRecord
@@ -43,8 +44,9 @@ class Scorer(Protocol):
         ...
 
     def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
-        """The rewards of one step, or of one evaluation, on their final scale.
+        """This rank's rewards of one step, or of one evaluation, on their final scale.
 
+        Every rank calls it at the same places, and `metrics`.
         learns: whether a running mean and deviation may take them in.
         """
         ...
@@ -60,6 +62,49 @@ class Scorer(Protocol):
     def close(self) -> None:
         """Stop; what is still being scored is given up."""
         ...
+
+
+class StatelessScorer:
+    """The part of a `Scorer` without state, metrics and canaries."""
+
+    def canaries(self, step: int, prompts: Sequence[Prompt]) -> list[Future[Reward]]:
+        """None."""
+        return []
+
+    def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
+        """The rewards as they are."""
+        return [*rewards]
+
+    def trouble(self) -> str | None:
+        """Nothing."""
+        return None
+
+    def metrics(self) -> StepRecord:
+        """Nothing is counted."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Nothing is kept."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing was kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peers:
+    """The ranks of a run, as its scorers see them. Every rank calls the same methods in turn.
+
+    local_size: ranks on this machine. host: rank 0's address for the others. gather: a value of
+    every rank. first: rank 0's value. prompts: all that may be scored, the same on every rank.
+    """
+
+    is_first: bool
+    local_size: int
+    host: str
+    gather: Callable[[Any], list[Any]]
+    first: Callable[[Any], Any]
+    prompts: Sequence[Prompt]
 
 
 def score_all(scorer: Scorer, rollouts: Sequence[Rollout]) -> list[Reward]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,6 +25,7 @@ class CompositeScorer:
     """A `Scorer` whose reward is the weighted sum of others'; each part is kept by its name.
 
     scale: of the reward model's part, applied in `settle`; the parts stay raw. None: it is raw.
+    gather: one value of every rank, whose scores make one scale.
     """
 
     def __init__(
@@ -33,11 +34,12 @@ class CompositeScorer:
         weights: Mapping[str, float],
         *,
         scale: Normalizer | None = None,
+        gather: Callable[[list[float]], list[list[float]]] = lambda own: [own],
     ) -> None:
         assert scorers.keys() == weights.keys()
         self._scorers = dict(scorers)
         self._weights = dict(weights)
-        self._scale = scale
+        self._scale, self._gather = scale, gather
 
     def submit(self, rollout: Rollout, *, before: Reward | None = None) -> Future[Reward]:
         """Begin to score one rollout with every part that is not there yet; returns at once."""
@@ -61,7 +63,8 @@ class CompositeScorer:
         """The sums with the reward model's part on its scale; what is unscored stays so."""
         if self._scale is None:
             return [*rewards]
-        raw = [reward.parts[SCALED] for reward in rewards if reward.value is not None]
+        own = [reward.parts[SCALED] for reward in rewards if reward.value is not None]
+        raw = [score for each in self._gather(own) for score in each]
         if not raw:
             return [*rewards]
         moments = self._scale.moments(raw, learns=learns)
@@ -159,6 +162,7 @@ def weighted_sum(rewards: Mapping[str, Reward], *, weights: Mapping[str, float])
         parts=parts,
         error="; ".join(failed) or None,
         usage=usage,
+        is_outage=any(reward.is_outage for reward in rewards.values()),
         reason=next((reward.reason for reward in rewards.values() if reward.reason), None),
     )
 

@@ -19,13 +19,11 @@ from types import ModuleType
 from typing import Any
 
 from rlcli.errors import RewardError
-from rlcli.rewards.rules import RULES, RUNS_CODE, ScoreFunction, load_rule, rule_name
+from rlcli.rewards.rules import RULES, RUNS_CODE, load_rule, rule_name
 from rlcli.rewards.sandbox import find_sandbox
+from rlcli.rewards.signatures import UserFunction, adapt
 
-ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
-CONTRACT = "compute_score(data_source, solution_str, ground_truth, extra_info=None)"
-
-Resolver = Callable[[str], ScoreFunction]
+Resolver = Callable[[str], Callable[..., Any]]
 """data_source to the function that scores its rows."""
 
 
@@ -34,31 +32,23 @@ def is_rule(fn: str) -> bool:
     return fn == "rules" or fn in RULES
 
 
-def load(fn: str, *, timeout_s: float, allows_unsafe: bool = False) -> Resolver:
-    """What scores the rows of each data source under `reward.fn`.
+def load_rules(fn: str, *, timeout_s: float, allows_unsafe: bool = False) -> Resolver:
+    """The built-in rule for each data source under `reward.fn`: `rules`, or the name of one.
 
-    fn: `rules`, the name of a rule, `file.py:function` (or `file.py`: its compute_score), or
-    `package.module:function`. Functions are called with keywords, extra_info where they take it.
     timeout_s, allows_unsafe: of rules that run the model's code; the sandbox is found at the first
     row of one.
-
-    Raises:
-        RewardError: there is no such function, or it cannot be loaded or called.
     """
-    if is_rule(fn):
-        find = cache(partial(find_sandbox, allows_unsafe=allows_unsafe))
+    find = cache(partial(find_sandbox, allows_unsafe=allows_unsafe))
 
-        def resolve(data_source: str) -> ScoreFunction:
-            name = rule_name(data_source) if fn == "rules" else fn
-            rule = load_rule(name)
-            if name not in RUNS_CODE:
-                return rule.compute_score
-            limit_s = rule.SHARE_OF_TIME * timeout_s
-            return partial(rule.compute_score, sandbox=find(), limit_s=limit_s)
+    def resolve(data_source: str) -> Callable[..., Any]:
+        name = rule_name(data_source) if fn == "rules" else fn
+        rule = load_rule(name)
+        if name not in RUNS_CODE:
+            return rule.compute_score
+        limit_s = rule.SHARE_OF_TIME * timeout_s
+        return partial(rule.compute_score, sandbox=find(), limit_s=limit_s)
 
-        return resolve
-    function = _load_function(fn)
-    return lambda data_source: function
+    return resolve
 
 
 def split_target(fn: str) -> tuple[str, str]:
@@ -110,7 +100,12 @@ def last_line(error: BaseException, *, inside: str | None = None) -> str:
     return f"{message[:500]}{where}"
 
 
-def _load_function(fn: str) -> ScoreFunction:
+def load_function(fn: str) -> UserFunction:
+    """The user's function that `reward.fn` names.
+
+    Raises:
+        RewardError: there is no such function, or it cannot be loaded or called.
+    """
     path = find_file(fn)
     place, name = split_target(fn)
     module = _load_file(path) if path else _import_module(fn, place)
@@ -121,7 +116,7 @@ def _load_function(fn: str) -> ScoreFunction:
         raise RewardError(
             f"{where}: there is no function {name}; it has: {', '.join(known) or 'none'}."
         )
-    return _adapted(function, name=name, where=where)
+    return adapt(function, name=name, where=where)
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -151,25 +146,3 @@ def _import_module(fn: str, place: str) -> ModuleType:
         return importlib.import_module(place)
     except BaseException as error:  # as above
         raise RewardError(f"reward.fn={fn}: cannot import {place}: {last_line(error)}") from error
-
-
-def _adapted(function: Any, *, name: str, where: str) -> ScoreFunction:
-    if not callable(function):
-        raise RewardError(f"{where}: {name} is a {type(function).__name__}, expected a function.")
-    code = inspect.unwrap(function)
-    line = code.__code__.co_firstlineno if inspect.isfunction(code) else 1
-    if inspect.iscoroutinefunction(function):
-        raise RewardError(f"{where}:{line}: {name} is async, expected a plain function.")
-    signature = inspect.signature(function)
-    problems: list[str] = []
-    for names in (ARGUMENTS, ARGUMENTS[:3]):
-        try:
-            signature.bind(**dict.fromkeys(names))
-        except TypeError as error:
-            problems.append(str(error))
-            continue
-        return lambda **call: function(**{key: call[key] for key in names})
-    problem = next((text for text in problems if "extra_info" not in text), problems[0])
-    raise RewardError(
-        f"{where}:{line}: {name}{signature} cannot be called: {problem}.\nExpected {CONTRACT}."
-    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rlcli.rewards.combination import PART_OF, combine
 from rlcli.rewards.judge.injections import is_injection
 from rlcli.rewards.passing import PASSED
-from rlcli.types import Reward, Rollout, StepRecord
+from rlcli.types import Response, Reward, StepRecord
 
 if TYPE_CHECKING:
     from rlcli.config.rewards import RewardConfig
@@ -25,7 +25,7 @@ def judge_part(config: RewardConfig) -> str:
 
 
 def measure_judge(
-    rollouts: Sequence[Rollout],
+    rollouts: Sequence[Response],
     rewards: Sequence[Reward],
     canaries: Sequence[Reward] = (),
     *,
@@ -45,7 +45,7 @@ def measure_judge(
         for rollout, reward in zip(rollouts, rewards, strict=True)
         if part in reward.parts
     ]
-    found = _spread([(reward.parts[part], len(rollout.token_ids)) for reward, rollout in judged])
+    found = _spread([(reward.parts[part], rollout.num_tokens) for reward, rollout in judged])
     both = [
         (reward.parts[part] >= PASSED) == (reward.parts[RULE] >= PASSED)
         for reward, _ in judged

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from rlcli.causal_lm import load_tokenizer, read_model_config
+from rlcli.causal_lm import avoid_cudnn_attention, load_tokenizer, read_model_config
 from rlcli.errors import RewardError
+from rlcli.load_check import find_non_finite
 from rlcli.rewards.armo import ArmoModel
 from rlcli.rewards.encoding import Encoder, Row, UnrateableError
 from rlcli.rewards.model_files import (
@@ -139,8 +140,14 @@ def load_reward_model(
             "assistant's turn begins.\nCopy tokenizer_config.json (or chat_template.jinja) beside "
             "its weights."
         )
+    avoid_cudnn_attention(device)
     model = _load(folder, kind, dtype)
     model.to(device).eval().requires_grad_(False)
+    if problem := find_non_finite(model):
+        raise RewardError(
+            f"reward.model={folder} has weights that are not finite: {problem}.\n"
+            "Every score would be unscored. Copy or download the model again."
+        )
     model.config.use_cache = False
     if kind == "classifier":
         _keep_head_exact(model)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rlcli import hub
 from rlcli.errors import ModelError, ModelNotFoundError, RewardError
+from rlcli.weight_files import check_pointers, check_quantization, check_weight_files
 
 Kind = Literal["classifier", "armo", "starling"]
 
@@ -32,7 +33,9 @@ def find_reward_files(path: str, *, source: hub.Hub = "hf") -> Path:
         ModelError: a folder that is not a whole model.
     """
     folder = hub.find_local(path) or _download(path, source)
+    check_pointers(folder)
     hub.read_config(folder)
+    check_weight_files(folder)
     find_tokenizer_of(folder, source=source)
     return folder
 
@@ -100,9 +103,12 @@ def check_model_files(folder: Path) -> list[str]:
     Raises:
         RewardError: another architecture (a causal LM, code that comes with the checkpoint), or
             a classifier with several labels.
+        ModelError: its weights are quantised.
     """
+    config = hub.read_config(folder)
+    check_quantization(config, "read", where=f"reward.model={folder}")
     if kind_of(folder) == "classifier":
-        _check_classifier(folder, hub.read_config(folder))
+        _check_classifier(folder, config)
     if not is_pickled(folder):
         return []
     return [

@@ -31,6 +31,14 @@ def pass_scores(config: RewardConfig, rewards: Sequence[Reward]) -> list[float |
     ]
 
 
+def accuracy_scores(config: RewardConfig, rewards: Sequence[Reward]) -> list[float | None] | None:
+    """`pass_scores` where a rule or a function decides each; None: a judge's 0.5 is no accuracy."""
+    combination = combine(config)
+    if combination.is_rule_first or not combination.uses("fn"):
+        return None
+    return pass_scores(config, rewards)
+
+
 def _deciding(combination: Combination) -> str | None:
     """The part of a mix; None where one reward scores alone."""
     if not combination.is_composite:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlcli.errors import RewardError
+from rlcli.rewards.loading import is_rule
 from rlcli.rewards.process import CallFailed, NotStarted, ScoringProcess, is_secret
 from rlcli.rewards.threaded import ThreadedScorer
 from rlcli.types import Reward, Rollout
@@ -38,7 +39,7 @@ class ScorerPool(ThreadedScorer):
         start = partial(
             ScoringProcess, fn, timeout_s=timeout_s, log=log, allows_unsafe=allows_unsafe
         )
-        self._lanes = [_Lane(start) for _ in range(workers)]
+        self._lanes = [_Lane(start, is_rule=is_rule(fn)) for _ in range(workers)]
         self._start("score", [partial(self._serve, lane) for lane in self._lanes])
 
     def can_recover(self, unscored: Reward) -> bool:
@@ -66,8 +67,9 @@ class ScorerPool(ThreadedScorer):
 class _Lane:
     """One process at a time, replaced when it is lost."""
 
-    def __init__(self, start: Callable[[], ScoringProcess]) -> None:
+    def __init__(self, start: Callable[[], ScoringProcess], *, is_rule: bool) -> None:
         self._start = start
+        self._is_rule = is_rule
         self._lock = threading.Lock()
         self._process: ScoringProcess | None = None
         self._is_closed = False
@@ -80,15 +82,8 @@ class _Lane:
 
     def call(self, rollout: Rollout) -> dict[str, Any]:
         """{"score", "parts"} of a rollout, or {"error"}. A lost process is replaced."""
-        prompt = rollout.prompt
-        arguments = {
-            "data_source": prompt.data_source,
-            "solution_str": rollout.text,
-            "ground_truth": prompt.ground_truth,
-            "extra_info": dict(prompt.extra_info),
-        }
         try:
-            return self._call(arguments)
+            return self._call(call_of(rollout, is_rule=self._is_rule))
         except (CallFailed, RewardError) as error:
             self.drop()
             self.warm_up()
@@ -124,58 +119,34 @@ class _Lane:
         return self._process
 
 
-def check_function(
-    fn: str,
-    trials: Sequence[Mapping[str, Any]] = (),
-    *,
-    timeout_s: float = 10.0,
-    may_abstain: bool = False,
-) -> list[dict[str, Any]]:
-    """The replies of `reward.fn` to trial calls, when it can be loaded and called.
-
-    may_abstain: whether None is an answer, which leaves the rollout to a judge.
-
-    Raises:
-        RewardError: no such file or function, a syntax error, a wrong signature: with file, line;
-            every trial fails.
-    """
-    process = ScoringProcess(fn, timeout_s=timeout_s)
-    try:
-        process.wait_until_ready()
-        replies = [process.call(trial) for trial in trials]
-    except RewardError as error:
-        raise RewardError(_with_key_hint(str(error))) from error
-    except NotStarted as error:
-        raise RewardError(
-            f"reward.fn={fn} ends its process while it is loaded: {error}."
-        ) from error
-    except CallFailed as error:
-        raise RewardError(_failed_trial(fn, str(error))) from error
-    finally:
-        process.close()
-    failed = ["error" in reply and not (may_abstain and "undecided" in reply) for reply in replies]
-    if replies and all(failed):
-        raise RewardError(_failed_trial(fn, _with_key_hint(replies[0]["error"])))
-    return replies
-
-
-def _failed_trial(fn: str, problem: str) -> str:
-    return (
-        f"reward.fn={fn} was tried on a row's own ground truth and fails: {problem}.\n"
-        "Mend the function: it would score nothing."
-    )
+def call_of(rollout: Rollout, *, is_rule: bool) -> dict[str, Any]:
+    """The keywords of one call; a user's function chooses from more than a rule needs."""
+    prompt = rollout.prompt
+    call: dict[str, Any] = {
+        "data_source": prompt.data_source,
+        "solution_str": rollout.text,
+        "ground_truth": prompt.ground_truth,
+        "extra_info": dict(prompt.extra_info),
+    }
+    if is_rule:
+        return call
+    return call | {
+        "messages": [dict(message) for message in prompt.messages],
+        "columns": dict(prompt.columns),
+        "token_ids": list(rollout.token_ids),
+    }
 
 
 def read_reply(reply: Mapping[str, Any], *, weights: Mapping[str, float]) -> Reward:
     """The `Reward` of a process's reply; with `weights`, their sum over the parts."""
     is_undecided = bool(reply.get("undecided"))
     if "error" in reply:
-        error = _with_key_hint(reply["error"])
+        error = with_key_hint(reply["error"])
         return Reward(value=None, error=error, is_undecided=is_undecided)
     score: float | None = reply["score"]
     parts: dict[str, float] = reply["parts"]
     if not weights:
-        error = None if score is not None else "the reward returned a dict without 'score'"
+        error = None if score is not None else _no_score(parts)
         reason = reply.get("reason")
         return Reward(
             value=score, parts=parts, error=error, reason=reason, is_undecided=is_undecided
@@ -194,7 +165,16 @@ def read_reply(reply: Mapping[str, Any], *, weights: Mapping[str, float]) -> Rew
     )
 
 
-def _with_key_hint(error: str) -> str:
+def _no_score(parts: Mapping[str, float]) -> str:
+    weights = ", ".join(f"{name}: 1.0" for name in parts)
+    return (
+        f"the reward returned a dict without 'score' (it has {', '.join(parts)}): add 'score', "
+        f"or set reward.weights={{{weights}}}"
+    )
+
+
+def with_key_hint(error: str) -> str:
+    """The error, with a word on keys when it names one that is kept from reward functions."""
     for name in os.environ:
         if is_secret(name) and name in error:
             return f"{error} (keys are kept from reward functions: see --use_api_reward)"

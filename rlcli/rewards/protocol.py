@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 READY = b"ready"
-"""The reward is loaded. Anything else at this point is the message of a RewardError."""
+"""The reward is loaded; JSON follows: what a user's function takes ("lists" and "columns").
+
+Anything else at this point is the message of a RewardError.
+"""
 STARTED = b"started"
 """The reward itself begins: from here the caller's clock runs."""
 UNSAFE = "unsafe"

@@ -104,7 +104,8 @@ class RemoteModel:
             except _Failed as failure:
                 is_over = pause_s is None or not failure.is_transient
                 if is_over or self._closing.wait(pause_s):
-                    return [Reward(value=None, error=str(failure)) for _ in rollouts]
+                    lost = Reward(value=None, error=str(failure), is_outage=failure.is_transient)
+                    return [lost for _ in rollouts]
         else:
             raise AssertionError("the last try returns")
         return [_reward(score) for score in scores]

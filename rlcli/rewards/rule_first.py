@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,12 +20,18 @@ class RuleFirstScorer:
     """A `Scorer` whose judge is asked the moment the rule finds nothing to compare.
 
     The value is the rule's where it decides, else the judge's; so is the only part. A rule that
-    fails leaves its rollout unscored: a bug is not for a judge to cover.
+    fails leaves its rollout unscored: a bug is not for a judge to cover. gather: one value of every
+    rank, which count their rollouts together.
     """
 
-    def __init__(self, rule: Scorer, judge: Scorer) -> None:
-        self._rule = rule
-        self._judge = judge
+    def __init__(
+        self,
+        rule: Scorer,
+        judge: Scorer,
+        *,
+        gather: Callable[[list[int]], list[list[int]]] = lambda own: [own],
+    ) -> None:
+        self._rule, self._judge, self._gather = rule, judge, gather
         self._lock = threading.Lock()
         self._num_decided = 0
         self._num_asked = 0
@@ -55,8 +61,9 @@ class RuleFirstScorer:
     def metrics(self) -> StepRecord:
         """Those of the judge, and `judge/asked_share`: of the rollouts that the rule looked at."""
         with self._lock:
-            asked, total = self._num_asked, self._num_asked + self._num_decided
+            own = [self._num_asked, self._num_asked + self._num_decided]
             self._num_asked = self._num_decided = 0
+        asked, total = map(sum, zip(*self._gather(own), strict=True))
         share = {"judge/asked_share": asked / total} if total else {}
         return self._judge.metrics() | share
 

@@ -6,17 +6,18 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, TypeVar
 
 from rlcli.errors import RewardError
-from rlcli.rewards.base import Scorer
+from rlcli.rewards.base import Peers, Scorer
 from rlcli.rewards.batched import BatchScorer
 from rlcli.rewards.combination import PART_OF, Combination, Source, combine
 from rlcli.rewards.composite import CompositeScorer
+from rlcli.rewards.function_check import Row, check_function
 from rlcli.rewards.loading import is_rule
 from rlcli.rewards.model_files import check_model_files
 from rlcli.rewards.normalize import FixedScale, Normalizer, RunningScale
-from rlcli.rewards.pool import ScorerPool, check_function
+from rlcli.rewards.pool import ScorerPool
 from rlcli.rewards.remote import RemoteModel, check_url, is_url
 from rlcli.rewards.rule_first import RuleFirstScorer
 from rlcli.rewards.rules import RUNS_CODE, gold_problem, has_rule, rule_name
@@ -27,16 +28,7 @@ if TYPE_CHECKING:
 
     from rlcli.config.rewards import RewardConfig
 
-
-class Row(Protocol):
-    """What a reward reads of a row of data."""
-
-    @property
-    def data_source(self) -> str: ...
-    @property
-    def ground_truth(self) -> Any: ...
-    @property
-    def extra_info(self) -> Mapping[str, Any]: ...
+T = TypeVar("T")
 
 
 def check_reward(
@@ -99,24 +91,29 @@ def needs_model(config: RewardConfig) -> bool:
     return combine(config).uses("model") and not is_url(config.model or "")
 
 
-def gold_problems(config: RewardConfig, rows: Iterable[tuple[str, str, Any]]) -> list[str]:
-    """One message per row whose ground truth a built-in rule cannot grade against.
-
-    rows: (id, data_source, ground_truth). A user's function is its own judge of that; where
-    no rule scores, there is nothing to say.
-    """
+def gold_problems(config: RewardConfig, rows: Iterable[Row]) -> list[str]:
+    """One message per row that a built-in rule cannot grade; none for a user's function."""
     combination = combine(config)
     if not combination.uses("fn") or not is_rule(config.fn):
         return []
     problems: list[str] = []
-    for row_id, data_source, ground_truth in rows:
-        if combination.is_rule_first and config.fn == "rules" and not has_rule(data_source):
+    for row in rows:
+        if combination.is_rule_first and config.fn == "rules" and not has_rule(row.data_source):
             continue
-        name = rule_name(data_source) if config.fn == "rules" else config.fn
-        problem = gold_problem(name, ground_truth)
+        name = rule_name(row.data_source) if config.fn == "rules" else config.fn
+        problem = gold_problem(name, row.ground_truth, row.extra_info)
         if problem:
-            problems.append(f"{row_id}: {problem} (rule {name}).")
+            problems.append(f"{row.id}: {problem} (rule {name}).")
     return problems
+
+
+def rules_in_use(config: RewardConfig, data_sources: Collection[str]) -> set[str]:
+    """The built-in rules that score rows of these data sources."""
+    if not combine(config).uses("fn") or not is_rule(config.fn):
+        return set()
+    if config.fn != "rules":
+        return {config.fn}
+    return {rule_name(source) for source in data_sources if has_rule(source)}
 
 
 def build_scorer(
@@ -129,8 +126,12 @@ def build_scorer(
     model_dir: Path | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
+    peers: Peers | None = None,
 ) -> Scorer:
     """A scorer that is ready or starting. `check_reward` has been asked before.
+
+    peers: several ranks, each of which builds one; the judge is that of rank 0. reward.workers is
+    the number of processes on a machine.
 
     log: file for what a user's function prints; none: nowhere. run_dir: where a judge, then a
     process of its own, keeps verdicts and what it cost; none: no run is on. model_dir, device:
@@ -145,15 +146,10 @@ def build_scorer(
         if source == "model":
             return _model_scorer(config, model_dir, device, dtype)
         if source == "judge":
-            from rlcli.rewards.judge import JudgeProcess, JudgeScorer
-
-            keys = os.environ if env is None else env
-            if run_dir is None:
-                return JudgeScorer(config.judge, env=keys, lang=lang)
-            return JudgeProcess(config.judge, env=keys, lang=lang, run_dir=run_dir, log=log)
+            return _judge(config, env=env, lang=lang, run_dir=run_dir, log=log, peers=peers)
         return ScorerPool(
             config.fn,
-            workers=config.workers,
+            workers=max(1, config.workers // (peers.local_size if peers else 1)),
             timeout_s=config.timeout_s,
             weights={} if combination.is_composite else combination.weights,
             log=log,
@@ -168,16 +164,45 @@ def build_scorer(
             scorers[name] = build(source)
             running.callback(scorers[name].close)
         running.pop_all()
+    gather = peers.gather if peers else _alone
     if combination.is_rule_first:
-        return RuleFirstScorer(scorers[PART_OF["fn"]], scorers[PART_OF["judge"]])
+        return RuleFirstScorer(scorers[PART_OF["fn"]], scorers[PART_OF["judge"]], gather=gather)
     scale = _normalizer(config, combination)
     if combination.is_composite:
-        return CompositeScorer(scorers, combination.weights, scale=scale)
+        return CompositeScorer(scorers, combination.weights, scale=scale, gather=gather)
     (only,) = scorers.values()
     if scale is None:
         return only
     part = PART_OF["model"]
-    return CompositeScorer({part: only}, {part: 1.0}, scale=scale)
+    return CompositeScorer({part: only}, {part: 1.0}, scale=scale, gather=gather)
+
+
+def _alone(value: T) -> list[T]:
+    return [value]
+
+
+def _judge(
+    config: RewardConfig,
+    *,
+    env: Mapping[str, str] | None,
+    lang: str,
+    run_dir: Path | None,
+    log: Path | None,
+    peers: Peers | None,
+) -> Scorer:
+    """The judge, in a process of its own where a run is on; that of rank 0 for all ranks."""
+    from rlcli.rewards.judge import JudgeProcess, JudgeScorer, RemoteJudge, SharedJudge
+
+    keys = os.environ if env is None else env
+    if run_dir is None:
+        return JudgeScorer(config.judge, env=keys, lang=lang)
+    if peers is None:
+        return JudgeProcess(config.judge, env=keys, lang=lang, run_dir=run_dir, log=log)
+    if not peers.is_first:
+        return RemoteJudge(peers.first(None), peers.prompts)
+    judge = SharedJudge(config.judge, env=keys, lang=lang, run_dir=run_dir, log=log)
+    peers.first(judge.serve(peers.host, peers.prompts))
+    return judge
 
 
 def _normalizer(config: RewardConfig, combination: Combination) -> Normalizer | None:
@@ -213,14 +238,13 @@ def _check_fn(
     rows: Sequence[Row],
 ) -> list[str]:
     if not is_rule(config.fn):
-        trials = _trials(rows)
-        replies = check_function(
+        return check_function(
             config.fn,
-            trials,
+            rows,
             timeout_s=config.timeout_s,
+            weights={} if combination.is_composite else combination.weights,
             may_abstain=combination.is_rule_first,
         )
-        return _trial_notes(config.fn, [reply.get("score") for reply in replies])
     if combination.weights and not combination.is_composite:
         raise RewardError(
             f"reward.weights names {', '.join(config.weights)}, but reward.fn={config.fn} "
@@ -264,32 +288,4 @@ def _scale_notes(config: RewardConfig, combination: Combination) -> list[str]:
         "reward.weights mix raw scores (reward.normalize=off): rm_score is the reward model's "
         "output as it is, on no fixed scale. Compare reward/* of the first steps before trusting "
         "the weights."
-    ]
-
-
-def _trials(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Calls with the first row's own ground truth as response, and with another row's."""
-    if not rows:
-        return []
-    first = rows[0]
-    others = [row.ground_truth for row in rows if row.ground_truth != first.ground_truth]
-    return [
-        {
-            "data_source": first.data_source,
-            "solution_str": str(answer),
-            "ground_truth": first.ground_truth,
-            "extra_info": dict(first.extra_info),
-        }
-        for answer in (first.ground_truth, *others[:1])
-    ]
-
-
-def _trial_notes(fn: str, scores: Sequence[float | None]) -> list[str]:
-    """A word where the ground truth itself is worth no more than another row's."""
-    known = [score for score in scores if score is not None]
-    if len(scores) < 2 or len(known) < len(scores) or known[0] > known[1]:
-        return []
-    return [
-        f"reward.fn={fn} gives {known[0]:g} to a row's own ground truth and {known[1]:g} to "
-        "another row's. Look whether it reads answers in the form your model writes them."
     ]

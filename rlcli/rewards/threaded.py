@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
 
-from rlcli.types import Prompt, Reward, Rollout, StepRecord
+from rlcli.rewards.base import StatelessScorer
+from rlcli.types import Reward, Rollout
 
 Job = tuple[Future[Reward], Rollout]
 
 
-class ThreadedScorer:
+class ThreadedScorer(StatelessScorer):
     """A `Scorer` but for `can_recover`: threads take jobs from a queue until they get None."""
 
     def __init__(self) -> None:
@@ -40,29 +40,6 @@ class ThreadedScorer:
                 raise RuntimeError("the scorer is closed")
             self._jobs.put((future, rollout))
         return future
-
-    def canaries(self, step: int, prompts: Sequence[Prompt]) -> list[Future[Reward]]:
-        """None: only a judge can be talked round."""
-        return []
-
-    def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
-        """The rewards as they are."""
-        return [*rewards]
-
-    def trouble(self) -> str | None:
-        """Nothing: what takes too long is killed."""
-        return None
-
-    def metrics(self) -> StepRecord:
-        """Nothing is counted."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """Nothing is kept."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing was kept."""
 
     def close(self) -> None:
         """Cancel what waits, give up what is under way, and end the threads."""

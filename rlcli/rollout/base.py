@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from rlcli.rollout.stop import StopTexts
 from rlcli.types import Prompt, Rollout
 
 OnFinish = Callable[[int, Rollout], None]
@@ -16,13 +17,17 @@ OnFinish = Callable[[int, Rollout], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to sample. temperature 0: greedy. top_k <= 0 and top_p 1.0: off."""
+    """How to sample. temperature 0: greedy. top_k <= 0 and top_p 1.0: off. stop: texts that end a
+    response."""
 
     n: int
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
+    keep_special_tokens: bool = False
+    """Whether the text of a rollout has its special tokens, but for the one that ends it."""
+    stop: tuple[str, ...] = ()
 
 
 class Sampler(Protocol):
@@ -68,16 +73,26 @@ def finished_rollout(
     *,
     finish_reason: Literal["stop", "length"],
     policy_version: int,
-    greedy: bool,
+    params: SamplingParams,
 ) -> Rollout:
-    """A response that has ended, with its text; its last token is an end token if it stopped."""
-    visible = token_ids[:-1] if finish_reason == "stop" else token_ids
+    """A response that has ended, with its text.
+
+    One that stopped ends with an end token, or with the token that completes a stop text; the
+    text has neither.
+    """
+    skips = not params.keep_special_tokens
+    stops = StopTexts(tokenizer, params.stop)
+    if stops and finish_reason == "stop" and stops.ends(token_ids):
+        text = stops.text_before(token_ids, skip_special_tokens=skips)
+    else:
+        visible = token_ids[:-1] if finish_reason == "stop" else token_ids
+        text = tokenizer.decode(visible, skip_special_tokens=skips)
     return Rollout(
         prompt=prompt,
-        text=tokenizer.decode(visible, skip_special_tokens=True),
+        text=text,
         token_ids=tuple(token_ids),
         logprobs=tuple(logprobs),
         finish_reason=finish_reason,
         policy_version=policy_version,
-        greedy=greedy,
+        greedy=params.temperature == 0,
     )

@@ -14,15 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlcli.causal_lm import CausalLM
-from rlcli.packed import DecodeLayout, in_steps
+from rlcli.forward import CausalLM, decode_packed
+from rlcli.padded import decode_padded
 from rlcli.rollout.base import OnFinish, SamplingParams, finished_rollout
 from rlcli.rollout.choose import choose_tokens
-from rlcli.rollout.padded import decode_padded
+from rlcli.rollout.stop import StopTexts
 from rlcli.types import Prompt, Rollout
-
-DROP_SHARE = 8
-"""Finished rows leave the buffers once they are more than 1 in 8: moving keys costs too."""
 
 
 class NativeSampler:
@@ -113,6 +110,7 @@ class _Call:
         self.tokens_RT = torch.zeros(shape, dtype=torch.long, device=self.device)
         self.logprobs_RT = torch.zeros(shape, device=self.device)
         self.rollouts: list[Rollout | None] = [None] * self.num_rows
+        self.stops = StopTexts(sampler.tokenizer, params.stop)
 
     @torch.inference_mode()
     def run(self, *, seed: int, places: Sequence[int]) -> list[Rollout]:
@@ -123,12 +121,12 @@ class _Call:
         dtype = self.sampler.autocast_dtype
         cast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
         with cast:
-            steps = self._packed_steps() if self.sampler.lm.packed else self._padded_steps()
+            steps = self._steps()
             logits, rows = next(steps)
             for t in range(self.params.max_tokens):
                 tokens, logprobs = self._choose(logits, rows, t)
                 self.tokens_RT[rows, t], self.logprobs_RT[rows, t] = tokens, logprobs.float()
-                ended = torch.isin(tokens, self.eos)
+                ended = torch.isin(tokens, self.eos) | self._at_stop_text(rows, t + 1)
                 self._finish(rows[ended], t + 1, "stop")
                 if t + 1 == self.params.max_tokens:
                     self._finish(rows[~ended], t + 1, "length")
@@ -147,41 +145,25 @@ class _Call:
         """(token, log-prob) number t of these rows."""
         return choose_tokens(logits, self.uniform_TR[t, rows], self.params)
 
-    def _packed_steps(self) -> Any:
-        """Yields (logits of live rows, their row numbers); is sent (tokens, ended)."""
-        lm, device = self.sampler.lm, self.device
-        lengths = [len(p.token_ids) for p in self.prompts]
-        layout = DecodeLayout(
-            lengths, self.group, max_new_tokens=self.params.max_tokens, device=device
-        )
-        flat = [token for p in self.prompts for token in p.token_ids]
-        ids = torch.tensor(flat, device=device)
-        hidden = lm.hidden(ids, layout.prefill.position_ids, layout)
-        last = layout.prefill.prompts.lengths.cumsum(0) - 1
-        logits = lm.logits(hidden[last])[layout.group_R]
-        rows = torch.arange(self.num_rows, device=device)
-        positions = layout.prefill.prompts.lengths[layout.group_R]
-        done = torch.zeros(self.num_rows, dtype=torch.bool, device=device)
-        while True:
-            live = (~done).nonzero()[:, 0]
-            tokens, ended = yield logits[live], rows[live]
-            padding = tokens.new_full(done.shape, self.sampler.pad_token_id)
-            padding[live] = tokens
-            done[live] = ended
-            kept = in_steps(int((~done).sum()))
-            if (len(done) - kept) * DROP_SHARE >= len(done):
-                keep = done.int().argsort(stable=True)[:kept].sort().values
-                layout.keep(keep)
-                rows, positions, padding = rows[keep], positions[keep], padding[keep]
-                done = done[keep]
-            layout.advance()
-            logits = lm.logits(lm.hidden(padding, positions[None], layout))
-            positions = positions + 1
+    def _at_stop_text(self, rows: Tensor, length: int) -> Tensor:
+        """Whether each row's last token completes a stop text."""
+        if not self.stops:
+            return torch.zeros(len(rows), dtype=torch.bool, device=self.device)
+        last = self.tokens_RT[rows, max(0, length - self.stops.window) : length].tolist()
+        return torch.tensor(self.stops.ended(last), dtype=torch.bool, device=self.device)
 
-    def _padded_steps(self) -> Any:
-        rows_of_prompts = [self.prompts[g].token_ids for g in self.group]
-        return decode_padded(
-            self.sampler.lm, rows_of_prompts, pad_token_id=self.sampler.pad_token_id
+    def _steps(self) -> Any:
+        """Yields (logits of live rows, their row numbers); is sent (tokens, ended)."""
+        lm, pad = self.sampler.lm, self.sampler.pad_token_id
+        if not lm.packed:
+            rows = [self.prompts[g].token_ids for g in self.group]
+            return decode_padded(lm.model, rows, pad_token_id=pad)
+        return decode_packed(
+            lm,
+            [prompt.token_ids for prompt in self.prompts],
+            self.group,
+            max_new_tokens=self.params.max_tokens,
+            pad_token_id=pad,
         )
 
     def _finish(self, rows: Tensor, length: int, reason: Literal["stop", "length"]) -> None:
@@ -198,7 +180,7 @@ class _Call:
                 values,
                 finish_reason=reason,
                 policy_version=self.sampler.version,
-                greedy=self.params.temperature == 0,
+                params=self.params,
             )
             self.rollouts[row] = rollout
             if self.on_finish is not None:

@@ -21,7 +21,7 @@ def config(**changes: Any) -> Config:
     return with_values(Config(), {**base, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 
-def one(x: torch.Tensor) -> torch.Tensor:
+def one(x: torch.Tensor, /) -> torch.Tensor:
     return x
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlcli.algos.correction import importance_weights, mismatch, rejection_mask
+from rlcli.engines.ranks import ALONE
 
 
 def of_ratios(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
@@ -75,7 +76,7 @@ def test_mismatch():
     # Probabilities .05 and .2 against .1: differences .05 and .1.
     trainer, sampler = of_ratios([[0.5, 2.0, 9.0]])
     trainer[0, 2], sampler[0, 2] = math.nan, -math.inf
-    got = mismatch(trainer, sampler, torch.tensor([[1, 1, 0]]))
+    got = mismatch(trainer, sampler, torch.tensor([[1, 1, 0]]), all_reduce=ALONE.all_reduce)
     assert got == {
         "prob_diff_mean": pytest.approx(0.075),
         "prob_diff_max": pytest.approx(0.1),
@@ -87,4 +88,4 @@ def test_mismatch():
 
 def test_mismatch_of_nothing_is_zero():
     nothing = torch.zeros(0, 3)
-    assert set(mismatch(nothing, nothing, nothing).values()) == {0.0}
+    assert set(mismatch(nothing, nothing, nothing, all_reduce=ALONE.all_reduce).values()) == {0.0}

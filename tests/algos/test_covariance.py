@@ -28,7 +28,7 @@ def select_in_band(low: float, high: float, **changes: Any) -> list[list[bool]]:
         arguments["old"],
         ADVANTAGES,
         arguments["mask"],
-        generator=torch.Generator().manual_seed(arguments["seed"]),
+        draws_BT=torch.rand(2, 2, generator=torch.Generator().manual_seed(arguments["seed"])),
         clip_low=0.2,
         clip_high=0.2,
         clip_cov_ratio=arguments["ratio"],
@@ -67,7 +67,7 @@ def test_selections_do_not_read_masked_tokens():
     assert select_in_band(1.0, 5.0, mask=mask) == [[True, False], [True, False]]
     advantages, logprobs = ADVANTAGES.clone(), LOGPROBS.clone()
     advantages[1, 1], logprobs[1, 1] = math.nan, -math.inf
-    got = select_kl_cov(logprobs, LOGPROBS, advantages, mask, kl_cov_ratio=0.7)
+    got = select_kl_cov(logprobs, LOGPROBS, advantages, mask, draws_BT=MASK, kl_cov_ratio=0.7)
     assert got.tolist() == [[True, False], [True, False]]
 
 
@@ -81,14 +81,16 @@ def test_selections_do_not_read_masked_tokens():
     ],
 )
 def test_kl_cov_selects_the_highest_covariances(ratio: float, expected: list[list[bool]]):
-    got = select_kl_cov(LOGPROBS, LOGPROBS, ADVANTAGES, MASK, kl_cov_ratio=ratio)
+    more: dict[str, Any] = {"draws_BT": MASK, "kl_cov_ratio": ratio}
+    got = select_kl_cov(LOGPROBS, LOGPROBS, ADVANTAGES, MASK, **more)
     assert got.tolist() == expected
 
 
 def test_without_tokens_nothing_is_selected():
     nothing = torch.zeros(2, 2)
     assert not any(map(any, select_in_band(-10.0, 20.0, mask=nothing)))
-    assert not select_kl_cov(LOGPROBS, LOGPROBS, ADVANTAGES, nothing, kl_cov_ratio=0.5).any()
+    more: dict[str, Any] = {"draws_BT": MASK, "kl_cov_ratio": 0.5}
+    assert not select_kl_cov(LOGPROBS, LOGPROBS, ADVANTAGES, nothing, **more).any()
 
 
 def one_row(ratios: list[float]) -> tuple[Tensor, Tensor]:

@@ -45,9 +45,9 @@ def test_losses_ask_for_exactly_what_their_row_says(name: str, entry: Entry):
 
 
 @pytest.mark.parametrize(("name", "entry"), SELECTING, ids=[name for name, _ in SELECTING])
-def test_selections_ask_for_their_settings_and_a_generator_at_most(name: str, entry: Entry):
+def test_selections_ask_for_their_settings_random_numbers_and_other_ranks(name: str, entry: Entry):
     assert entry.select is not None
-    assert keywords(entry.select) - {"generator"} == set(entry.select_settings)
+    assert keywords(entry.select) == {"draws_BT", "gather", *entry.select_settings}
 
 
 @pytest.mark.parametrize(("name", "entry"), ROWS, ids=[name for name, _ in ROWS])

@@ -88,10 +88,13 @@ def test_tokens_counts_prompts_as_the_model_is_asked(
     assert run(monkeypatch, "data", "check", file, "--json") == 0
     assert json.loads(capsys.readouterr().out)["tokens"] is None
     run(monkeypatch, "data", "check", file, *tokens, "--max_prompt_tokens", "15", "--json")
-    assert json.loads(capsys.readouterr().out) == {
+    report = json.loads(capsys.readouterr().out)
+    assert len(report.pop("notes")) == 2
+    assert report == {
         "rows": 20,
         "dropped": 0,
         "graded_by_a_rule": 0,
+        "compared_as_text": [],
         "errors": [],
         "tokens": {"p50": 10, "p95": 19, "max": 20, "limit": 15, "over_limit": 5},
     }
@@ -244,3 +247,30 @@ def test_an_unknown_preset_gets_the_nearest_name(
 ) -> None:
     assert run(monkeypatch, "presets", "show", "gpro") == 2
     assert "grpo" in capsys.readouterr().err
+
+
+def test_check_and_show_read_rows_as_train_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"q": "1+1?", "c": "a", "gold": "2"}, {"q": "1+1?", "c": "a", "gold": "3"}]
+    file = write(tmp_path / "d.jsonl", *rows)
+    template = ("--prompt_template", "{c}\\n{q}", "--field", "ground_truth=gold")
+    assert run(monkeypatch, "data", "check", file, *template) == 0
+    assert "1 of 1 prompts have different reference answers" in capsys.readouterr().out
+    assert run(monkeypatch, "data", "show", file, "-n", "1", *template, "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["prompt"] == "a\n1+1?"
+    answered = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+    file = write(tmp_path / "m.jsonl", {"prompt": answered})
+    assert run(monkeypatch, "data", "show", file, "--drop_last_assistant", "--json") == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert (shown["prompt"], shown["ground_truth"]) == (answered[:1], "2")
+
+
+def test_check_names_its_options_for_settings_of_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "d.jsonl", {"a": 1, "b": 2})
+    assert run(monkeypatch, "data", "check", file, "data.prompt_template={a}+{b}=") == 2
+    assert "Use --field, --prompt-template" in capsys.readouterr().err
+    assert run(monkeypatch, "data", "check", file) == 2
+    assert "data.prompt_template=TEXT" in capsys.readouterr().out

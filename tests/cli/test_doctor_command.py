@@ -28,7 +28,7 @@ except RlcliError as error:
     sys.exit(error.exit_code)
 finally:
     heavy = {"torch", "transformers", "openai", "anthropic", "wandb", "vllm"} & set(sys.modules)
-    assert not heavy, heavy
+    assert heavy <= ({"torch"} if "--nodes" in sys.argv else set()), heavy
 """
 
 
@@ -90,9 +90,11 @@ def test_two_processes_meet() -> None:
     time.sleep(0.5)
     zero = node(0, port)
     said = [json.loads(process.communicate(timeout=120)[0]) for process in (zero, one)]
-    assert (zero.returncode, one.returncode) == (0, 0)
+    assert (zero.returncode, one.returncode) == (0, 0), said
     assert said[0] == said[1]
-    assert [row["name"] for row in said[0]["findings"]] == ["node 0", "node 1"]
+    assert [row["name"] for row in said[0]["findings"]] == [
+        "node 0", "node 1", "network",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("rank", "address", "code"), [(5, "127.0.0.1", 2), (0, "192.0.2.1", 1)])

@@ -113,15 +113,18 @@ def test_the_final_model_is_that_of_the_last_step(
     assert final["pass@1"] == pytest.approx(last["pass@1"], abs=0.05)
 
 
-def test_a_model_folder_is_no_run(cwd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_folder_is_no_run(
+    cwd: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cwd / "cache"))
     assert rlcli("ckpt", "export", "lora", "outputs/merged", "--merge-lora") == 0
     assert rlcli("ckpt", "export", "lora", "outputs/adapter") == 0
     capsys.readouterr()
     found = report(capsys, "outputs/merged", *SUMS, "--limit", "60")
     own = report(capsys, "lora", "--limit", "60")
     assert found["pass@1"] == pytest.approx(own["pass@1"], abs=0.05)
-    assert rlcli("eval", "outputs/adapter", *SUMS) == 2
-    assert "holds an adapter without its model" in capsys.readouterr().err
+    adapter = report(capsys, "outputs/adapter", *SUMS, "--limit", "60")
+    assert adapter["pass@1"] == pytest.approx(own["pass@1"], abs=0.05)
 
 
 def test_the_link_of_the_latest_run_can_be_evaluated(
@@ -172,7 +175,8 @@ def test_a_run_with_a_judge_is_judged_again(
         found = report(capsys, "judged", *SUMS, "--limit", "3")
         assert len(server.calls) - before == 1 + 3  # a probe, and one call per response
         assert found["unscored"] == 0
-        assert found["pass@1"] == 1.0
+        assert found["pass@1"] is None
+        assert found["reward_mean"] == pytest.approx(7 / 9)
         before = len(server.calls)
         report(capsys, "judged", *SUMS, "--limit", "3", "--reward", "rules")
         assert len(server.calls) == before
@@ -181,7 +185,7 @@ def test_a_run_with_a_judge_is_judged_again(
 
 
 AFTER_THE_TRIAL = (
-    "    log = open('calls', 'a+'); log.write('.'); log.seek(0)\n    if len(log.read()) > 2:\n"
+    "    log = open('calls', 'a+'); log.write('.'); log.seek(0)\n    if len(log.read()) > 4:\n"
 )
 """Before anything is sampled, a reward function is tried on two rows."""
 

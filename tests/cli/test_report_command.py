@@ -38,7 +38,7 @@ def report(*arguments: str) -> int:
 def test_text_says_how_it_went(capsys: pytest.CaptureFixture[str]) -> None:
     assert report("one") == 0
     out = capsys.readouterr().out
-    assert out.startswith("one: preempted (x), step 2/9\n")
+    assert out.startswith("one: stopped (x), step 2/9\n")
     assert "50.0% -> 50.0%" in out
     assert "health: nothing to report" in out
     assert max(map(len, out.splitlines())) <= 80

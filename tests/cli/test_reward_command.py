@@ -130,11 +130,11 @@ def test_what_looks_wrong_is_listed_in_80_columns(capsys: pytest.CaptureFixture[
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_where_nothing_can_be_scored_the_exit_code_is_1(capsys: pytest.CaptureFixture[str]) -> None:
-    assert rlcli("test", "--data", "d.jsonl", "--reward", "length", "--json") == 1
+def test_a_rule_that_can_score_no_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rlcli("test", "--data", "d.jsonl", "--reward", "length", "--json") == 2
     said = capsys.readouterr()
-    assert json.loads(said.out)["scores"] == [None] * 3
-    assert "no response could be scored. The first error: ValueError: extra_info" in said.err
+    assert said.out == ""
+    assert "target_length" in said.err
 
 
 @pytest.mark.parametrize(

@@ -178,10 +178,17 @@ def test_status_shows_what_is_left_and_how_to_go_on(
 ) -> None:
     run = leave(cwd / "my runs" / "one", "preempted")
     (run.checkpoints / "step_4").mkdir(parents=True)
+    row = {"step": 3, "verdict": "kl_high", "says": "KL is high.", "knob": "Lower train.lr."}
+    (run.path / "health.jsonl").write_text(json.dumps(row))
     assert runs("status", "my runs/one") == 0
     out = capsys.readouterr().out
-    for words in ("preempted, step 4/9", "reward_mean  0.25", "checkpoints: step_4"):
+    assert "health (step 3): KL is high. Lower train.lr." in out
+    for words in ("stopped, step 4/9", "reward_mean  0.25", "checkpoints: step_4"):
         assert words in out
+    assert runs("list", "my runs") == 0
+    assert "stopped" in capsys.readouterr().out
+    assert runs("status", "my runs/one", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "preempted"  # scripts rely on it
     assert "go on with: rlcli runs resume 'my runs/one'" in out
 
 

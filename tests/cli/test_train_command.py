@@ -143,7 +143,7 @@ def test_ctrl_c_saves_and_exits_130(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "saving after this step" in err
+    assert "Ctrl-C: stopping after this step" in err
     assert list((tmp_path / "run" / "checkpoints").glob("step_*/manifest.json"))
 
 
@@ -151,10 +151,8 @@ def test_sigterm_does_not_wait_for_a_reward_that_hangs(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text(
         "import pathlib, time\n"
         "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
-        "    calls = pathlib.Path('calls')\n"
-        "    calls.write_text((calls.read_text() if calls.exists() else '') + '.')\n"
-        "    if len(calls.read_text()) <= 2:  # before training it is tried on two rows\n"
-        "        return 0.0\n"
+        "    if not pathlib.Path('run', 'config.json').exists():  # it is tried before the run\n"
+        "        return float(solution_str == ground_truth)\n"
         "    pathlib.Path('asked').touch()\n"
         "    time.sleep(1000)\n"
     )
@@ -210,12 +208,16 @@ def part_of_a_model(folder: Path) -> str:
     return str(part)
 
 
-def recurrent_model(folder: Path) -> str:
-    """A folder that says it is Mamba."""
-    mamba = folder / "mamba"
-    shutil.copytree(ROOT / "rlcli" / "assets" / "quickstart", mamba)
-    (mamba / "config.json").write_text(json.dumps({"model_type": "mamba", "vocab_size": 260}))
-    return str(mamba)
+def model_with_nan(folder: Path) -> str:
+    """The quickstart's model with one weight that is not a number."""
+    from safetensors.torch import load_file, save_file
+
+    model = folder / "nan"
+    shutil.copytree(ROOT / "rlcli" / "assets" / "quickstart", model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][5] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    return str(model)
 
 
 def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
@@ -269,7 +271,10 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         ),
         "run name is a path": ([*quick, "--run_name", "../x"], ["run.name=../x"]),
         "weights missing": ([*quick, "--model", part_of_a_model(folder)], ["lacks", "weights"]),
-        "recurrent model": ([*quick, "--model", recurrent_model(folder)], ["recurrent state"]),
+        "weight is not finite": (
+            [*quick, "--model", model_with_nan(folder)],
+            ["model.norm.weight", "nan", "[5]"],
+        ),
         "unknown data source": (
             [*quick, "reward.fn=rules", "--data",
              write_rows(folder / "x.jsonl", {**ROW, "data_source": "gms8k"})],
@@ -283,7 +288,7 @@ NAMES = [
     "malformed data", "field missing", "prompt too long", "group of one", "rows do not divide",
     "output dir is a file", "reward with a syntax error", "unknown setting", "unknown algorithm",
     "context too small", "unknown data source", "no ground truth", "half a surrogate",
-    "run name is a path", "weights missing", "recurrent model",
+    "run name is a path", "weights missing", "weight is not finite",
 ]  # fmt: skip
 
 
@@ -304,7 +309,7 @@ def test_bad_input_is_refused_with_the_cure(
     assert len(said.strip().splitlines()) <= 3
     for word in words:
         assert word in said
-    is_known_before_loading = name != "weights missing"
+    is_known_before_loading = name != "weight is not finite"
     assert (tmp_path / "outputs").exists() != is_known_before_loading
 
 

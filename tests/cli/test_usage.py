@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         (["trian"], "error: rlcli has no command trian. Nearest: train."),
         (["train", "--lrr", "1"], "error: rlcli train has no option --lrr. Nearest: --lr"),
+        (["train", "--modle", "x"], "Nearest: --model. See rlcli train --help."),
         (["train", "--batch-sise", "1"], "Nearest: --batch_size"),
         (["train", "--train.lr=3"], "Settings are written without dashes: train.lr=VALUE."),
         (["train", "--lr", "abc"], "'--lr'"),

@@ -134,6 +134,6 @@ def test_the_guides_reward_functions_are_found(run: Any, tmp_path: Path) -> None
     (tmp_path / "common" / "reward_functions.py").write_text("def compute_score(): ...\n")
     resolved = run()
     assert resolved.config.reward.fn == "common/reward_functions.py:compute_score"
-    assert "common/reward_functions.py" in resolved.notes[0]
+    assert str((tmp_path / "common" / "reward_functions.py").resolve()) in resolved.notes[0]
     assert run(preset="quickstart").config.reward.fn == "exact"
     assert run("reward.fn=rules").config.reward.fn == "rules"

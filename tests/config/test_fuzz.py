@@ -56,25 +56,25 @@ def check_case(case: Case, folder: Path) -> None:
 
 
 @given(case=overrides())
-@settings(STEADY, max_examples=1000)
+@settings(STEADY, max_examples=150)
 def test_a_spoilt_command_is_read_or_names_the_argument(case: Case, tmp_path: Path) -> None:
     check_case(case, tmp_path)
 
 
 @given(case=variables())
-@settings(STEADY, max_examples=300)
+@settings(STEADY, max_examples=50)
 def test_any_value_of_a_variable_is_read_or_names_the_variable(case: Case, tmp_path: Path) -> None:
     check_case(case, tmp_path)
 
 
 @given(case=flags())
-@settings(STEADY, max_examples=300)
+@settings(STEADY, max_examples=50)
 def test_any_value_of_an_option_is_read_or_names_the_option(case: Case, tmp_path: Path) -> None:
     check_case(case, tmp_path)
 
 
 @given(case=files())
-@settings(STEADY, max_examples=600)
+@settings(STEADY, max_examples=100)
 def test_a_spoilt_file_is_read_or_named(case: Case, tmp_path: Path) -> None:
     check_case(case, tmp_path)
 
@@ -93,8 +93,19 @@ def check_case_in(folder: Path) -> Any:
 
 
 @given(case=command_lines())
-@settings(STEADY, max_examples=60)
+@settings(STEADY, max_examples=15)
 def test_the_command_itself_ends_well_or_names_the_argument(case: Case, tmp_path: Path) -> None:
+    check_command(case, tmp_path)
+
+
+@pytest.mark.nightly
+@given(case=command_lines())
+@settings(DEEP, max_examples=1000)
+def test_a_thousand_other_commands_end_well(case: Case, tmp_path: Path) -> None:
+    check_command(case, tmp_path)
+
+
+def check_command(case: Case, tmp_path: Path) -> None:
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     home = {"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     with chdir(tmp_path), redirect_stdout(out), redirect_stderr(err), patch.dict(os.environ, home):

@@ -201,15 +201,15 @@ def test_a_file_of_the_guides_starts_its_run_by_config_name(name: str, tmp_path:
     assert resolved.notes == []
 
 
-def test_what_a_command_of_the_guides_asks_of_vllm_and_fsdp_is_listed_in_two_lines(
+def test_a_command_of_the_guides_that_offloads_the_actor_on_8_gpus_takes_fsdp(
     tmp_path: Path,
 ) -> None:
     small_memory = commands()[3]
     resolved = check(resolve(flags={}, overrides=small_memory, files=[], env=ENV, cwd=tmp_path))
     resolved = settle_sampler(resolved, is_cuda=False)
+    assert resolved.config.train.engine == "fsdp"
+    assert any("turns train.engine to fsdp" in note for note in resolved.notes)
     assert [note for note in resolved.notes if note.startswith("not used: ")] == [
-        "not used: train.offload_params "
-        "(the torch engine keeps every model whole, where it computes).",
         "not used: rollout.memory_fraction, rollout.tensor_parallel "
         "(the native sampler samples on the CPU).",
     ]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from rlcli.config.peer_names import nearest
 from rlcli.config.resolved import Resolved
 from rlcli.config.sources import resolve
 from rlcli.config.verl_keys import (
@@ -20,7 +21,6 @@ from rlcli.config.verl_keys import (
     OWN_KEYS,
     REFUSED,
     VERL_KEYS,
-    nearest,
     translate,
 )
 from rlcli.errors import ConfigError
@@ -133,7 +133,7 @@ def test_every_alias_leads_to_a_setting() -> None:
         next((group for group in MAPPING_KEYS if key.startswith(f"{group}.")), key)
         for key in VERL_KEYS.values()
     }
-    assert targets - OWN_KEYS == {"algorithm.adv_estimator"}
+    assert targets - OWN_KEYS == {"algorithm.adv_estimator", "custom_reward_function.name"}
     for name in (*ENV_KEYS.values(), *FLAG_KEYS.values()):
         assert translate(name) is not None or name in REFUSED
 
@@ -159,8 +159,11 @@ def test_what_is_not_used_is_not_a_setting() -> None:
 )
 def test_a_typo_gets_the_nearest_name(typo: str, meant: str, tmp_path: Path) -> None:
     assert (nearest(typo) or "").endswith(meant)
-    with pytest.raises(ConfigError, match=rf"unknown setting {typo}.*Nearest: .*{meant}"):
+    with pytest.raises(ConfigError) as caught:
         resolve(flags={}, overrides=[f"{typo}=1"], files=[], env={}, cwd=tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"unknown setting {typo}")
+    assert meant in message or str(translate(meant)) in message
 
 
 def test_unknown_settings_become_one_warning_each_when_asked(tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def rank_process(supervisor: int, rank: int) -> psutil.Process | None:
+def rank_process(agent: int, rank: int) -> psutil.Process | None:
     """The process of a rank, once it has started."""
-    for child in psutil.Process(supervisor).children():
+    for child in psutil.Process(agent).children():
         if child.environ().get("RANK") == str(rank):
             return child
     return None
@@ -79,14 +79,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Ten
     return load_file(folder / "checkpoints" / "step_14" / "policy.safetensors")
 
 
-@pytest.mark.parametrize(
-    "draw", [0, *(pytest.param(i, marks=pytest.mark.nightly) for i in range(1, 20))]
-)
+DRAWS = [0, *(pytest.param(draw, marks=pytest.mark.nightly) for draw in range(1, 20))]
+"""Every run kills once at one random moment; nightly runs use 20 moments."""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("draw", DRAWS)
 def test_the_weights_are_those_of_the_run_that_was_not_disturbed(
-    draw: int, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
+    draw: int, rank: int, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
 ) -> None:
-    chance = random.Random(draw)
-    rank, lines = chance.randrange(2), chance.randrange(1, 13)
+    lines = random.Random(draw).randrange(1, 13)
     run = start(tmp_path / "run")
     kill_when(run, tmp_path / "run", rank, lines)
     states = states_until_end(run, tmp_path / "run")
@@ -100,13 +102,31 @@ def test_the_weights_are_those_of_the_run_that_was_not_disturbed(
     assert all(torch.equal(value, undisturbed[name]) for name, value in found.items())
 
 
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_run_whose_agent_was_killed_leaves_no_process_and_can_be_resumed(
+    draw: int, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    run = start(tmp_path / "run")
+    await_steps(run, tmp_path / "run", random.Random(draw).randrange(1, 13))
+    started = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
+    _, left = psutil.wait_procs(started, timeout=5)
+    assert not left
+    run.communicate()
+    resumed = start(tmp_path / "run", "--resume", "auto")
+    output, _ = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0, output
+    found = load_file(tmp_path / "run" / "checkpoints" / "step_14" / "policy.safetensors")
+    assert all(torch.equal(value, undisturbed[name]) for name, value in found.items())
+
+
 def test_a_signal_to_every_process_saves_once(tmp_path: Path) -> None:
     """As SLURM sends it to all that a job has started."""
     run = start(tmp_path / "run", "train.max_steps=500", "run.preempt_exit_code=85")
     await_steps(run, tmp_path / "run", 1)
     for process in [*psutil.Process(run.pid).children(), run]:
         process.send_signal(signal.SIGTERM)
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=600)
     assert run.returncode == 85, output
     status = RunDir(tmp_path / "run").status()
     assert status is not None

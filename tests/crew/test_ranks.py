@@ -17,18 +17,26 @@ from rank_updates import ALGORITHMS, GROUPS, HALF, save_final, settings, train
 from safetensors.torch import load_file
 
 from rlcli.config.schema import Config
-from rlcli.engines.packing import RowIndex
-from rlcli.engines.ranks import ALONE, Ranks, spread
+from rlcli.engines.ranks import ALONE, deal
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = [*ALGORITHMS, "lora", "small", "grpo-rows", "ppo-rows"]
 SHARDED = [
-    *(f"{name}-zero{stage}" for name in ("ppo", "grpo-rows") for stage in (1, 2, 3)),
-    *(f"{name}-zero2" for name in ("rloo", "reinforce", "remax", "small", "offloaded")),
-    *(f"{name}-zero3" for name in ("lora", "small", "checkpointed", "offloaded")),
+    *(f"ppo-zero{stage}" for stage in ("1", "2", "3", "3-host")),
+    *("grpo-rows-zero3", "small-zero2", "offloaded-zero2", "lora-zero3"),
+]
+SHARDED_NIGHTLY = [
+    *(f"grpo-rows-zero{stage}" for stage in (1, 2)),
+    *(f"{name}-zero2" for name in ("rloo", "reinforce", "remax")),
+    *(f"{name}-zero3" for name in ("small", "checkpointed", "offloaded")),
     *(f"{name}-zero3-released" for name in ("ppo", "lora", "small")),
-    "lora-zero1",
+    *("lora-zero1", "lora-zero3-host", "small-zero3-host-released"),
     "kl_cov-zero2",
+]
+FSDP = ["ppo-fsdp", "grpo-rows-fsdp", "remax-fsdp", "small-fsdp", "lora-fsdp", "ppo-fsdp-cpu"]
+FSDP_NIGHTLY = [
+    *(f"{name}-fsdp" for name in ("rloo", "reinforce", "ties", "kl_cov", "clip_cov", "kl_abs")),
+    *("checkpointed-fsdp", "lora-rows-fsdp-cpu", "ppo-rows-fsdp"),
 ]
 Found = dict[str, dict[str, torch.Tensor]]
 UNEQUAL = ("batch/samples", "batch/tokens")
@@ -74,8 +82,12 @@ def run_and_compare(size: int, model: Path, out: Path, cases: list[str], alone: 
         compare(case, out, model, alone)
 
 
+def without_engine(case: str) -> str:
+    return case.partition("@")[0].partition("-zero")[0].partition("-fsdp")[0]
+
+
 def compare(case: str, out: Path, model: Path, alone: Found) -> None:
-    plain = case.partition("@")[0].partition("-zero")[0]
+    plain = without_engine(case)
     if plain not in alone:
         alone[plain] = train(model, settings(plain), ALONE)
     check(load_file(out / f"{case.replace(':', '-')}.safetensors"), alone[plain], case)
@@ -105,13 +117,61 @@ def test_the_torch_engine_gives_the_same_on_any_number_of_ranks(
     run_and_compare(size, tiny_model, tmp_path, cases, alone)
 
 
+@pytest.mark.parametrize(
+    ("size", "cases"),
+    [
+        (1, ["ppo-fsdp"]),
+        (2, FSDP),
+        pytest.param(2, FSDP_NIGHTLY, marks=pytest.mark.nightly),
+        pytest.param(3, ["ppo-fsdp", "lora-fsdp-cpu"], marks=pytest.mark.nightly),
+        pytest.param(4, ["grpo-rows-fsdp", "ppo-fsdp"], marks=pytest.mark.nightly),
+    ],
+)
+def test_fsdp_gives_the_same_on_any_number_of_ranks(
+    size: int, cases: list[str], tiny_model: Path, tmp_path: Path, alone: Found
+) -> None:
+    run_and_compare(size, tiny_model, tmp_path, cases, alone)
+
+
+def test_shares_go_on_under_other_ranks_and_engines(
+    tiny_model: Path, tmp_path: Path, alone: Found
+) -> None:
+    train(tiny_model, settings("ppo"), ALONE, save=tmp_path / "ppo")
+    states = ["ppo-fsdp@save", "lora-fsdp@save"]
+    to_the_bit = ["ppo-fsdp@load:ppo-fsdp", "lora-fsdp@load:lora-fsdp"]
+    others = ["ppo@load:ppo-fsdp", "ppo-fsdp@load:ppo"]
+    if find_spec("deepspeed") is not None:
+        others += ["ppo-zero3@load:ppo-fsdp", "ppo-zero1@save", "ppo-fsdp@load:ppo-zero1"]
+    run_ranks(2, tiny_model, tmp_path, [*states, "ppo-fsdp", "lora-fsdp", *to_the_bit, *others])
+    for case in to_the_bit:
+        same_to_the_bit(case, tmp_path)
+    for case in others:
+        if "@load" in case:
+            compare(case, tmp_path, tiny_model, alone)
+    assert len([*(tmp_path / "ppo-fsdp").glob("share-*.safetensors")]) == 2
+    assert not (tmp_path / "ppo-fsdp" / "policy.safetensors").exists()
+    # on three ranks the rows of a tensor of 32 are 11, 11 and 10
+    run_ranks(3, tiny_model, tmp_path, ["ppo-fsdp@load:ppo-fsdp"])
+    compare("ppo-fsdp@load:ppo-fsdp", tmp_path, tiny_model, alone)
+    found = train(tiny_model, settings("lora"), ALONE, load=tmp_path / "lora-fsdp")
+    alone.setdefault("lora", train(tiny_model, settings("lora"), ALONE))
+    check(found, alone["lora"], "torch after lora-fsdp")
+
+
+def same_to_the_bit(case: str, out: Path) -> None:
+    """A run that went on has what the run without a break has."""
+    expected = load_file(out / f"{case.partition('@')[0]}.safetensors")
+    for name, value in load_file(out / f"{case.replace(':', '-')}.safetensors").items():
+        assert torch.equal(value, expected[name]), f"{case} {name}"
+
+
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
 @pytest.mark.parametrize(
     ("size", "cases"),
     [
         (1, ["ppo-zero2", "lora-zero3"]),
-        (2, SHARDED[:14]),
-        pytest.param(2, SHARDED[14:], marks=pytest.mark.nightly),
+        (2, SHARDED),
+        pytest.param(2, SHARDED_NIGHTLY, marks=pytest.mark.nightly),
         pytest.param(4, ["small-zero3", "ppo-zero2"], marks=pytest.mark.nightly),
     ],
 )
@@ -140,9 +200,7 @@ def test_a_state_goes_on_under_other_ranks_and_stages(
     for case in others:
         compare(case, tmp_path, tiny_model, alone)
     for case in to_the_bit:
-        expected = load_file(tmp_path / f"{case.partition('@')[0]}.safetensors")
-        for name, value in load_file(tmp_path / f"{case.replace(':', '-')}.safetensors").items():
-            assert torch.equal(value, expected[name]), f"{case} {name}"
+        same_to_the_bit(case, tmp_path)
     for name in whole:
         plain = name.partition("-zero")[0]
         found = train(tiny_model, settings(plain), ALONE, load=tmp_path / name)
@@ -151,15 +209,17 @@ def test_a_state_goes_on_under_other_ranks_and_stages(
         check(found, alone[plain], f"{plain} after {name}")
 
 
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
-def test_the_final_model_of_every_stage_is_the_torch_engines(tmp_path: Path) -> None:
+def test_the_final_model_of_every_engine_is_the_torch_engines(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "tied", "Qwen2", tie_word_embeddings=True)
     cases = []
     for name in ("grpo", "lora"):
         state = tmp_path / f"{name}-state"
         train(model, settings(name), ALONE, save=state)
         save_final(model, settings(name), tmp_path / name, ALONE, state=state)
-        cases += [f"{name}-zero{stage}@final:{state.name}" for stage in (1, "3-released")]
+        engines = ["fsdp"]
+        if find_spec("deepspeed") is not None:
+            engines += ["zero1", "zero3-released"]
+        cases += [f"{name}-{engine}@final:{state.name}" for engine in engines]
     run_ranks(2, model, tmp_path, cases)
     for case in cases:
         expected, found = tmp_path / case.partition("-")[0], tmp_path / case.partition("@")[0]
@@ -191,11 +251,13 @@ def gradient_of_bfloat16(model: Path, wanted: Config) -> dict[str, torch.Tensor]
     return found
 
 
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+@pytest.mark.nightly
 def test_shares_of_bfloat16_gradients_are_added_up_in_float32(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    cases = ["cut-zero2@half", "cut-zero3-released@half"]
+    cases = ["cut-fsdp@half"]
+    if find_spec("deepspeed") is not None:
+        cases += ["cut-zero2@half", "cut-zero3-released@half"]
     expected = gradient_of_bfloat16(tiny_model, settings("cut"))
     run_ranks(2, tiny_model, tmp_path, cases)
     for case in cases:
@@ -223,13 +285,13 @@ def test_deepspeed_takes_the_device_of_the_run_though_there_is_a_gpu() -> None:
     assert told.stdout.splitlines()[-1:] == ["cpu"], told.stderr
 
 
-def test_items_are_spread_by_cost_and_keep_their_order() -> None:
-    assert spread("abcde", [5, 1, 4, 1, 3], 2) == [["a", "b", "d"], ["c", "e"]]
-    assert spread("ab", [1, 1], 3) == [["a"], ["b"], []]
+def test_prompts_are_dealt_by_number_and_cost() -> None:
+    assert deal([5, 1, 4, 1, 3], 2, per_round=5) == [[0, 1, 3], [2, 4]]
+    assert deal([1, 1], 3, per_round=2) == [[0], [1], []]
 
 
-def test_a_group_never_crosses_ranks() -> None:
-    index = RowIndex(lengths=[9, 1, 1, 1, 5, 5], group=[0, 0, 1, 1, 2, 2], prompt_lengths=[2, 2, 2])
-    shares = Ranks(0, 2).shares([0, 1, 2, 3, 4, 5], index)
-    assert shares == [[0, 1], [2, 3, 4, 5]] or shares == [[0, 1, 2, 3], [4, 5]]
-    assert Ranks(0, 4).shares([1, 2], index) == [[1], [2], [], []]
+def test_every_rank_has_a_part_of_every_mini_batch() -> None:
+    shares = deal([9, 9, 9, 9, 1, 1, 1, 1, 5, 5, 5], 2, per_round=4)
+    assert sorted(shares[0] + shares[1]) == list(range(11))
+    for share in shares:
+        assert [sum(number // 4 == part for number in share) for part in (0, 1)] == [2, 2]

@@ -45,6 +45,7 @@ def test_simple_and_verl_rows_are_read_from_every_format(tmp_path: Path, suffix:
             prompt="计算 15 + 27",
             ground_truth="42",
             data_source="math_reasoning",
+            columns=SIMPLE,
         ),
         Row(
             id=f"verl{suffix}:1",
@@ -52,6 +53,7 @@ def test_simple_and_verl_rows_are_read_from_every_format(tmp_path: Path, suffix:
             ground_truth="2",
             data_source="openai/gsm8k",
             extra_info={"split": "train", "index": 0},
+            columns=VERL,
         ),
     ]
 
@@ -126,7 +128,7 @@ def test_an_unknown_builtin_gets_the_nearest_name() -> None:
         ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
-            "field 'prompt[0].content' is a list, expected text",
+            "field 'prompt[0].content[0]' is a part of type 'image'",
         ),
         ({"prompt": [{"role": "user", "content": ""}]}, "field 'prompt[0].content' is empty"),
         ({"prompt": "a\ud800"}, "half of a surrogate pair at character 1"),

@@ -63,7 +63,7 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_rollouts_without_an_advantage_are_left_out_exactly(tiny_model: Path, loss: str) -> None:
-    settings = config(algorithm__loss=loss, train__lr=1e-3, train__ppo_epochs=2)
+    settings = config(algorithm__loss=loss, train__lr=1e-3, train__ppo_epochs=2, run__seed=2)
     fast, record, _ = updated(tiny_model, settings, ties=True)
     slow, all_of_it, _ = updated(tiny_model, settings, ties=True, plain=True)
     assert_same(fast, slow)

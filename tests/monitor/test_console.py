@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from rlcli.monitor.console import duration, epoch_line, sparkline, step_lines
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from waiting import wait_until
+
+from rlcli.monitor.console import RunConsole, duration, epoch_line, sparkline, step_lines
+from rlcli.monitor.signals import StopRequest
 
 
 def test_a_step_prints_the_guides_lines() -> None:
@@ -41,3 +50,25 @@ def test_durations_and_sparklines() -> None:
     assert duration(3723) == "1:02:03"
     assert sparkline([0.0, 1.0]) == "\u2581\u2588"
     assert sparkline([2.0, 2.0]) == "\u2581\u2581"
+
+
+def test_ctrl_c_is_acknowledged_inside_the_live_panel(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    console, stop = RunConsole(tmp_path / "log", num_steps=9), StopRequest()
+    console.console = Console(force_terminal=True, width=80)
+    stop.acknowledged_by = console.show_stopping
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        stop.install()
+        console.start(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        shown: list[str] = []
+        wait_until(lambda: shown.append(capfd.readouterr().out) or "Ctrl-C" in "".join(shown))
+        console.stop()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        console.close()
+    assert stop.signal == signal.SIGINT
+    assert capfd.readouterr().err == ""  # a line from outside would tear the panel

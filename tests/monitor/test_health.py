@@ -112,8 +112,15 @@ def test_a_gap_between_sampler_and_trainer_is_put_down_to_a_step_between(
     steps: int, cure: str
 ) -> None:
     config = with_values(CONFIG, {"rollout.async_steps": steps})
-    _, _, knob = only(judged(2, config, sampler__prob_gap=0.02), "sampler_gap")
+    _, _, knob = only(judged(2, config, sampler__prob_gap=0.05), "sampler_gap")
     assert cure in knob
+
+
+@pytest.mark.parametrize(("dtype", "is_found"), [("float32", True), ("bfloat16", False)])
+def test_rounding_of_bfloat16_is_no_sampler_gap(dtype: str, is_found: bool) -> None:
+    config = with_values(CONFIG, {"model.dtype": dtype})
+    found = judged(2, config, sampler__prob_gap=0.016)
+    assert list(found) == (["sampler_gap"] if is_found else [])
 
 
 def test_a_reward_that_is_lost_is_another_matter() -> None:
@@ -137,7 +144,7 @@ def test_a_reward_that_is_lost_is_another_matter() -> None:
         ("kl_low", {"kl_divergence": 1e-4}, 50, "is below 0.001 after 50 steps"),
         ("clip_high", {"clip_fraction": 0.4}, 2, "clip_fraction 0.4 is above 0.3"),
         ("clip_none", {"clip_fraction": 0.0}, 20, "is 0 for 20 steps of 4 updates"),
-        ("sampler_gap", {"sampler__prob_gap": 0.02}, 2, "differ by 0.02"),
+        ("sampler_gap", {"sampler__prob_gap": 0.05}, 2, "differ by 0.05"),
         ("reward_length", {"reward_length_correlation": 0.9}, 3, "r = 0.90"),
         ("unscored", {"unscored": 51.2}, 2, "leaves 10% of the rollouts unscored"),
         ("skipped_updates", {"skipped_updates": 1.0}, 1, "1 updates were skipped"),

@@ -9,6 +9,7 @@ import pytest
 from rlcli.config.resolved import Resolved
 from rlcli.machine import GIB
 from rlcli.plan import passes
+from rlcli.plan.engine import settle_engine
 from rlcli.plan.machine import Machine
 from rlcli.plan.memory import MemoryPlan, Models, plan_memory
 from rlcli.plan.models import known_config
@@ -136,9 +137,9 @@ def test_evaluation_may_sample_more_rows_than_training(settings: Settings) -> No
 def test_phases_are_those_of_the_run(settings: Settings) -> None:
     shape = known("Qwen2.5-0.5B")
     names = [p.name for p in planned(settings(), CPU).phases]
-    assert names == ["rollout", "logprobs", "update"]
+    assert names == ["loading", "rollout", "logprobs", "update"]
     names = [p.name for p in planned(settings(), CPU, critic=shape, reward=shape).phases]
-    assert names == ["rollout", "logprobs", "critic", "update", "reward_model"]
+    assert names == ["loading", "rollout", "logprobs", "critic", "update", "reward_model"]
 
 
 def test_a_peak_is_the_sum_of_its_parts(settings: Settings) -> None:
@@ -167,14 +168,14 @@ def test_what_saves_memory_lowers_the_peak(
 
 
 def test_the_reference_costs_one_float32_copy(settings: Settings) -> None:
-    with_kl = planned(settings("algorithm.kl_loss=true"), CPU).phases[0].states_gib
-    without = planned(settings("algorithm.kl_loss=false"), CPU).phases[0].states_gib
+    with_kl = planned(settings("algorithm.kl_loss=true"), CPU).phases[1].states_gib
+    without = planned(settings("algorithm.kl_loss=false"), CPU).phases[1].states_gib
     assert (with_kl - without) * GIB == pytest.approx(4 * 494_032_768)
 
 
 def test_vllm_takes_its_share_of_the_gpu(settings: Settings) -> None:
     plan = planned(settings("rollout.engine=vllm", "rollout.memory_fraction=0.4"), GPU)
-    assert plan.phases[0].rollout_gib == pytest.approx(32.0)
+    assert plan.phases[1].rollout_gib == pytest.approx(32.0)
 
 
 def test_without_a_known_limit_nothing_is_said_to_fit(settings: Settings) -> None:
@@ -225,8 +226,8 @@ def test_saved_activations_are_what_torch_saves(kind: str, rank: int) -> None:
 
 def test_a_critic_beside_adapters_is_trained_whole(settings: Settings) -> None:
     shape = known("Qwen2.5-0.5B")
-    alone = planned(settings("lora.rank=8", algo="ppo"), GPU).phases[0].states_gib
-    both = planned(settings("lora.rank=8", algo="ppo"), GPU, critic=shape).phases[0].states_gib
+    alone = planned(settings("lora.rank=8", algo="ppo"), GPU).phases[1].states_gib
+    both = planned(settings("lora.rank=8", algo="ppo"), GPU, critic=shape).phases[1].states_gib
     # a tied head goes with the embedding: only the value head of 896 + 1 is new
     assert (both - alone) * GIB == pytest.approx(16 * (494_032_768 + 897))
 
@@ -238,3 +239,114 @@ def test_large_blocks_leave_nothing_in_the_heap(settings: Settings) -> None:
     rollouts = 256 * 4 * 1024 * 130
     gradients = 0.7 * 4 * 24 * known("Qwen2.5-0.5B").layer_parameters()
     assert update.overhead_gib * GIB == pytest.approx(0.04 * GIB + rollouts + gradients)
+
+
+P_32B = 32_763_876_352
+SHARDED = ("train.engine=deepspeed", "train.zero_stage=3", "train.n_gpus=8", "train.nnodes=2")
+
+
+def test_zero_3_holds_the_whole_model_on_a_gpu_only_for_the_native_sampler(
+    settings: Settings,
+) -> None:
+    """32B in bfloat16 on 16 GPUs: 2 bytes a parameter whole, as much for the native sampler's
+    copy, and a sixteenth of it for the reference; the states of a step are a sixteenth of 18.
+    For vLLM it is whole in host memory only: on the GPU a sixteenth, and the largest tensor."""
+    no_kl = ("algorithm.kl_loss=false", "rollout.engine=vllm")
+    plan = planned(settings(*SHARDED, *no_kl), GPU, policy=known("Qwen2.5-32B"))
+    loading, rollout = plan.phases[0], plan.phases[1]
+    assert loading.name == "loading"
+    assert loading.states_gib * GIB == P_32B * 2 / 16 + 4 * 152_064 * 5120
+    assert rollout.states_gib * GIB == pytest.approx(P_32B * 18 / 16)
+    assert plan.loading_host_gib * GIB == 8 * P_32B * 2
+    native = planned(settings(*SHARDED, "algorithm.kl_loss=true"), GPU, policy=known("Qwen2.5-32B"))
+    assert native.phases[0].states_gib * GIB == P_32B * (2 + 2 / 16 + 2)
+    assert native.phases[0].fits is False
+
+
+def test_the_torch_engine_loads_float32_and_a_critic_is_loaded_whole(settings: Settings) -> None:
+    shape = known("Qwen2.5-7B")
+    plan = planned(
+        settings("algorithm.kl_in_reward=false", "train.n_gpus=2", algo="ppo"),
+        GPU, policy=shape, critic=shape,
+    )  # fmt: skip
+    critic = P_7B - 152_064 * 3584 + 3585
+    # policy in float32, the sampler's copy in bfloat16, the critic in float32
+    assert plan.phases[0].states_gib * GIB == 4 * P_7B + 2 * P_7B + 4 * critic
+    assert plan.loading_host_gib * GIB == 2 * 4 * P_7B
+    assert planned(settings(), CPU).loading_host_gib == 0
+
+
+@pytest.mark.parametrize(
+    ("width", "fraction", "fits"),
+    [(1, 0.5, False), (1, 0.8, True), (2, 0.4, True), (2, 0.3, False)],
+)
+def test_vllm_needs_its_weights_and_one_rollout_within_its_share(
+    settings: Settings, width: int, fraction: float, fits: bool
+) -> None:
+    """32B in bfloat16: 61.03 GiB of weights; 64 layers x 8 heads x 128 x 2 x 2 bytes a token,
+    2,048 tokens: 0.5 GiB. Both are divided by tensor_parallel. The GPU has 80 GiB."""
+    plan = planned(
+        settings(
+            *SHARDED, "rollout.engine=vllm", f"rollout.tensor_parallel={width}",
+            f"rollout.memory_fraction={fraction}", "data.max_prompt_tokens=1024",
+            "data.max_response_tokens=1024",
+        ),
+        GPU, policy=known("Qwen2.5-32B"),
+    )  # fmt: skip
+    assert plan.vllm is not None
+    assert plan.vllm.needs_gib * GIB * width == P_32B * 2 + 2048 * 64 * 8 * 128 * 2 * 2
+    assert plan.vllm.share_gib == pytest.approx(80 * fraction)
+    assert plan.vllm.fits is fits
+    if not fits:
+        assert plan.phases[1].fits is False
+
+
+def test_a_server_of_vllm_has_nine_tenths_of_its_gpus_by_default(settings: Settings) -> None:
+    plan = planned(settings("rollout.engine=vllm_server"), GPU, policy=known("Qwen2.5-32B"))
+    assert plan.vllm is not None
+    assert plan.vllm.share_gib == pytest.approx(72)
+    running = settings("rollout.engine=vllm_server", "rollout.url=http://gpu1:8000")
+    assert planned(running, GPU, policy=known("Qwen2.5-32B")).vllm is None
+
+
+def test_fsdp_shares_16_bytes_a_parameter_among_8_gpus(settings: Settings) -> None:
+    config = settings("train.engine=fsdp", "train.n_gpus=8").config
+    states = policy_states(
+        known("Qwen2.5-7B"), config, numerics_of(config, device="cuda", devices=1)
+    )
+    assert (states.device, states.host) == (P_7B * 16 / 8, 0.0)
+    moved = settings("train.engine=fsdp", "train.n_gpus=8", "train.offload_params=true").config
+    states = policy_states(known("Qwen2.5-7B"), moved, numerics_of(moved, device="cuda", devices=1))
+    assert (states.device, states.host) == (0.0, P_7B * 16 / 8)
+
+
+def test_fsdp_loads_a_share_and_adapters_share_their_frozen_base(settings: Settings) -> None:
+    """7B on 8 GPUs, with a reference of 2 bytes a parameter; vLLM samples."""
+    several = ("train.engine=fsdp", "train.n_gpus=8", "rollout.engine=vllm")
+    plan = planned(settings(*several, "algorithm.kl_loss=true"), GPU, policy=known("Qwen2.5-7B"))
+    assert plan.phases[0].states_gib * GIB == pytest.approx(P_7B * (4 + 2) / 8)
+    lora = settings(*several, "lora.rank=8").config
+    frozen = policy_states(
+        known("Qwen2.5-7B"), lora, numerics_of(lora, device="cuda", devices=1)
+    ).weights
+    count = adapters(known("Qwen2.5-7B"), lora)
+    assert frozen == P_7B * 2 / 8 + count * 4 / 8
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "engine"),
+    [
+        ("Qwen2.5-7B", ["train.n_gpus=8"], "fsdp"),
+        ("Qwen2.5-7B", ["train.n_gpus=1"], "auto"),
+        ("Qwen2.5-7B", ["train.n_gpus=8", "train.engine=torch"], "torch"),
+        ("Qwen2.5-0.5B", ["train.n_gpus=8"], "auto"),
+    ],
+)
+def test_auto_takes_fsdp_if_several_processes_cannot_each_hold_the_run(
+    settings: Settings, name: str, words: list[str], engine: str
+) -> None:
+    resolved = settings(*words, "rollout.engine=vllm", "data.max_response_tokens=512")
+    models = Models(policy=known(name))
+    settled = settle_engine(resolved, models, GPU, num_val=0)
+    assert settled.config.train.engine == engine
+    assert any("takes fsdp" in note for note in settled.notes) == (engine == "fsdp")

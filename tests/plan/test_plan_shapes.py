@@ -85,6 +85,13 @@ def test_a_config_without_sizes_names_what_is_missing() -> None:
         shape_of({"num_hidden_layers": 2, "num_attention_heads": 2}, name="x")
 
 
+def test_a_model_without_attention_is_not_called_something_else() -> None:
+    sizes = {"model_type": "mamba2", "hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 99}
+    with pytest.raises(ModelError, match="no num_attention_heads") as refused:
+        shape_of(sizes, name="x")
+    assert "causal language model" not in str(refused.value)
+
+
 def test_the_text_part_of_a_larger_model_is_its_shape() -> None:
     wrapped = {"model_type": "llava", "text_config": QWEN_HALF_B}
     assert shape_of(wrapped, name="x").parameters == 494_032_768

@@ -121,3 +121,27 @@ def test_gspo_with_the_samplers_log_probs_has_a_ratio_one_step_ahead(checked: An
         settings = ["algorithm.bypass=true", "train.mini_batch_prompts=256", *given]
         notes = checked(*settings, algo="gspo").notes
         assert [note[:10] for note in notes if "gspo equals grpo" in note] == expected
+
+
+@pytest.mark.parametrize("part", ["param_offload", "optimizer_offload"])
+def test_an_actor_that_is_offloaded_on_several_processes_takes_fsdp(
+    checked: Any, part: str
+) -> None:
+    actor = f"actor_rollout_ref.actor.fsdp_config.{part}"
+    several = checked(f"{actor}=True", "train.n_gpus=2")
+    assert several.config.train.engine == "fsdp"
+    assert not any(note.startswith("not used: train.offload") for note in several.notes)
+    for words in (
+        [f"{actor}=False", "train.n_gpus=2"],
+        [f"{actor}=True", "train.n_gpus=1"],
+        ["actor_rollout_ref.ref.fsdp_config.param_offload=True", "train.n_gpus=2"],
+    ):
+        assert checked(*words).config.train.engine == "auto", words
+    asked = checked(f"{actor}=True", "train.n_gpus=2", "train.engine=torch")
+    assert asked.config.train.engine == "torch"
+    assert any("not used: train.offload" in note for note in asked.notes)
+
+
+def test_fsdp_does_not_compile(checked: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model\.compile=true.*train\.engine=fsdp"):
+        check_engines(checked("train.engine=fsdp", "model.compile=true"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlcli.errors import RewardError
-from rlcli.rewards.pool import check_function
+from rlcli.rewards.function_check import check_function
 
 
 def message(fn: str) -> str:
@@ -31,19 +31,11 @@ def message(fn: str) -> str:
         ("compute_score = 3\n", "compute_score is a int, expected a function"),
         (
             "\ndef compute_score(a, b): pass\n",
-            "reward.py:2: compute_score(a, b) cannot be called: missing a required argument: 'a'",
+            "reward.py:2: compute_score(a, b) does not take the response",
         ),
         (
-            "def compute_score(solution_str, ground_truth, method='strict'): pass\n",
-            "cannot be called: got an unexpected keyword argument 'data_source'",
-        ),
-        (
-            "def compute_score(data_source, solution_str, ground_truth, extra_info, more): pass\n",
-            "cannot be called: missing a required argument: 'more'",
-        ),
-        (
-            "async def compute_score(data_source, solution_str, ground_truth): pass\n",
-            "reward.py:1: compute_score is async, expected a plain function",
+            "class compute_score:\n  def __init__(self, x): pass\n",
+            "reward.py:1: compute_score is a class that cannot be made without arguments",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlcli.config.rewards import JudgeConfig, RewardConfig
-from rlcli.rewards import pass_scores
+from rlcli.rewards import accuracy_scores, pass_scores
 from rlcli.types import Reward
 
 JUDGE = JudgeConfig(enabled=True)
@@ -42,3 +42,21 @@ def test_the_rules_part_decides_and_a_reward_models_score_never(
     config: RewardConfig, scores: list[float | None] | None
 ) -> None:
     assert pass_scores(config, REWARDS) == scores
+
+
+@pytest.mark.parametrize(
+    ("config", "is_accuracy"),
+    [
+        (RewardConfig(), True),
+        (RewardConfig(judge=JUDGE), False),
+        (RewardConfig(judge=JudgeConfig(enabled=True, rule_first=True)), False),
+        (RewardConfig(judge=JUDGE, composite=True, weights={"judge": 9.0}), False),
+        (
+            RewardConfig(judge=JUDGE, composite=True, weights={"judge": 0.5, "rule_score": 0.5}),
+            True,
+        ),
+        (RewardConfig(model="m"), False),
+    ],
+)
+def test_a_judges_score_is_no_accuracy(config: RewardConfig, is_accuracy: bool) -> None:
+    assert (accuracy_scores(config, REWARDS) is not None) is is_accuracy

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,8 @@ from waiting import wait_until
 
 from rlcli.boxed import gold_box
 from rlcli.rewards.base import score_all
-from rlcli.rewards.pool import ScorerPool, check_function, read_reply
+from rlcli.rewards.function_check import check_function
+from rlcli.rewards.pool import ScorerPool, read_reply
 from rlcli.types import Reward
 
 MISCHIEF = """
@@ -83,7 +86,9 @@ def hurry(scorer: ScorerPool) -> None:
     [
         (float("nan"), "the reward is nan, expected a finite number"),
         (float("-inf"), "the reward is -inf, expected a finite number"),
-        (True, "the reward returned bool True, expected a number"),
+        (1j, "the reward returned complex 1j, expected a number"),
+        (Decimal("nan"), "the reward is nan, expected a finite number"),
+        ([1.0], "the reward returned list [1.0], expected a number"),
         (None, "the reward returned NoneType None, expected a number"),
         ("1.0", "the reward returned str '1.0', expected a number"),
         (10**400, "OverflowError: int too large to convert to float"),
@@ -101,7 +106,9 @@ def test_what_is_no_number_is_unscored(
     assert reward.error.startswith(error)
 
 
-@pytest.mark.parametrize("value", [1, 1.0, {"score": 1}])
+@pytest.mark.parametrize(
+    "value", [1, 1.0, True, Fraction(1), Decimal("1.0"), {"score": 1}, {"score": True}]
+)
 def test_numbers_and_dicts_are_scores(user_file: Any, pool: Any, rollout: Any, value: Any) -> None:
     assert score_all(pool(user_file(MISCHIEF)), [rollout("return", value=value)])[0] == Reward(
         value=1.0
@@ -112,21 +119,42 @@ def test_numbers_of_numpy_and_torch_are_scores(user_file: Any, pool: Any, rollou
     source = """
 import numpy, torch
 def compute_score(data_source, solution_str, ground_truth):
-    return {"numpy": numpy.float32(0.5), "torch": torch.tensor(0.5), "bool": numpy.bool_(True)}[
-        solution_str
-    ]
+    return {
+        "scalar": numpy.float32(0.5), "0-d": numpy.array(0.5), "1-d": numpy.array([0.5]),
+        "bfloat16": torch.tensor(0.5).bfloat16(), "grad": torch.tensor(0.5, requires_grad=True),
+        "right": numpy.bool_(True), "wrong": torch.tensor(False), "many": torch.ones(2),
+    }[solution_str]
 """
     scorer = pool(user_file(source))
-    rewards = score_all(scorer, [rollout(text) for text in ("numpy", "torch", "bool")])
-    assert [reward.value for reward in rewards] == [0.5, 0.5, None]
+    names = ("scalar", "0-d", "1-d", "bfloat16", "grad", "right", "wrong", "many")
+    rewards = score_all(scorer, [rollout(text) for text in names])
+    assert [reward.value for reward in rewards] == [0.5] * 5 + [1.0, 0.0, None]
 
 
 def test_parts_are_the_other_numbers_of_a_dict(user_file: Any, pool: Any, rollout: Any) -> None:
     result = {"score": 1.0, "form": 0.5, "right": True, "read": "42"}
     scorer = pool(user_file(MISCHIEF))
     assert score_all(scorer, [rollout("return", value=result)]) == [
-        Reward(value=1.0, parts={"form": 0.5})
+        Reward(value=1.0, parts={"form": 0.5, "right": 1.0})
     ]
+
+
+@pytest.mark.parametrize(
+    ("result", "score"),
+    [
+        ({"reward": 0.5, "acc": True, "pred": "42"}, 0.5),
+        ({"accuracy": True, "pred": "42"}, 1.0),
+        ({"score": 0.25, "reward": 0.5}, 0.25),
+        ({"acc": 1.0, "form": 0.5}, None),
+        ({"score": None, "reward": 1.0}, None),
+    ],
+)
+def test_a_dict_without_score_counts_when_only_one_number_can_be_meant(
+    result: Any, score: float | None, user_file: Any, pool: Any, rollout: Any
+) -> None:
+    (reward,) = score_all(pool(user_file(MISCHIEF)), [rollout("return", value=result)])
+    assert reward.value == score
+    assert score is not None or "score" in (reward.error or "")
 
 
 def test_weights_sum_the_parts_and_a_missing_one_leaves_the_rollout_unscored() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlcli.rewards.process import ScoringProcess, child_environment
+from rlcli.rewards.signatures import SINGLE
 
 
 @pytest.mark.parametrize(
@@ -40,8 +41,8 @@ def test_the_kernel_short_of_memory_ends_a_scoring_process_before_the_run(tmp_pa
     process = ScoringProcess(f"{tmp_path / 'reward.py'}:compute_score", timeout_s=60.0)
     try:
         process.wait_until_ready()
-        names = ("data_source", "solution_str", "ground_truth", "extra_info")
-        assert process.call(dict.fromkeys(names))["score"] >= 500
+        names = (*SINGLE, "messages")
+        assert process.call(dict.fromkeys(names, ()) | {"columns": {}})["score"] >= 500
     finally:
         process.close()
 

@@ -202,7 +202,8 @@ def test_an_answer_that_never_ends_is_given_up_when_its_time_is_over(
 ) -> None:
     asked: list[Any] = []
     (reward,) = rate(server, drip, asked, [rollout("a")], timeout_s=0.3)
-    assert reward == Reward(value=None, error="no answer within 0.3 s (reward.timeout_s)")
+    error = "no answer within 0.3 s (reward.timeout_s)"
+    assert reward == Reward(value=None, error=error, is_outage=True)
     assert len(asked) == 3
 
 
@@ -213,7 +214,7 @@ def test_an_error_that_never_ends_is_told_by_its_beginning(server: Any, rollout:
         (reward,) = rate(server, drip_an_error, asked, [rollout("a")], timeout_s=timeout_s)
         if (reward.error or "").endswith("busy"):
             break
-    assert reward == Reward(value=None, error="HTTP 503 Service Unavailable: busy")
+    assert reward == Reward(value=None, error="HTTP 503 Service Unavailable: busy", is_outage=True)
     assert len(asked) == 3
 
 

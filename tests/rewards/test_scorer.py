@@ -7,11 +7,12 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from rlcli.config.rewards import JudgeConfig, RewardConfig
+from rlcli.data.readers import Row
 from rlcli.errors import RewardError
 from rlcli.rewards import build_scorer, check_reward, gold_problems
 from rlcli.rewards.base import score_all
@@ -68,9 +69,9 @@ def test_a_function_that_does_not_load_is_refused(user_file: Any) -> None:
 
 def test_golds_that_no_rule_can_grade_are_found() -> None:
     rows = [
-        ("a.jsonl:1", "gsm8k", "72"),
-        ("a.jsonl:2", "gsm8k", "seventy"),
-        ("a.jsonl:3", "math", None),
+        row_of("72", source="gsm8k", line=1),
+        row_of("seventy", source="gsm8k", line=2),
+        row_of(None, source="math", line=3),
     ]
     assert gold_problems(RewardConfig(fn="rules"), rows) == [
         "a.jsonl:2: ground_truth 'seventy' is not a number (rule gsm8k).",
@@ -80,7 +81,7 @@ def test_golds_that_no_rule_can_grade_are_found() -> None:
 
 
 def test_runs_without_rules_need_none_for_their_data_source() -> None:
-    rows = [("a.jsonl:1", "gsm8k", "seventy"), ("a.jsonl:2", "mine", None)]
+    rows = [row_of("seventy", source="gsm8k", line=1), row_of(None, source="mine", line=2)]
     alone = RewardConfig(model="http://host/score")
     assert check_reward(alone, {"mine"}) == []
     assert gold_problems(alone, rows) == []
@@ -141,14 +142,14 @@ def test_rule_first_needs_no_rule_for_every_row(user_file: Any) -> None:
     config, env = RewardConfig(judge=judge), {"DASHSCOPE_API_KEY": "canary"}
     note = check_reward(config, {"gsm8k", "essays", ""}, env=env)[0]
     assert note == "no built-in rule grades data_source '', 'essays': the judge scores."
-    rows = [("a.jsonl:1", "essays", None), ("a.jsonl:2", "gsm8k", "seventy")]
+    rows = [row_of(None, source="essays", line=1), row_of("seventy", source="gsm8k", line=2)]
     assert gold_problems(config, rows) == [
         "a.jsonl:2: ground_truth 'seventy' is not a number (rule gsm8k)."
     ]
     silent = user_file("def compute_score(**row): return None")
-    check_reward(RewardConfig(judge=judge, fn=silent), {"x"}, env=env, rows=[OneRow("4")])
+    check_reward(RewardConfig(judge=judge, fn=silent), {"x"}, env=env, rows=[row_of("4")])
     with pytest.raises(RewardError, match="returned NoneType None"):
-        check_reward(RewardConfig(fn=silent), {"x"}, rows=[OneRow("4")])
+        check_reward(RewardConfig(fn=silent), {"x"}, rows=[row_of("4")])
 
 
 def test_under_rule_first_a_rule_and_the_judge_are_built(rollout: Any) -> None:
@@ -234,12 +235,14 @@ def test_importing_rewards_and_data_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == ""
 
 
-class OneRow:
-    data_source = "sums"
-    extra_info: ClassVar[dict[str, str]] = {}
-
-    def __init__(self, ground_truth: str) -> None:
-        self.ground_truth = ground_truth
+def row_of(ground_truth: Any, *, source: str = "sums", line: int = 1, **columns: Any) -> Row:
+    return Row(
+        id=f"a.jsonl:{line}",
+        prompt="2 + 2?",
+        ground_truth=ground_truth,
+        data_source=source,
+        columns=columns,
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,7 +258,7 @@ def test_a_function_is_tried_on_a_right_and_a_wrong_answer(
     file = tmp_path / "mine.py"
     file.write_text(f"def compute_score(data_source, solution_str, ground_truth):\n    {body}\n")
     config = RewardConfig(fn=f"{file}:compute_score")
-    notes = check_reward(config, {"sums"}, rows=[OneRow("4"), OneRow("5")])
+    notes = check_reward(config, {"sums"}, rows=[row_of("4"), row_of("5")])
     assert len(notes) == (1 if says else 0)
     assert all(says in note for note in notes if says)
 
@@ -267,4 +270,4 @@ def test_a_function_that_fails_on_the_ground_truth_itself_is_refused(tmp_path: P
         "    return extract_final_answer(solution_str)\n"
     )
     with pytest.raises(RewardError, match=r"NameError.*extract_final_answer.*mine\.py:2"):
-        check_reward(RewardConfig(fn=f"{file}:compute_score"), {"x"}, rows=[OneRow("4")])
+        check_reward(RewardConfig(fn=f"{file}:compute_score"), {"x"}, rows=[row_of("4")])

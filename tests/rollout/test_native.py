@@ -2,59 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from native_parts import load, prompts, sampler, trainer_logprobs
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rlcli.causal_lm import CausalLM, load_causal_lm, load_tokenizer
-from rlcli.collect import Collected, collate
-from rlcli.engines.logprobs import response_stats
-from rlcli.engines.packing import index_rows, pack_rows
 from rlcli.rollout.base import SamplingParams
-from rlcli.rollout.native import NativeSampler
-from rlcli.types import Prompt, Reward, Rollout
-
-CPU = torch.device("cpu")
-
-
-def load(path: Path, *, packed: bool = True) -> tuple[CausalLM, Any]:
-    lm = load_causal_lm(str(path), dtype=torch.float32, device=CPU)
-    if not packed:
-        lm.packed = False
-        lm.model.set_attn_implementation("sdpa")
-    return lm, load_tokenizer(str(path))
-
-
-def sampler(lm: CausalLM, tokenizer: Any, **changes: Any) -> NativeSampler:
-    settings = {
-        "eos_token_ids": (2, 7, 9, 11),
-        "pad_token_id": 0,
-        "max_rows": 64,
-        "shares_weights": True,
-    }
-    return NativeSampler(lm, tokenizer, **{**settings, **changes})
-
-
-def prompts(count: int) -> list[Prompt]:
-    draw = torch.Generator().manual_seed(0)
-    out = []
-    for i in range(count):
-        length = int(torch.randint(1, 12, (), generator=draw))
-        ids = tuple(torch.randint(3, 250, (length,), generator=draw).tolist())
-        out.append(Prompt(id=str(i), messages=(), token_ids=ids))
-    return out
-
-
-def trainer_logprobs(lm: CausalLM, rollouts: list[Rollout], temperature: float) -> torch.Tensor:
-    rewards = [Reward(value=0.0) for _ in rollouts]
-    batch = collate(Collected(rollouts=rollouts, rewards=rewards, greedy={}), needs=frozenset())
-    rows = pack_rows(batch, range(len(rollouts)), index_rows(batch), CPU)
-    with torch.no_grad():
-        stats = response_stats(lm, rows, temperature=temperature, pad_token_id=0)
-    return stats.logprobs_N
+from rlcli.types import Rollout
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -69,6 +28,42 @@ def test_sampler_logprobs_equal_the_trainers(
     torch.testing.assert_close(
         said, trainer_logprobs(lm, rollouts, temperature), atol=1e-5, rtol=1e-5
     )
+
+
+class WrittenForOlderTransformers(torch.nn.Module):
+    """A model as its checkpoint's own code has it: the cache goes by its name before 5.24."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.name = "cache" if "cache" in inspect.signature(model.forward).parameters else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def forward(
+        self, input_ids: Any, attention_mask: Any, position_ids: Any, use_cache: bool,
+        past_key_values: Any = None,
+    ) -> Any:  # fmt: skip
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=use_cache,
+            **{self.name or "past_key_values": past_key_values},
+        )
+        cache = out[self.name or "past_key_values"]
+        return CausalLMOutputWithPast(logits=out.logits, past_key_values=cache)
+
+
+def test_the_cache_goes_by_the_name_that_the_model_knows(tiny_model: Path) -> None:
+    lm, tokenizer = load(tiny_model, packed=False)
+    params = SamplingParams(n=2, max_tokens=20)
+    expected = sampler(lm, tokenizer).generate(prompts(4), params, seed=1)
+    lm.model = WrittenForOlderTransformers(lm.model)  # type: ignore[assignment]
+    older = sampler(lm, tokenizer).generate(prompts(4), params, seed=1)
+    assert [r.token_ids for r in older] == [r.token_ids for r in expected]
 
 
 def test_llama_too(tiny_llama: Path) -> None:

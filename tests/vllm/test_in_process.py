@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -169,14 +170,14 @@ def test_a_sampler_that_was_interrupted_goes_on(pair: SimpleNamespace) -> None:
     assert len(pair.sampler.generate(prompts(), PARAMS, seed=2)) == 12
 
 
-def checked(pair: SimpleNamespace) -> CheckedSampler:
+def checked(pair: SimpleNamespace, dtype: torch.dtype = torch.float32) -> CheckedSampler:
     return CheckedSampler(
         pair.sampler,
         pair.engine,
         prompts(),
         temperature=pair.config.rollout.temperature,
         max_tokens=24,
-        dtype=torch.float32,
+        dtype=dtype,
     )
 
 
@@ -197,13 +198,35 @@ def test_a_sync_that_does_nothing_is_caught(
     sampler = checked(pair)
     sampler.load_weights(pair.engine.weights(), version=1)
     monkeypatch.setattr(pair.sampler, "load_weights", lambda weights, version: None)
-
-    def take_small_steps() -> None:  # each alone is rounding
-        for version in range(2, 40):
-            move(pair.engine, by=1e-5, seed=version)
-            sampler.load_weights(pair.engine.weights(), version=version)
-
-    with pytest.raises(SamplerError, match=r"weights of step [12]"):
-        take_small_steps()
+    move(pair.engine, by=1e-5)
+    with pytest.raises(SamplerError, match="still has the weights of step 1"):
+        sampler.load_weights(pair.engine.weights(), version=2)
     monkeypatch.undo()
-    pair.sampler.load_weights(pair.engine.weights(), version=40)
+    pair.sampler.load_weights(pair.engine.weights(), version=2)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_in_bfloat16_what_is_sent_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora_rank: int
+) -> None:
+    changes = {"model__dtype": "bfloat16", "lora__rank": lora_rank, "lora__alpha": 8.0}
+    with trainer_and_sampler(tmp_path, **changes) as pair:
+        sampler = checked(pair, torch.bfloat16)
+        for version in range(4):
+            sampler.load_weights(pair.engine.weights(), version=version)
+            move(pair.engine, by=0.01, seed=version)
+        trained = [p for p in pair.engine.policy.model.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.copy_(parameter.bfloat16())
+        sampler.load_weights(pair.engine.weights(), version=4)
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.mul_(1 + 2**-10)  # rounds to the same bfloat16 number
+        sampler.load_weights(pair.engine.weights(), version=5)
+        monkeypatch.setattr(pair.sampler, "load_weights", lambda weights, version: None)
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.mul_(1 + 2**-7)
+        with pytest.raises(SamplerError, match="still has the weights of step 4"):
+            sampler.load_weights(pair.engine.weights(), version=6)

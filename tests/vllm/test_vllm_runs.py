@@ -57,13 +57,18 @@ def test_the_quickstart_learns_with_vllm_as_it_does_with_the_native_sampler(
     "settings",
     [
         pytest.param(["train.engine=deepspeed", "train.zero_stage=2"], marks=NIGHTLY),
-        ["train.engine=deepspeed", "train.zero_stage=3"],
-        ["rollout.tensor_parallel=2"],
+        # ZeRO-3 is in every run of the tests with servers, below
+        pytest.param(["train.engine=deepspeed", "train.zero_stage=3"], marks=NIGHTLY),
+        ["train.engine=fsdp", "rollout.tensor_parallel=2"],
+        pytest.param(["train.engine=fsdp", "lora.rank=4"], marks=NIGHTLY),
         pytest.param(
             ["lora.rank=4", "train.engine=deepspeed", "train.zero_stage=2"], marks=NIGHTLY
         ),
+        pytest.param(
+            ["lora.rank=4", "train.engine=deepspeed", "train.zero_stage=3"], marks=NIGHTLY
+        ),
     ],
-    ids=["zero2", "zero3", "tensor_parallel", "lora"],
+    ids=["zero2", "zero3", "fsdp, tensor_parallel", "fsdp, lora", "zero2, lora", "zero3, lora"],
 )
 def test_two_processes_sample_what_one_does(
     tmp_path: Path, alone: list[dict[str, Any]], settings: list[str]
@@ -76,13 +81,20 @@ def test_two_processes_sample_what_one_does(
     assert all(line["sampler/logprob_diff_max"] < 1e-4 for line in steps)
 
 
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ["train.engine=deepspeed", "train.zero_stage=3"],
+        pytest.param(["train.engine=fsdp"], marks=NIGHTLY),
+    ],
+    ids=["zero3", "fsdp"],
+)
 def test_servers_sample_what_an_engine_in_the_process_does(
-    tmp_path: Path, alone: list[dict[str, Any]]
+    tmp_path: Path, alone: list[dict[str, Any]], engine: list[str]
 ) -> None:
     folder = tmp_path / "run"
     served = ["rollout.engine=vllm_server", "rollout.replicas=2"]
-    sharded = ["--n_gpus", "2", "train.engine=deepspeed", "train.zero_stage=3"]
-    lines = train(folder, "--max_steps", "2", *served, *sharded)
+    lines = train(folder, "--max_steps", "2", "--n_gpus", "2", *served, *engine)
     steps = [line for line in lines if "reward_mean" in line]
     first = next(line for line in alone if "reward_mean" in line)
     assert steps[0]["reward_mean"] == first["reward_mean"]

@@ -5,5 +5,13 @@ from __future__ import annotations
 from rlcli.rewards.judge.apart import JudgeProcess
 from rlcli.rewards.judge.check import check_judge, probe_judge
 from rlcli.rewards.judge.scorer import JudgeScorer
+from rlcli.rewards.judge.shared import RemoteJudge, SharedJudge
 
-__all__ = ["JudgeProcess", "JudgeScorer", "check_judge", "probe_judge"]
+__all__ = [
+    "JudgeProcess",
+    "JudgeScorer",
+    "RemoteJudge",
+    "SharedJudge",
+    "check_judge",
+    "probe_judge",
+]

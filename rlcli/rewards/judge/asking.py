@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from dataclasses import dataclass, field
 
 from rlcli.rewards.judge.breaker import Patience
@@ -13,6 +14,7 @@ from rlcli.rewards.judge.governor import Governor, backoff_s
 from rlcli.rewards.judge.reading import read_verdict
 from rlcli.rewards.judge.tally import Tally
 from rlcli.rewards.judge.templates import Template
+from rlcli.rewards.judge.turns import SENDING, Turns
 from rlcli.rewards.judge.wire import MODES, Connection, Reply, Request, verdict_schema
 
 TRIES = 5
@@ -20,6 +22,11 @@ TRIES = 5
 ROUNDS = 3
 DEADLINE_S = 300.0
 """Seconds a verdict may take from the start of its first call: how long rate limits are borne."""
+_SYSTEM_ROLE = re.compile(
+    r"system[\s_-]?(?:role|message|prompt|instruction)|role\w*\W+system|[\"'`]system[\"'`]|"
+    r"developer\s+instruction|roles\s+must\s+alternate|messages\[0\]",
+    re.IGNORECASE,
+)
 MAX_TOKENS = 2048
 """Tokens of a reply, thinking included; twice as many after one that was cut."""
 
@@ -44,7 +51,11 @@ class Verdict:
 
 @dataclass(slots=True, kw_only=True)
 class _Course:
-    """Where one verdict stands."""
+    """Where one verdict stands.
+
+    folds_system: the next call puts the system prompt in front of the user's. has_folded: a call
+    without the system role was tried in this form of reply.
+    """
 
     most_tries: int
     patience: Patience
@@ -55,6 +66,8 @@ class _Course:
     answered_before: int = 0
     was_reminded: bool = False
     was_refused: bool = False
+    folds_system: bool = False
+    has_folded: bool = False
     max_tokens: int = MAX_TOKENS
 
 
@@ -85,7 +98,9 @@ class Asker:
         self._temperature = temperature
         self._tally = tally or Tally()
         self._schema = verdict_schema(template.scale)
+        self._turns = Turns(apart=SENDING)
         self._mode = 0
+        self._folds_system = False
 
     async def verdict(self, user: str, *, tries: int = TRIES) -> Verdict:
         """What the judge says to `user`, the rendered scoring prompt.
@@ -114,15 +129,21 @@ class Asker:
                     continue
                 self._tally.add(f"unscored_{fault.kind.name.lower()}")
                 return verdict
+            # Learnt for the run only when the laxer form is answered: one prompt may be at fault.
             self._mode = max(self._mode, course.mode)
+            self._folds_system |= course.folds_system
             verdict.fault = None
             return verdict
 
     def _request(self, user: str, course: _Course) -> Request:
-        reminder = f"\n\n{self._template.reminder()}" if course.was_reminded else ""
+        system = self._template.system
+        if course.was_reminded:
+            user = f"{user}\n\n{self._template.reminder()}"
+        if course.folds_system:
+            system, user = "", f"{system}\n\n{user}"
         return Request(
-            system=self._template.system,
-            user=user + reminder,
+            system=system,
+            user=user,
             mode=MODES[course.mode],
             schema=self._schema,
             max_tokens=course.max_tokens,
@@ -141,6 +162,7 @@ class Asker:
                 course.deadline = started + self._deadline_s
             # Others may have learnt, while this one waited, which form the server knows.
             course.mode = max(course.mode, self._mode)
+            course.folds_system |= self._folds_system
             try:
                 reply = await self._paid(self._request(user, course), usage)
             except Fault as fault:
@@ -156,6 +178,7 @@ class Asker:
     def _note(self, fault: Fault, started: float) -> None:
         """Let the governor know of a call that failed."""
         if fault.kind is Kind.TRANSIENT:
+            self._governor.hold(fault.retry_after_s)
             if self._governor.breaker.note_failure(started, fault):
                 self._tally.add("breaker_openings")
             return
@@ -170,7 +193,8 @@ class Asker:
         answer: Reply | None = None
         is_billed = False
         try:
-            # It may have closed while money was waited for.
+            await self._turns.take()
+            # It may have closed while money or a turn was waited for.
             await self._governor.gate()
             is_billed = True  # also when it is cancelled: nobody knows how far it came
             async with asyncio.timeout(self._timeout_s):
@@ -190,9 +214,11 @@ class Asker:
 
     async def _goes_on(self, fault: Fault, course: _Course) -> bool:
         """Whether to call again, after the wait that the fault asks for."""
-        loop = asyncio.get_running_loop()
         if isinstance(fault, Outage):
             return False
+        if _refuses_system(fault) and not course.has_folded and not course.folds_system:
+            course.folds_system = course.has_folded = True
+            return True
         if fault.kind is Kind.THROTTLE:
             if self._governor.open_at < course.deadline:
                 return True
@@ -204,16 +230,11 @@ class Asker:
             course.max_tokens = MAX_TOKENS * 2 if fault.was_cut else course.max_tokens
             return again
         if fault.kind is Kind.REQUEST:
-            # Learnt for the run only when the laxer form is answered: one prompt may be at fault.
-            # In the laxest form it is tried once more: gateways refuse by mistake, too.
-            if course.mode + 1 < len(MODES):
-                course.mode += 1
-                return True
-            again = not course.was_refused
-            course.was_refused = True
-            return again
-        if fault.kind is not Kind.TRANSIENT:
-            return False
+            return _relaxes(course, fault)
+        return fault.kind is Kind.TRANSIENT and await self._waits(course)
+
+    async def _waits(self, course: _Course) -> bool:
+        """Whether to call again after a call without an answer, once the wait for it is over."""
         course.tries += 1
         if course.tries >= course.most_tries:
             was_answering = self._governor.answered > course.answered_before
@@ -222,10 +243,33 @@ class Asker:
             course.answered_before = self._governor.answered
             course.rounds, course.tries = course.rounds + 1, 0
         wait_s = backoff_s(course.tries)
-        if loop.time() + wait_s > course.deadline:
+        next_at = max(asyncio.get_running_loop().time() + wait_s, self._governor.open_at)
+        if next_at > course.deadline:
             return False
         await asyncio.sleep(wait_s)
         return True
+
+
+def _relaxes(course: _Course, fault: Fault) -> bool:
+    """Whether there is a laxer form left to ask in, now that of `course`."""
+    if _refuses_system(fault):  # then the role was not the reason
+        course.folds_system = False
+    if course.mode + 1 < len(MODES):
+        course.mode += 1
+        return True
+    # In the laxest form it is tried once more: gateways refuse by mistake, too.
+    if not course.was_refused:
+        course.was_refused = True
+        return True
+    again = not course.has_folded
+    course.folds_system = course.has_folded = True
+    return again
+
+
+def _refuses_system(fault: Fault) -> bool:
+    """Whether an error may be about the system role. A guess: the message may quote a response."""
+    refused = fault.kind is Kind.REQUEST or (fault.kind is Kind.TRANSIENT and fault.status >= 500)
+    return refused and _SYSTEM_ROLE.search(fault.text) is not None
 
 
 def _read(reply: Reply, scale: tuple[int, int]) -> tuple[float, str | None]:

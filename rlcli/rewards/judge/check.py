@@ -235,6 +235,13 @@ def _address_notes(config: JudgeConfig, env: Mapping[str, str]) -> list[str]:
     keys = [name for name in PROVIDERS[config.provider].keys if env.get(name, "").strip()]
     if len(keys) > 1:
         notes.append(f"{keys[0]} is used, {keys[1]} is not.")
+    used = find_base_url(config)
+    for name in PROVIDERS[config.provider].url_variables:
+        if (found := env.get(name, "").strip().rstrip("/")) and found != used:
+            notes.append(
+                f"{name} is set but not used: the judge is called at {used}. To call it at that "
+                f'address: --rm_base_url "${name}".'
+            )
     url = (config.base_url or "").strip()
     host = url.partition("://")[2]
     if url.startswith("http://") and not host.startswith(LOOPBACK):

@@ -26,11 +26,15 @@ class Kind(Enum):
 FATAL = frozenset({Kind.KEY, Kind.MODEL, Kind.MONEY})
 """No later call can fare better."""
 
+OUTAGES = frozenset({Kind.THROTTLE, Kind.TRANSIENT})
+"""The judge gave no answer, to this verdict or to any."""
+
 
 class Fault(Exception):
     """One call without a verdict. Its text may be shown: it is cut short and holds no key.
 
     is_billed: the provider may have worked, so the call counts at its full estimate.
+    retry_after_s: no call may start before that. status: of the HTTP answer; 0: there was none.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Fault(Exception):
         retry_after_s: float = 0.0,
         is_billed: bool = False,
         was_cut: bool = False,
+        status: int = 0,
     ) -> None:
         super().__init__(f"{kind.value}: {text}" if text else kind.value)
         self.kind = kind
@@ -48,6 +53,7 @@ class Fault(Exception):
         self.retry_after_s = retry_after_s
         self.is_billed = is_billed
         self.was_cut = was_cut
+        self.status = status
 
 
 class Outage(Fault):
@@ -75,7 +81,7 @@ def from_status(
     text = f"{status} {short(message, key)}".strip()
     wait_s = retry_after_s(headers, body)
     kind = _kind(provider, status, codes, message.casefold())
-    return Fault(kind, text, retry_after_s=wait_s)
+    return Fault(kind, text, retry_after_s=wait_s, status=status)
 
 
 def from_answer(provider: str, error: Any, *, key: str) -> Fault:
@@ -117,7 +123,7 @@ def retry_after_s(headers: Mapping[str, str], body: Any) -> float:
     if (value := headers.get("retry-after-ms")) is not None:
         waits.append(_seconds(value) / 1000)
     if (value := headers.get("retry-after")) is not None:
-        waits.append(_seconds(value))
+        waits.append(_seconds(value) or _until(value, sent=headers.get("date")))
     waits += [_seconds(delay.removesuffix("s")) for delay in _fields(body, ("retryDelay",))]
     return max(waits)
 
@@ -129,15 +135,26 @@ def short(text: str, key: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    """Seconds in "1.5", or until an HTTP date; 0 for anything else."""
+    """Seconds in "1.5"; 0 for anything else."""
     try:
         value = float(text)
     except ValueError:
-        try:
-            value = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return 0.0
+        return 0.0
     return value if 0 < value < 1e9 else 0.0
+
+
+def _until(date: str, *, sent: str | None) -> float:
+    """Seconds from `sent`, the server's own clock, to an HTTP date; 0 for anything else."""
+    until = _timestamp(date)
+    start = _timestamp(sent or "") or time.time()
+    return max(0.0, until - start) if until else 0.0
+
+
+def _timestamp(date: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _fields(body: Any, names: tuple[str, ...], depth: int = 0) -> Iterator[str]:

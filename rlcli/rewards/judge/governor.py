@@ -150,6 +150,11 @@ class Governor:
             if now >= self._steady_until:
                 self._limit = max(1.0, self._limit * SHRINK)
                 self._steady_until = now + COOLDOWN_S
+        self.hold(wait_s)
+
+    def hold(self, wait_s: float) -> None:
+        """Start no call for `wait_s`, MAX_WAIT_S at most."""
+        now = asyncio.get_running_loop().time()
         self._open_at = max(self._open_at, now + min(MAX_WAIT_S, wait_s))
 
     def give_up(self, fault: Fault, *, since: float) -> None:

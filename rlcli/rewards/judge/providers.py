@@ -11,10 +11,14 @@ from rlcli.errors import JudgeNotHereError, RewardError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """One API. keys: accepted environment variables, the first wins. module: its SDK."""
+    """One API. keys: accepted environment variables, the first wins. module: its SDK.
+
+    url_variables: environment variables with which its SDKs are sent elsewhere, and we are not.
+    """
 
     name: str
     keys: tuple[str, ...]
+    url_variables: tuple[str, ...]
     base_url: str
     module: str
     default_model: str | None
@@ -27,6 +31,12 @@ PROVIDERS = {
         Provider(
             name="dashscope",
             keys=("DASHSCOPE_API_KEY",),
+            url_variables=(
+                "DASHSCOPE_HTTP_BASE_URL",
+                "DASHSCOPE_BASE_URL",
+                "OPENAI_BASE_URL",
+                "OPENAI_API_BASE",
+            ),
             base_url="https://dashscope.aliyuncs.com/compatible-mode/v1",
             module="openai",
             default_model="qwen-plus",
@@ -35,6 +45,7 @@ PROVIDERS = {
         Provider(
             name="openai",
             keys=("OPENAI_API_KEY",),
+            url_variables=("OPENAI_BASE_URL", "OPENAI_API_BASE"),
             base_url="https://api.openai.com/v1",
             module="openai",
             default_model=None,
@@ -43,6 +54,7 @@ PROVIDERS = {
         Provider(
             name="gemini",
             keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+            url_variables=("GOOGLE_GEMINI_BASE_URL", "GEMINI_BASE_URL"),
             base_url="https://generativelanguage.googleapis.com",
             module="google.genai",
             default_model=None,
@@ -51,6 +63,7 @@ PROVIDERS = {
         Provider(
             name="claude",
             keys=("ANTHROPIC_API_KEY", "CLAUDE_API_KEY"),
+            url_variables=("ANTHROPIC_BASE_URL", "ANTHROPIC_API_BASE"),
             base_url="https://api.anthropic.com",
             module="anthropic",
             default_model=None,

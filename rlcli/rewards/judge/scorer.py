@@ -20,7 +20,7 @@ from rlcli.rewards.judge.budget import Budget, BudgetSpent, Ledger, price_of
 from rlcli.rewards.judge.cache import Kept, open_cache
 from rlcli.rewards.judge.canaries import due_answers
 from rlcli.rewards.judge.check import cure
-from rlcli.rewards.judge.faults import Fault, Kind
+from rlcli.rewards.judge.faults import OUTAGES, Fault, Kind
 from rlcli.rewards.judge.member import Member, choose, median_of
 from rlcli.rewards.judge.providers import members_of
 from rlcli.rewards.judge.reading import is_degenerate
@@ -311,7 +311,8 @@ def reward_of(verdict: Verdict, template: Template, *, member: str = "") -> Rewa
     usage = {name: value for name, value in verdict.usage.items() if value}
     if verdict.score is None:
         error = f"judge {member}: {verdict.fault}" if member else f"judge: {verdict.fault}"
-        return Reward(value=None, error=error, usage=usage)
+        is_outage = verdict.fault is not None and verdict.fault.kind in OUTAGES
+        return Reward(value=None, error=error, usage=usage, is_outage=is_outage)
     low, high = template.scale
     value = (verdict.score - low) / (high - low)
     reason = one_line(verdict.reason)

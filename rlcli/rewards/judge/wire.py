@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from rlcli.config.rewards import JudgeConfig
 from rlcli.rewards.judge.faults import Fault, Kind, short
 from rlcli.rewards.judge.providers import PROVIDERS, find_base_url, find_key, find_model
-from rlcli.rewards.judge.turns import InTurn
 
 if TYPE_CHECKING:
     import httpx2
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 Mode = Literal["json_schema", "json_object", "text"]
 MODES: tuple[Mode, ...] = ("json_schema", "json_object", "text")
 """How the form of a reply is asked for, strictest first; servers differ in what they support."""
+TEXT_PARTS = ("text", "output_text")
 SECRET_CHARACTERS = 8
 """A shorter key is none: servers without keys take any word, which may be one of a verdict's."""
 
@@ -26,7 +26,7 @@ SECRET_CHARACTERS = 8
 class Request:
     """One call. max_tokens: of the reply, a model's thinking included.
 
-    temperature: sent where the provider takes one.
+    system: empty for servers that refuse the role. temperature: sent where the provider takes one.
     """
 
     system: str
@@ -88,10 +88,6 @@ def access_of(config: JudgeConfig, env: Mapping[str, str]) -> Access:
 
 def connect(access: Access) -> Connection:
     """A connection through the provider's SDK."""
-    return InTurn(_connect(access))
-
-
-def _connect(access: Access) -> Connection:
     if access.provider == "gemini":
         from rlcli.rewards.judge.wire_gemini import GeminiConnection
 
@@ -173,3 +169,24 @@ def fields(value: Any) -> Mapping[str, Any]:
 def text_of(value: Any) -> str | None:
     """The value where it is a text."""
     return value if isinstance(value, str) else None
+
+
+def content_text(content: Any) -> str:
+    """The text of a message: one string, or the text parts of a list without a model's thinking.
+
+    Raises: TypeError for content that is neither.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, list):
+        raise TypeError(f"content is a {type(content).__name__}")
+    return "".join(map(_part_text, content))
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    is_text = fields(part).get("type", "text") in TEXT_PARTS
+    return text_of(part.get("text")) or "" if is_text and isinstance(part, Mapping) else ""

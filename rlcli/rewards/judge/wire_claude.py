@@ -11,6 +11,7 @@ from rlcli.rewards.judge.wire import (
     Access,
     Reply,
     Request,
+    content_text,
     count,
     fields,
     http_client,
@@ -43,7 +44,7 @@ class ClaudeConnection:
         arguments: dict[str, Any] = {
             "model": access.model,
             "max_tokens": request.max_tokens,
-            "system": request.system,
+            **({"system": request.system} if request.system else {}),
             "messages": [{"role": "user", "content": request.user}],
         }
         # No temperature (anthropic 2 has none), and no JSON without a schema.
@@ -64,14 +65,13 @@ class ClaudeConnection:
 
 
 def _read(answer: Any) -> Reply:
-    texts = [block["text"] for block in answer["content"] if block["type"] == "text"]
     finish = answer.get("stop_reason")
     usage = fields(answer.get("usage"))
     inputs = count(usage.get("input_tokens"))
     if inputs is not None:
         inputs += sum(count(usage.get(name)) or 0 for name in CACHED)
     return Reply(
-        text="".join(texts),
+        text=content_text(answer["content"]),
         finish="blocked" if finish == "refusal" else "length" if finish in CUTS else "stop",
         input_tokens=inputs,
         output_tokens=count(usage.get("output_tokens")),

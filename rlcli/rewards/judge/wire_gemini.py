@@ -22,7 +22,11 @@ from rlcli.rewards.judge.wire import (
 
 CUT = "MAX_TOKENS"
 FINISHED = frozenset({"STOP", "FINISH_REASON_UNSPECIFIED"})
-FAILED = frozenset({"OTHER", "MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE"})
+BLOCKED = "BLOCKED"
+BLOCKS = frozenset(
+    {"SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", BLOCKED}
+)
+"""Reasons that the next try would meet again; any other that is new here is tried again."""
 NO_FUNCTIONS = types.AutomaticFunctionCallingConfig(disable=True)
 
 
@@ -50,7 +54,7 @@ class GeminiConnection:
         """The answer to one call, tried once. Raises: Fault."""
         access = self._access
         config = types.GenerateContentConfig(
-            system_instruction=request.system,
+            system_instruction=request.system or None,
             temperature=request.temperature,
             max_output_tokens=request.max_tokens,
             response_mime_type=None if request.mode == "text" else "application/json",
@@ -94,14 +98,16 @@ def _read(answer: Any) -> Reply:
 
 
 def _content(answer: Any) -> tuple[str, list[str]]:
-    """(why it ended, its texts). Raises: KeyError when there is no answer at all."""
+    """(why it ended, its texts). Raises: Fault when there is no answer and no filter said why."""
     candidates = answer.get("candidates")
     if not candidates:
-        if not answer.get("promptFeedback") and not answer.get("usageMetadata"):
+        if fields(answer.get("promptFeedback")).get("blockReason"):
+            return BLOCKED, []
+        if answer.get("error") or not answer.get("usageMetadata"):
             raise KeyError("candidates")
-        return "BLOCKED", []
+        raise Fault(Kind.TRANSIENT, "200 without candidates", is_billed=True)
     reason = str(candidates[0].get("finishReason") or "STOP")
-    if reason in FAILED:
+    if reason != CUT and reason not in FINISHED | BLOCKS:
         raise Fault(Kind.TRANSIENT, f"finish reason {reason}", is_billed=True)
     parts = fields(candidates[0].get("content")).get("parts") or []
     return reason, [part["text"] for part in parts if part.get("text") and not part.get("thought")]

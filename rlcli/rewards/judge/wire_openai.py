@@ -11,6 +11,7 @@ from rlcli.rewards.judge.wire import (
     Access,
     Reply,
     Request,
+    content_text,
     count,
     fields,
     http_client,
@@ -75,7 +76,7 @@ class OpenAIConnection:
         is_modern = self._is_modern or "max_tokens" in refused
         body: dict[str, Any] = {
             "messages": [
-                {"role": "system", "content": request.system},
+                *([{"role": "system", "content": request.system}] if request.system else []),
                 {"role": "user", "content": request.user},
             ],
             "max_completion_tokens" if is_modern else "max_tokens": request.max_tokens,
@@ -113,7 +114,7 @@ def _read(answer: Any) -> Reply:
     finish = choice.get("finish_reason")
     is_blocked = bool(message.get("refusal")) or finish == "content_filter"
     return Reply(
-        text=text_of(message.get("content")) or "",
+        text=content_text(message.get("content")),
         finish="blocked" if is_blocked else "length" if finish == "length" else "stop",
         input_tokens=count(usage.get("prompt_tokens")),
         output_tokens=count(usage.get("completion_tokens")),

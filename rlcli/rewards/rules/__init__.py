@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -75,7 +75,8 @@ def rule_name(data_source: str) -> str:
     hint = f" (nearest: {', '.join(close)})" if close else ""
     raise NoRule(
         f"no built-in rule grades {found}{hint}.\n"
-        f"Set reward.fn to one of {', '.join(RULES)} for all rows, or to your own file.py:function."
+        f"Set --reward (reward.fn) to one of {', '.join(RULES)} for all rows, or to your own "
+        "file.py:function."
     )
 
 
@@ -99,11 +100,23 @@ def load_rule(name: str) -> ModuleType:
     return importlib.import_module(f"rlcli.rewards.rules.{name}")
 
 
-def gold_problem(name: str, ground_truth: Any) -> str | None:
-    """Why a rule of `RULES` cannot grade against this gold; None when it can."""
-    if name in ("format", "length"):
+def gold_problem(
+    name: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None
+) -> str | None:
+    """Why a rule of `RULES` cannot grade a row with this ground truth; None when it can."""
+    if name == "format":
         return None
-    if ground_truth is None:
+    if ground_truth is None and name != "length":
         return "there is no ground_truth"
-    problem: str | None = load_rule(name).gold_problem(ground_truth)
+    problem: str | None = load_rule(name).gold_problem(ground_truth, extra_info)
     return problem
+
+
+def text_only(data_source: str, ground_truth: Any) -> str | None:
+    """The reference answer of a row that is compared as text, because its value is not read."""
+    if rule_name(data_source) not in ("math", "math_reasoning"):
+        return None
+    if gold_problem(rule_name(data_source), ground_truth):
+        return None
+    note: str | None = load_rule("math").gold_note(ground_truth)
+    return note

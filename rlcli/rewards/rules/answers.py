@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rlcli.boxed import boxes, final_boxes
+from rlcli.rewards.rules.closing import without_closing
 from rlcli.rewards.rules.numbers import (
     CURRENCY,
     NUMBER,
@@ -15,15 +17,18 @@ from rlcli.rewards.rules.numbers import (
     plain,
     same_number,
 )
+from rlcli.types import RESPONSE_PREFIX
 
 MAX_STATEMENT = 2000
 """Characters read behind "the answer is"."""
+MARKER_CHARS = 200
+"""Characters at the end of a response in which markers of a chat template are looked for."""
 MAX_MARKS = 32
 """Statements looked at, from the last on: a response that only repeats itself costs no more."""
 MAX_TAIL = 10_000
 """Characters at the end of a response in which a number that nothing announces is looked for."""
 
-_JOINED = r"or|and|to|vs\.?|versus|,|;|/|\||~|或者?|和|与|至|到|、|±|\\pm"
+_JOINED = r"or|and|to|vs\.?|versus|или|oder|ou|または|또는|,|;|/|\||~|或者?|和|与|至|到|、|±|\\pm"
 _HEDGES = r"either|maybe|perhaps|possibly|it|is|be|could|might"
 _OTHER_NUMBER = re.compile(
     rf"(?:[ \t]*[$)(]|[ \t]*\\\))?[ \t]*(?:(?:{_JOINED})\s*(?:{_HEDGES}|\s)*"
@@ -40,6 +45,7 @@ _GOES_ON = re.compile(
 _COMES_FROM = re.compile(
     r"(?:[\^_√×÷*/±~<>≤≥≠!]|(?:[\d)]|\b[a-zA-Z])\s?[-+]|--|\\[a-zA-Z]+\s?[\[({]?|\b[a-zA-Z]{1,6}\()"
     r"[\s({]*$|(?:\bnot|n't|\bnever|\b(?:less|more|greater|fewer) than|\bat (?:least|most)"
+    r"|\bminus|正[负負]"
     r"|不是|并非|[大小多少]于)\s*$"
 )
 """What makes the number behind it a part of something larger, or no answer."""
@@ -53,27 +59,43 @@ _STATED = re.compile(
     r"(?:(?:is|are|was|equals|(?:would|will|should|must|has to) be"
     r"|comes? (?:out )?to|turns out to be)\b(?!\s*not\b)|=|:)+\s*:?"
     r"|^[^\w\n]*(?:final\s+)?answer[^\w\n]*$"
+    r"|(?:答え|正解|解答)\s*(?:は|:|=)+|(?:정답|답)\s*(?:은|는|:)+"
+    r"|\b(?:ответ|respuesta|réponse|resposta|risposta|antwort|đáp án|đáp số)"
+    r"(?:\s+(?:final\w*|finale))?\s*(?::|=|\b(?:es|est|è|é|ist|lautet|là|равен)\b)+"
     r"|(?:答案|结果|得数|^[ \t]*答)\s*(?:应该|应当|就|便)?\s*(?:是|为|等于|:|=|】)+"
     r"|(?:故|应|该|[本此]题|综上|因此|所以|答案|正确),?选(?:择|项)?\s*(?:是|为|:)?"
     r"\s*(?=[(（]?[A-J])",
     re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_END = re.compile(r"(?<!\\)(?:[.!?](?=\s|$)|[。!?;])|\n")
-_EPILOGUE = re.compile(
-    r"(?:(?<=[.!?。！])|^)[ \t]*(?:I hope|Hope (?:this|that|it)|Let me know|Feel free|If you\b"
-    r"|Please\b|Contact\b|Thank|(?:To )?(?:check|verify)\b[^\n.]{0,40}[:,]|Verification\b"
-    r"|希望|如果[你您]|如有|验证|检验|验算)",
-    re.IGNORECASE | re.MULTILINE,
+_LABELLED = re.compile(
+    r"(?:(?:so|thus|therefore|hence)[, ]+)?(?:the|an?|our|its|their|his|her|total|max|min)\w*\b"
+    r"(?:\$[^$\n]{1,60}\$|\\\([^\n]{1,60}?\\\)|[^$\d.,;:=\n]){0,120}?\s"
+    r"(?:is|are|was|equals)\s+(?P<value>.*)",
+    re.IGNORECASE | re.DOTALL,
 )
+_MARKERS = re.compile(
+    r"(?:\s*(?:<\|[\w.-]{2,30}\|>|</s>|<eos>|<(?:start|end)_of_turn>)"
+    r"(?:\s*(?:user|assistant|system|model))?)+\s*$"
+)
+_SENTENCE_END = re.compile(r"(?<!\\)(?:[.!?](?=\s|$)|[。!?;])|\n")
 _BOLD_NUMBER = re.compile(r"\*\*([^*\n]{1,40})\*\*(?=[^=]*$)")
 _SENTENCE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _EQUALS = re.compile("[=≈]")
 _WHY = re.compile(r"\b(?:since|because|as|so|where|check|from|when|for|if)\b|[,;:。]\s|[因由从]")
 
 
+def with_opening(response: str, extra_info: Mapping[str, Any] | None) -> str:
+    """The response behind what its prompt opened: `<think>`, where a chat template writes it."""
+    prefix = (extra_info or {}).get(RESPONSE_PREFIX)
+    return prefix + response if isinstance(prefix, str) else response
+
+
 def after_thinking(text: str) -> str:
-    """What follows the last `</think>`, up to a `<think>` that was never closed."""
-    return text.rpartition("</think>")[2].partition("<think>")[0]
+    """The text behind the last `</think>`, up to an unclosed `<think>`, without chat markers."""
+    text = text.rpartition("</think>")[2].partition("<think>")[0]
+    tail = text[-MARKER_CHARS:]
+    markers = _MARKERS.search(tail)
+    return text[: len(text) - len(tail) + markers.start()] if markers else text
 
 
 def final_number(response: str) -> Number | None:
@@ -99,15 +121,15 @@ def stated_answers(text: str) -> Iterator[str]:
         end = _SENTENCE_END.search(rest)
         stated = rest[: end.start() if end else None].strip()
         if stated:
-            yield stated
+            yield without_label(stated)
 
 
-def without_epilogue(text: str) -> str:
-    """The text up to "I hope this helps", "Check: ..." and the like, where a digit comes before."""
-    for mark in _EPILOGUE.finditer(text):
-        if re.search(r"\d", text[: mark.start()]):
-            return text[: mark.start()]
-    return text
+def without_label(statement: str) -> str:
+    """58 of "the smallest $k$ is 58": what a sentence says of a thing that it names first."""
+    labelled = _LABELLED.match(statement)
+    if labelled and re.search(r"[\d$\\]", labelled["value"]):
+        return labelled["value"].strip()
+    return statement
 
 
 def stated_number(statement: str) -> Number | None:
@@ -128,7 +150,7 @@ def stated_number_text(statement: str) -> str | None:
 
 def last_number_text(text: str) -> str | None:
     """A text's last number as it stands there: one in bold, or the last of all."""
-    tail = without_epilogue(text[-MAX_TAIL:])
+    tail = without_closing(text[-MAX_TAIL:])
     bold = _BOLD_NUMBER.findall(tail)
     if bold and parse_number(bold[-1], with_unit=True):
         return bold[-1]

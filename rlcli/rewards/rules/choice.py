@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlcli.boxed import boxes, final_boxes
-from rlcli.rewards.rules.answers import after_thinking, marked_answers, stated_answers
+from rlcli.rewards.rules.answers import after_thinking, marked_answers, stated_answers, with_opening
 from rlcli.rewards.rules.numbers import fold
+from rlcli.rewards.rules.references import alternatives
 from rlcli.rewards.rules.undecided import Undecided, Ungradable
 
 LETTERS = "ABCDEFGHIJ"
@@ -33,7 +34,7 @@ _OTHER = re.compile(
 )
 _NAMED = re.compile(
     r"\b(?:correct|right|best)\s+(?:option|choice|one|letter)\s*(?:is\b|:)+\s*([^\n]*)"
-    r"|(?:^|\b(?:so|hence|therefore|thus)\b,?)[\s*]*((?:option|choice)\s*\(?[A-J]\)?)[\s*]+"
+    r"|(?:^|\b(?:so|hence|therefore|thus)\b,?)[\s*]{0,20}((?:option|choice)\s{0,20}\(?[A-J]\)?)[\s*]{1,20}"
     r"is\s+(?:the\s+)?(?:correct|right|best)\b",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -55,23 +56,41 @@ def compute_score(
     choices = _texts((extra_info or {}).get("choices"))
     gold = parse_gold(ground_truth, choices)
     if gold is None:
-        raise Ungradable(gold_problem(ground_truth))
-    chosen = final_choice(solution_str, choices)
+        raise Ungradable(gold_problem(ground_truth, extra_info))
+    chosen = final_choice(with_opening(solution_str, extra_info), choices)
     return Undecided() if chosen is None else float(chosen == gold)
 
 
-def gold_problem(ground_truth: Any) -> str | None:
-    """Why this gold cannot be graded against; None when it can."""
-    if parse_gold(ground_truth) is not None:
+def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
+    """Why this reference answer cannot be graded against; None when it can."""
+    if parse_gold(ground_truth, _texts((extra_info or {}).get("choices"))) is not None:
         return None
+    try:
+        found = alternatives(ground_truth)
+    except Ungradable as error:
+        return str(error)
+    if len(found) > 1:
+        return f"ground_truth is {len(found)} choices, expected one: several are not graded"
     return f"ground_truth {str(ground_truth)[:60]!r} is not a choice, such as B or (B)"
 
 
 def parse_gold(ground_truth: Any, choices: Sequence[str] = ()) -> str | None:
-    """The letter of `B`, `(b)`, `B. Paris`, of a place from 0, or of the text of a choice."""
-    if isinstance(ground_truth, int) and not isinstance(ground_truth, bool):
-        return LETTERS[ground_truth] if 0 <= ground_truth < len(LETTERS) else None
-    return _letter(str(ground_truth), choices)
+    """The letter of `B`, `(b)`, `B. Paris`, of a place from 0, or of the text of a choice.
+
+    Several ways to write one letter are that letter; several letters are none, because a list may
+    mean that all of them are right.
+    """
+    try:
+        letters = {_gold_letter(reference, choices) for reference in alternatives(ground_truth)}
+    except Ungradable:
+        return None
+    return letters.pop() if len(letters) == 1 else None
+
+
+def _gold_letter(reference: Any, choices: Sequence[str]) -> str | None:
+    if isinstance(reference, int) and not isinstance(reference, bool):
+        return LETTERS[reference] if 0 <= reference < len(LETTERS) else None
+    return _letter(str(reference), choices)
 
 
 def final_choice(response: str, choices: Sequence[str] = ()) -> str | None:

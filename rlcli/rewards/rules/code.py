@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlcli.rewards.rules.answers import with_opening
 from rlcli.rewards.rules.code_tests import make_job, read_tests
 from rlcli.rewards.rules.explained import Explained
 from rlcli.rewards.rules.undecided import Undecided, Ungradable
@@ -30,14 +31,15 @@ def compute_score(
         Ungradable: the ground truth has no tests.
         RewardError: there is no sandbox, or it failed.
     """
-    job = make_job(ground_truth, extra_info or {}, solution_str)
+    response = with_opening(solution_str, extra_info)
+    job = make_job(ground_truth, extra_info or {}, response)
     if job is None:
         return Undecided(0.0)
     outcome = (sandbox or find_sandbox()).grade(job, limit_s=limit_s)
     return 1.0 if outcome.passed else Explained(0.0, outcome.why)
 
 
-def gold_problem(ground_truth: Any) -> str | None:
+def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
     """Why this gold cannot be graded against; None when it can."""
     try:
         read_tests(ground_truth)

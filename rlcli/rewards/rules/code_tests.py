@@ -33,7 +33,7 @@ def make_job(
     """
     gold = read_tests(ground_truth)
     if isinstance(gold, dict):
-        return _job_of_cases(gold, response)
+        return _job_of_cases(gold, response, extra_info)
     name = _text(extra_info, "entry_point") or _checked_name(gold)
     prefix = _text(extra_info, "prefix")
     helpers = helpers_of(prefix, name)
@@ -65,6 +65,8 @@ def read_tests(ground_truth: Any) -> str | dict[str, Any]:
             gold = ground_truth
     if isinstance(gold, Mapping):
         return _read_cases(gold)
+    if isinstance(gold, list) and gold and all(isinstance(test, Mapping) for test in gold):
+        return _read_records(gold)
     if not isinstance(gold, str | list | tuple) or not _joined(gold):
         shown = type(gold).__name__ if gold else "empty"
         raise Ungradable(f"ground_truth is {shown}, expected tests: code, or inputs and outputs")
@@ -96,8 +98,54 @@ def _read_cases(gold: Mapping[str, Any]) -> dict[str, Any]:
     return {"inputs": list(inputs), "outputs": list(outputs), "fn_name": name}
 
 
-def _job_of_cases(gold: Mapping[str, Any], response: str) -> dict[str, Any] | None:
+def _read_records(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """LiveCodeBench's tests, each an object: `{"input", "output", "testtype"}`."""
+    lacking = next((test for test in tests if not {"input", "output"} <= test.keys()), None)
+    if lacking is not None:
+        found = ", ".join(map(str, lacking)) or "nothing"
+        raise Ungradable(f"a test in ground_truth has {found}, expected input and output")
+    kinds = {str(test.get("testtype", "stdin")) for test in tests}
+    if kinds not in ({"stdin"}, {"functional"}):
+        found = ", ".join(sorted(kinds))
+        raise Ungradable(f"ground_truth has tests of type {found}, expected stdin or functional")
+    return {
+        "inputs": [test["input"] for test in tests],
+        "outputs": [test["output"] for test in tests],
+        "fn_name": None,
+        "is_function": kinds == {"functional"},
+    }
+
+
+def _function_name(extra_info: Mapping[str, Any], code: str) -> str | None:
+    """The function that functional tests call.
+
+    From `metadata.func_name` or the starter code in extra_info, else the only public method of the
+    response's class Solution, or its only function.
+    """
+    metadata = _read(extra_info.get("metadata"))
+    for place in (extra_info, metadata if isinstance(metadata, Mapping) else {}):
+        for key in ("func_name", "fn_name"):
+            if name := _text(place, key):
+                return name
+    starter = re.findall(r"^\s*def\s+(\w+)", _text(extra_info, "starter_code"), re.M)
+    if starter:
+        return starter[-1]
+    tree = parse(code)
+    body = tree.body if tree else []
+    classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name == "Solution"]
+    nodes = classes[-1].body if classes else body
+    names = {n.name for n in nodes if isinstance(n, ast.FunctionDef) and n.name[0] != "_"}
+    return names.pop() if len(names) == 1 else None
+
+
+def _job_of_cases(
+    gold: Mapping[str, Any], response: str, extra_info: Mapping[str, Any]
+) -> dict[str, Any] | None:
     name = gold["fn_name"]
+    if gold.get("is_function"):
+        name = _function_name(extra_info, find_code(response, ["Solution"]) or "")
+        if name is None:
+            return None
     code = find_code(response, ["Solution", name] if name else [])
     if code is None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlcli.rewards.rules.references import problem_of_any, score_any
 from rlcli.rewards.rules.undecided import Ungradable
 
 
@@ -14,18 +15,30 @@ def compute_score(
     ground_truth: Any,
     extra_info: Mapping[str, Any] | None = None,
 ) -> float:
-    """1.0 when the response is the gold, apart from space at both ends, else 0.0.
+    """1.0 when the response is the reference answer, apart from space at both ends, else 0.0.
+
+    Of a list of reference answers any counts. JSON text is one text.
 
     Raises:
-        Ungradable: the gold is empty or no text.
+        Ungradable: the reference answer is empty or no text.
     """
-    if problem := gold_problem(ground_truth):
+    return score_any(
+        ground_truth, lambda reference: _score(solution_str, reference), reads_json=False
+    )
+
+
+def _score(solution_str: str, reference: Any) -> float:
+    if problem := _problem(reference):
         raise Ungradable(problem)
-    return float(solution_str.strip() == str(ground_truth).strip())
+    return float(solution_str.strip() == str(reference).strip())
 
 
-def gold_problem(ground_truth: Any) -> str | None:
-    """Why this gold cannot be graded against; None when it can."""
-    if not isinstance(ground_truth, str | int | float):
-        return f"ground_truth is {type(ground_truth).__name__}, expected text or a number"
-    return None if str(ground_truth).strip() else "ground_truth is empty"
+def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
+    """Why this reference answer cannot be graded against; None when it can."""
+    return problem_of_any(ground_truth, _problem, reads_json=False)
+
+
+def _problem(reference: Any) -> str | None:
+    if not isinstance(reference, str | int | float):
+        return f"ground_truth is {type(reference).__name__}, expected text or a number"
+    return None if str(reference).strip() else "ground_truth is empty"

@@ -1,4 +1,4 @@
-"""Whether two mathematical answers are equal: as texts, as numbers, then by math-verify.
+"""Compares two mathematical answers: as texts, as numbers, then as sympy objects by math-verify.
 
 math-verify's own clock is off: it needs the main thread and turns a timeout into a wrong answer.
 The pool's clock kills the process instead, and the rollout is unscored.
@@ -6,15 +6,18 @@ The pool's clock kills the process instead, and the rollout is unscored.
 
 from __future__ import annotations
 
+import enum
 import logging
 import re
 from fractions import Fraction
-from functools import lru_cache
+from itertools import product
 from typing import Any
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from math_verify import verify
 
 from rlcli.rewards.rules.numbers import Number, fold, parse_number, same_number
+from rlcli.rewards.rules.reading import read, with_function_commands
+from rlcli.rewards.rules.units import same_unit, split_unit
 
 MAX_ANSWER_CHARS = 1000
 MAX_GROWTH = 10
@@ -24,8 +27,7 @@ MAX_EXPONENT = 29
 RELATIVE_ERROR = Fraction(1, 10**6)
 """Of a decimal that stands for a fraction without end: six digits of 1/3 are enough."""
 
-_TARGETS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
-_WORDS = r"\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox)\s*"
+_WORDS = r"\\(?:text(?:bf|rm|it|normal|sf|tt)?|math(?:rm|bf|it|sf|normal)|mbox)\s*"
 TEXT = re.compile(_WORDS + r"\{([^{}]*)\}")
 _OPEN_TEXT = re.compile(_WORDS + r"\{([^{}]*(?:\d|\b(?:or|and)\b)[^{}]*)\}")
 _JOIN = re.compile(r"\s*,?\s*(?:(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])|或者?|和)\s*")
@@ -41,16 +43,41 @@ _EQUALS = re.compile(r"(?<![<>!:=])=(?!=)")
 _LIST = re.compile(r",\s|,(?!\d{3}(?!\d))(?!\\!)(?!\})")
 _BASE = re.compile(r"(?P<digits>-?[\dA-Z][\dA-Z,.]*)_\{?(?P<base>\d{1,2})\}?")
 _CHOICE = re.compile(r"\(?([A-Z])\)?\.?")
+_LABELLED = re.compile(r"\(([A-J])\)(?:\s|\\[ ,;:])*([\w\\$.].*)")
 _CHOSEN = re.compile(
-    r"(?:(?:option|choice)\s+)?\(?([A-Z])(?:[.:](?:\s|$)|\)(?:\s+[\w$\\]|\W*$)|$)", re.I
+    r"(?:(?:option|choice)\s+)?\(?([A-Z])(?:[.:](?:\s|$)|\)(?:\s+"
+    r"(?!\\(?:cdot|times|cup|cap|mid|pm|mp|pmod|to)\b|(?:to|or|and)\s)[\w$\\]|\W*$)|$)",
+    re.IGNORECASE,
 )
 _LOOSE = re.compile(r"\b(?:or|and|not|least|most|between)\b", re.IGNORECASE)
 _HALF_DAY = re.compile(r"(?<!\\)\b([ap])\.?\s?m\b", re.IGNORECASE)
+_LAYOUT = re.compile(
+    r"\\(?:left|right)(?![a-zA-Z])\.?"
+    r"|\\(?:displaystyle|textstyle|limits|nolimits|[bB]igg?[lrm]?)(?![a-zA-Z])"
+)
+_ROWS = re.compile(r"matrix|array|cases|align|gather|split")
+_PURE_WORDS = re.compile(r"[A-Za-z]{3,}(?:[ -][A-Za-z]+)*")
 _LETTERS = re.compile(r"[A-Z]{2,}")
 _VARIABLE = re.compile(r"(?<=[\d}])[A-Za-z](?![A-Za-z])")
 _UNIT_LETTER = re.compile(r"(?<=\d)\s?[mghsL]$")
 _LETTER = re.compile(r"[A-Za-z]")
-_PLAIN = re.compile(r"(?:\\[dt]?frac|\\overline|\\[{}]|\^\{?\\circ\}?|\\?%|[\d\s.,:{}()/^_\[\]-])+")
+_SPELLINGS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\[dtc]frac", r"\\frac"), (r"\\(?:le|leqslant)(?![a-zA-Z])|≤", r"\\leq"),
+        (r"\\(?:ge|geqslant)(?![a-zA-Z])|≥", r"\\geq"), (r"\\ne(?![a-zA-Z])|≠", r"\\neq"),
+        (r"\\(?:c?dots[bcimo]?|ldots)(?![a-zA-Z])|…|\.\.\.", r"\\ldots"),
+        (r"\\mid(?![a-zA-Z])", "|"), (r"\\(?:varnothing)(?![a-zA-Z])", r"\\emptyset"),
+        (r"\{(\w)\}", r"\1"),
+    )
+]  # fmt: skip
+_BOUND = re.compile(
+    r"(?P<name>[A-Za-z])\s*(?P<sign><=|>=|[<>≤≥]|\\(?:leqslant|geqslant|leq?|geq?|lt|gt)(?![A-Za-z]))"
+    r"\s*(?P<end>[^<>=≤≥,]+)"
+)
+_PLAIN = re.compile(
+    r"(?:\\[dtc]?frac|\\overline|\\[{}]|\^\{?\\circ\}?|\\?%|[\d\s.,:{}()/^_\[\]-])+"
+)
 _CALCULATION = re.compile(r"[\d)}]\s*[-(]|\d\s+\d|\^[^^]*\^")
 _EXPONENT = re.compile(r"\^[\s{(-]*(\d+)")
 _TOWER = re.compile(r"\^[\s{(-]*\w+[\s{(]*[\^!]|\d{3,}\s*!|!\s*!")
@@ -67,43 +94,93 @@ _OPERATIONS = [
         r"\\sqrt|sqrt\(|\^\s*\{?\(?\s*-?(?:\d+/|\\[dt]?frac|0\.)",
     )
 ]
-_UNITS = (
-    r"mm|millimet\w+", r"cm|centimet\w+", r"m|met(?:er|re)s?", r"km|kilomet\w+", r"ft|feet|foot",
-    r"in|inch(?:es)?", r"mi|miles?", r"yards?|yd", r"kg|kilograms?", r"g|grams?|gm", r"cents?",
-    r"dollars?", r"hours?|hrs?|h", r"minutes?|min", r"seconds?|sec|s", r"days?", r"weeks?",
-    r"years?", r"degrees?", r"radians?|rad",
-)  # fmt: skip
-_UNIT_NAME = re.compile("|".join(f"(?P<u{i}>{unit})" for i, unit in enumerate(_UNITS)))
-
 # It warns once per process that its clock is off, and on every comparison it gives up.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
-def same_answer(gold: str, answer: str) -> bool:
-    """Whether two answers are the same text, number or expression.
+class Match(enum.Enum):
+    """How an answer compares with a reference answer."""
 
-    A gold that is a number wants a number, and other golds no operation that they lack
-    themselves: the problem's own words in a box are no answer.
+    EQUAL = 1.0
+    DIFFERENT = 0.0
+    UNDECIDED = None
+    """The texts differ, and one of the two was not read to its end."""
+
+
+def same_answer(gold: str, answer: str) -> bool:
+    """Whether two answers are known to be equal."""
+    return compare(gold, answer) is Match.EQUAL
+
+
+def compare(gold: str, answer: str) -> Match:
+    """Compare two answers: by their texts, by their numbers, then as expressions.
+
+    Two expressions are only compared if both were read to their end. A reference answer that is
+    a number wants a number, and others no operation that they lack themselves: an answer that
+    repeats the problem in a box is no answer.
     """
     if len(answer) > MAX_ANSWER_CHARS:
-        return False
+        return Match.DIFFERENT
     gold, answer = tidy(gold), tidy(answer)
     if _normal(gold) == _normal(answer):
-        return bool(gold)
-    for compare in (_same_words, _same_base, _same_value):
-        known = compare(gold, answer)
-        if known is not None:
-            return known
+        return Match.EQUAL if gold else Match.DIFFERENT
+    known = _same_words(gold, answer)
+    if known is not None:
+        return Match.EQUAL if known else Match.DIFFERENT
+    return _same_base(gold, answer) or _same_value(gold, answer) or _same_expression(gold, answer)
+
+
+def _same_expression(gold: str, answer: str) -> Match:
     if _is_beyond(gold, answer):
-        return False
-    found = list(_parsed(gold)), list(_parsed(answer))
-    is_equal = verify(*found, timeout_seconds=None, allow_set_relation_comp=True)
-    return bool(is_equal) and not _differ_by_little(found[0][0], found[1][0])
+        return Match.DIFFERENT
+    (gold, unit), (answer, other_unit) = split_unit(gold), split_unit(answer)
+    golds, answers = _readings(gold), _readings(answer)
+    if not golds or not answers:
+        return Match.EQUAL if _normal(gold) == _normal(answer) else Match.UNDECIDED
+    if same_unit(unit, other_unit) is False:
+        return Match.DIFFERENT
+    is_equal = any(
+        verify(one, other, timeout_seconds=None, allow_set_relation_comp=True)
+        and not _differ_by_little(one, other)
+        for one, other in product(golds, answers)
+    )
+    return Match.EQUAL if is_equal else Match.DIFFERENT
 
 
-def can_be_read(gold: str) -> bool:
-    """Whether a gold has balanced braces and math-verify makes something of it."""
-    return gold.count("{") == gold.count("}") and bool(_parsed(tidy(gold)))
+def _readings(answer: str) -> list[Any]:
+    """What an answer may be read as: `x<0, x>1` as two inequalities, and as their union."""
+    forms = [answer, _as_union(answer)]
+    return [value for form in forms if form and (value := read(form)) is not None]
+
+
+def _as_union(answer: str) -> str | None:
+    """The intervals of inequalities that `or` joined (a comma by now); None for anything else."""
+    bounds = [_BOUND.fullmatch(part.strip()) for part in answer.split(",")]
+    names = {bound["name"] for bound in bounds if bound}
+    if len(bounds) < 2 or not all(bounds) or len(names) != 1:
+        return None
+    intervals: list[str] = []
+    for bound in filter(None, bounds):
+        is_open, end = bound["sign"] in ("<", ">", "\\lt", "\\gt"), bound["end"]
+        if bound["sign"] in ("<", "\\lt", "\\le", "\\leq", "\\leqslant", "≤", "<="):
+            intervals.append(f"(-\\infty, {end}{')' if is_open else ']'}")
+        else:
+            intervals.append(f"{'(' if is_open else '['}{end}, \\infty)")
+    return " \\cup ".join(intervals)
+
+
+def is_balanced(gold: str) -> bool:
+    """Whether every brace of a text is closed."""
+    return gold.count("{") == gold.count("}")
+
+
+def reads_whole(gold: str) -> bool:
+    """Whether an answer is compared by its value, or is words and nothing else."""
+    gold = tidy(gold)
+    bare = TEXT.sub(r"\1", gold)
+    is_words = not re.search(r"[\d\\{}^_=+*/<>]", bare)
+    is_known = parse_number(_sides(gold)[1], with_unit=True) or _CHOICE.fullmatch(bare.strip())
+    return bool(is_words or is_known or _same_base(gold, gold) or _readings(split_unit(gold)[0]))
 
 
 def tidy(answer: str) -> str:
@@ -111,15 +188,18 @@ def tidy(answer: str) -> str:
 
     Of `1/3 \\approx 0.33` the exact side.
     """
-    answer = _BOX.sub(r"\1", fold(answer).replace("**", "^"))
+    answer = _BOX.sub(r"\1", _DOLLAR.sub("", fold(answer).replace("**", "^")))
+    if not _ROWS.search(answer):
+        answer = re.sub(r"\\\\(?=[A-Za-z])", r"\\", answer)
+    answer = re.sub(r"~(?!=)", " ", re.sub(r"!==?", r"\\neq ", answer))
     answer = _ROOT.sub(r"\\sqrt{\1\2}", answer)
     exact, *rounded = _ABOUT.split(answer, maxsplit=1)
     if rounded:
         answer = f"{exact}={rounded[0]}" if _NAME.fullmatch(exact) else exact
-    answer = re.sub(r"\\(?:left|right)(?![a-zA-Z])", "", answer)
+    answer = with_function_commands(_LAYOUT.sub("", answer))
     answer = _GROUP.sub("", _OPEN_TEXT.sub(r" \1 ", answer))
     answer = re.sub(r",\s*,", ",", _JOIN.sub(", ", answer))
-    return _DOLLAR.sub("", answer).strip().rstrip(".").strip()
+    return answer.strip().rstrip(".").strip()
 
 
 def _same_words(gold: str, answer: str) -> bool | None:
@@ -135,28 +215,56 @@ def _same_words(gold: str, answer: str) -> bool | None:
         chosen = _CHOSEN.match(text)
         is_alone = len(set(re.findall(r"\b([A-J])[.):]", text))) < 2
         return True if chosen and is_alone and chosen[1].upper() == choice[1] else None
+    labelled = _LABELLED.fullmatch(bare)
+    if labelled:
+        return _same_choice(labelled[1], labelled[2], TEXT.sub(r"\1", answer).strip())
     if _LETTERS.fullmatch(bare):
         return _letters(bare) == _letters(answer)
+    words = TEXT.sub(r"\1", answer).strip()
+    if _PURE_WORDS.fullmatch(bare) and _PURE_WORDS.fullmatch(words):
+        if bare.lower() == words.lower():
+            return True
+        if len(bare) > 3 or " " in bare:
+            return False
     if re.fullmatch(r"[\s(]*" + _WORDS + r"\{[^{}\d]*\}[\s).]*", gold):
         return sorted(_letters(bare).split(",")) == sorted(_letters(answer).split(","))
     return None
 
 
-def _same_base(gold: str, answer: str) -> bool | None:
-    """Of numerals such as 2516_8: the digits, and the base where both have one."""
+def _same_choice(letter: str, value: str, answer: str) -> bool | None:
+    """Compare with a reference answer such as `(C) 12`: its letter, its value, or both."""
+    labelled = _LABELLED.fullmatch(answer)
+    if labelled:
+        return labelled[1] == letter and (same_answer(value, labelled[2]) or None)
+    chosen = _CHOSEN.match(answer)
+    return chosen[1].upper() == letter if chosen else same_answer(value, answer)
+
+
+def _same_base(gold: str, answer: str) -> Match | None:
+    """Compare numerals such as 2516_8 by digits and base; the answer may leave out the base."""
     numerals = [_SPACING.sub("", TEXT.sub("", text)) for text in (gold, answer)]
-    found = [_BASE.fullmatch(numeral) for numeral in numerals]
+    found = [_numeral(numeral) for numeral in numerals]
     if not any(found):
         return None
     digits = [
         match["digits"] if match else text for match, text in zip(found, numerals, strict=True)
     ]
     bases = {match["base"] for match in found if match}
-    return digits[0].replace(",", "") == digits[1].replace(",", "") and len(bases) == 1
+    if digits[0].replace(",", "") != digits[1].replace(",", "") or len(bases) != 1:
+        return Match.DIFFERENT
+    return Match.EQUAL if found[0] else Match.UNDECIDED
 
 
-def _same_value(gold: str, answer: str) -> bool | None:
-    """Where the gold is a number: whether the answer is, and which; None for everything else."""
+def _numeral(text: str) -> re.Match[str] | None:
+    """The match of a numeral with its base; CO_2 is none, because base 2 has no digit C."""
+    match = _BASE.fullmatch(text)
+    if match and all(int(d, 36) < int(match["base"]) for d in re.findall("[0-9A-Z]", match[1])):
+        return match
+    return None
+
+
+def _same_value(gold: str, answer: str) -> Match | None:
+    """Compare with a reference answer that is a number; None if it is none, or more is to read."""
     (gold_sides, value), (sides, text) = _sides(gold), _sides(answer)
     if not all(_LABEL.fullmatch(side) for side in gold_sides):
         return None
@@ -164,16 +272,23 @@ def _same_value(gold: str, answer: str) -> bool | None:
     if expected is None:
         return None
     if gold_sides and sides and _normal(gold_sides[0]) != _normal(sides[0]):
-        return False
+        return Match.DIFFERENT
     number = parse_number(text, with_unit=True)
-    if not _agree([*sides, text]) or not _same_unit(value, text):
-        return False
+    is_unit = same_unit(value, text)
+    if is_unit is False or not _agree([*sides, text]):
+        return Match.DIFFERENT
     if number is not None:
-        return same_number(expected, number) or _is_rounded(expected, number)
-    bare = TEXT.sub("", text)
+        if not (same_number(expected, number) or _is_rounded(expected, number)):
+            return Match.DIFFERENT
+        return Match.EQUAL if is_unit else Match.UNDECIDED
     if _LOOSE.search(text):
-        return False
-    return None if _PLAIN.fullmatch(bare) and not _CALCULATION.search(bare) else False
+        return Match.DIFFERENT
+    bare = TEXT.sub("", text)
+    if _PLAIN.fullmatch(bare) and not _CALCULATION.search(bare):
+        return None
+    # `11 + 1` for 12 is right, but the problem's own words may be no more than that.
+    found = Match.DIFFERENT if _is_beyond(gold, text) else _same_expression(value, text)
+    return Match.UNDECIDED if found is Match.EQUAL else found
 
 
 def _sides(answer: str) -> tuple[list[str], str]:
@@ -188,16 +303,6 @@ def _agree(sides: list[str]) -> bool:
     """Whether the sides of an equation that are numbers are one number."""
     numbers = [number for number in map(parse_number, sides) if number]
     return all(same_number(numbers[-1], number) for number in numbers)
-
-
-def _same_unit(gold: str, answer: str) -> bool:
-    """Whether the answers' units are the same, as far as both have one that is known."""
-    units: list[set[int]] = []
-    for text in (gold, answer):
-        words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]+", TEXT.sub(r" \1 ", text))
-        known = (_UNIT_NAME.fullmatch(word.lower()) for word in words)
-        units.append({match.lastindex or 0 for match in known if match})
-    return not all(units) or units[0] == units[1]
 
 
 def _is_rounded(gold: Number, answer: Number) -> bool:
@@ -241,21 +346,13 @@ def _drops_variable(one: str, other: str) -> bool:
 
 
 def _letters(text: str) -> str:
-    return re.sub(r"[^\w,:]", "", TEXT.sub(r"\1", text)).lower()
+    """The words of a text; of signs those that may change its meaning."""
+    words = re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])", "", TEXT.sub(r"\1", text))
+    return re.sub(r"[^\w,:<>=+~≠≤≥-]", "", words).lower()
 
 
 def _normal(answer: str) -> str:
-    answer = _SPACING.sub("", TEXT.sub(r"\1", answer)).replace("$", "")
-    return answer.replace("dfrac", "frac").replace("tfrac", "frac").rstrip(".")
-
-
-@lru_cache(maxsize=4096)
-def _parsed(answer: str) -> tuple[Any, ...]:
-    """What math-verify makes of an answer; golds come again for every rollout of a group."""
-    if answer.count("{") == answer.count("}"):
-        # An unescaped percent sign starts a LaTeX comment.
-        boxed = "\\boxed{" + re.sub(r"(?<!\\)%", r"\\%", answer) + "}"
-        found = parse(boxed, _TARGETS, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-        if any(not isinstance(item, str) for item in found):
-            return tuple(found)
-    return tuple(parse(answer, _TARGETS, parsing_timeout=None))  # pyright: ignore[reportArgumentType]
+    answer = _SPACING.sub("", TEXT.sub(r"\1", TEXT.sub(r"\1", answer))).replace("$", "")
+    for pattern, replacement in _SPELLINGS:
+        answer = pattern.sub(replacement, answer)
+    return answer.rstrip(".")

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlcli.boxed import gold_box
-from rlcli.rewards.rules.answers import final_number
-from rlcli.rewards.rules.numbers import Number, parse_number, same_number
+from rlcli.rewards.rules.answers import final_number, with_opening
+from rlcli.rewards.rules.numbers import Number, parse_number, same_number, with_decimal_points
+from rlcli.rewards.rules.references import problem_of_any, score_any
 from rlcli.rewards.rules.undecided import Undecided, Ungradable
 
 
@@ -17,23 +18,38 @@ def compute_score(
     ground_truth: Any,
     extra_info: Mapping[str, Any] | None = None,
 ) -> float:
-    """1.0 when the response's final number equals the gold, else 0.0; undecided without one.
+    """1.0 when the response's final number equals the reference answer, else 0.0.
+
+    Undecided without a final number. Of several reference answers any counts.
 
     Raises:
-        Ungradable: the gold is no number.
+        Ungradable: the reference answer is no number.
     """
-    gold = parse_gold(ground_truth)
+    solution_str = with_opening(solution_str, extra_info)
+    return score_any(ground_truth, lambda reference: _score(solution_str, reference))
+
+
+def _score(solution_str: str, reference: Any) -> float:
+    gold = parse_gold(reference)
     if gold is None:
-        raise Ungradable(gold_problem(ground_truth))
-    answer = final_number(solution_str)
-    return Undecided() if answer is None else float(same_number(gold, answer))
+        raise Ungradable(_problem(reference))
+    answers = [final_number(solution_str)]
+    if gold.value.denominator != 1:  # 3,85 may be a list, and it may be a decimal number
+        answers.append(final_number(with_decimal_points(solution_str)))
+    if any(answer and same_number(gold, answer) for answer in answers):
+        return 1.0
+    return Undecided() if answers[0] is None else 0.0
 
 
-def gold_problem(ground_truth: Any) -> str | None:
-    """Why this gold cannot be graded against; None when it can."""
-    if parse_gold(ground_truth) is not None:
+def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
+    """Why this reference answer cannot be graded against; None when it can."""
+    return problem_of_any(ground_truth, _problem)
+
+
+def _problem(reference: Any) -> str | None:
+    if parse_gold(reference) is not None:
         return None
-    return f"ground_truth {str(ground_truth)[:60]!r} is not a number"
+    return f"ground_truth {str(reference)[:60]!r} is not a number"
 
 
 def parse_gold(ground_truth: Any) -> Number | None:

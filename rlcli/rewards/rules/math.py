@@ -8,15 +8,27 @@ from typing import Any
 
 from rlcli.boxed import final_boxes, gold_box
 from rlcli.rewards.rules.answers import (
+    MAX_STATEMENT,
     after_thinking,
     last_number_text,
     marked_answers,
     stated_answers,
     stated_number_text,
-    without_epilogue,
+    with_opening,
+    without_label,
 )
-from rlcli.rewards.rules.expressions import TEXT, can_be_read, same_answer
-from rlcli.rewards.rules.numbers import fold
+from rlcli.rewards.rules.closing import without_closing
+from rlcli.rewards.rules.expressions import (
+    MAX_ANSWER_CHARS,
+    TEXT,
+    Match,
+    compare,
+    is_balanced,
+    reads_whole,
+    same_answer,
+)
+from rlcli.rewards.rules.numbers import fold, parse_number, with_decimal_points
+from rlcli.rewards.rules.references import alternatives, problem_of_any, score_any
 from rlcli.rewards.rules.undecided import Undecided, Ungradable
 
 TAIL_CHARS = 300
@@ -24,12 +36,13 @@ _INLINE_MATH = re.compile(r"(?<!\\)\$+((?:[^$\\]|\\.)+)\$+|\\\((.+?)\\\)|\\\[(.+
 _JOINED = re.compile(r"\s*(?:,?\s*(?:or|and)|,|或者?|和|、)\s*", re.IGNORECASE)
 _WORD = re.compile(
     r"(?<![\\A-Za-z{\d])(?:[A-Za-z]{3,}|(?:is|or|so|we|of|in|it|to|no|at|by|if|an|as)\b)"
-    r"|[\u4e00-\u9fff]{2,}",
+    r"|[\u0400-\u052f\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]{2,}",
     re.IGNORECASE,
 )
 _CHOICE = re.compile(
     r"(?:option|choice)?\s*(\(?[A-J](?:[.):,]+(?!\s*(?:or|and)\b)|$))", re.IGNORECASE
 )
+_VALUE = re.compile(r"\s*(?:is|are|was|equals|=)\s+(?=[-+$€£¥]?\s?\.?\d)")
 _NEXT_SENTENCE = re.compile(r"[.!?]\s|[。！？\n]")
 
 
@@ -44,25 +57,44 @@ def compute_score(
     The last box counts; boxes with nothing but "or", "and" or a comma between them count
     together, so that two different ones match no single gold. Undecided: no answer, or several.
 
+    Of several reference answers any counts.
+
     Raises:
-        Ungradable: the gold cannot be read, and the answer is not the same text.
+        Ungradable: the reference answer cannot be read, and the answer is not the same text.
     """
+    solution_str = with_opening(solution_str, extra_info)
+    return score_any(ground_truth, lambda reference: _score(solution_str, reference))
+
+
+def _score(solution_str: str, ground_truth: Any) -> float:
+    gold = _gold(ground_truth)
     answer = final_answer(solution_str)
+    match = compare(gold, answer) if answer is not None else Match.UNDECIDED
+    if match is Match.EQUAL or _is_equal_with_decimal_points(gold, solution_str):
+        return 1.0
     if answer is None:
         return Undecided()
-    if same_answer(_gold(ground_truth), answer):
-        return 1.0
-    if problem := gold_problem(ground_truth):
+    if problem := _problem(ground_truth):
         raise Ungradable(problem)
-    return Undecided() if _is_torn(solution_str) else 0.0
+    return Undecided() if match is Match.UNDECIDED or _is_torn(solution_str) else 0.0
 
 
-def gold_problem(ground_truth: Any) -> str | None:
-    """Why this gold cannot be graded against; None when it can."""
-    gold = _gold(ground_truth)
-    if not gold or ground_truth is None:
+def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
+    """Why this reference answer cannot be graded against; None when it can."""
+    return problem_of_any(ground_truth, _problem)
+
+
+def gold_note(ground_truth: Any) -> str | None:
+    """The reference answer that is only compared as text, because its value is not understood."""
+    references = [str(reference) for reference in alternatives(ground_truth)]
+    return next((text for text in references if not reads_whole(_gold(text))), None)
+
+
+def _problem(reference: Any) -> str | None:
+    if reference is None or not str(reference).strip():
         return "ground_truth is empty"
-    if not can_be_read(gold):
+    gold = _gold(reference)
+    if not is_balanced(gold) or len(gold) > MAX_ANSWER_CHARS:
         return f"ground_truth {gold[:60]!r} cannot be read as an answer"
     return None
 
@@ -76,20 +108,33 @@ def final_answer(response: str) -> str | None:
     text = after_thinking(response).strip()
     boxed = final_boxes(text)
     if boxed:
-        return _one_or_all(boxed)
+        return _one_or_all(list(dict.fromkeys(map(_without_words, boxed))))
     raw, text = text, fold(text)
     marked = marked_answers(text)
     stated = marked[-1][1].strip() if marked else next(stated_answers(text), None)
     if stated:
         return _formula(stated)
+    first = _INLINE_MATH.match(text)
+    if first and first.end() == len(text) and not _words(_inside(first)):
+        return _inside(first)
     if _is_formula(text):
         return text or None
-    return _last_formula(without_epilogue(text[-2 * TAIL_CHARS :])) or last_number_text(raw)
+    return _last_formula(without_closing(text[-2 * TAIL_CHARS :])) or last_number_text(raw)
 
 
 def _gold(ground_truth: Any) -> str:
     text = str(ground_truth).strip()
     return gold_box(text) or text
+
+
+def _is_equal_with_decimal_points(gold: str, response: str) -> bool:
+    """Whether a response means this decimal number, with a comma as its decimal point."""
+    number = parse_number(gold, with_unit=True)
+    pointed = with_decimal_points(response)
+    if number is None or number.value.denominator == 1 or pointed == response:
+        return False
+    answer = final_answer(pointed)
+    return answer is not None and same_answer(gold, answer)
 
 
 def _is_torn(response: str) -> bool:
@@ -105,8 +150,18 @@ def _one_or_all(boxed: list[str]) -> str:
     return boxed[-1] if _agree(boxed) else ", ".join(boxed)
 
 
+def _without_words(boxed: str) -> str:
+    """What a sentence in a box states: 42 of `\\text{The answer is } 42`."""
+    text = TEXT.sub(r" \1 ", boxed).strip()
+    stated = next(stated_answers(text), None)
+    if stated is None and (stated := without_label(text)) == text:
+        return boxed
+    return _formula(stated)
+
+
 def _formula(stated: str) -> str:
     """The formulas of a statement that are joined by "or"; of `42 apples in total` the number."""
+    stated = stated[:MAX_STATEMENT]
     formulas = _formulas(stated)
     if formulas:
         last = 0
@@ -122,14 +177,20 @@ def _formula(stated: str) -> str:
 
 
 def _last_formula(text: str) -> str | None:
-    """The last formulas that are joined by "or", unless a later sentence has a number."""
+    """The last formulas that are joined by "or", or the number that a formula is said to be.
+
+    A number in a later sentence comes before both.
+    """
     formulas = _formulas(text[-TAIL_CHARS:])
     if not formulas:
         return None
     first = len(formulas) - 1
     while first and _are_joined(formulas[0].string, formulas[first - 1 : first + 1]):
         first -= 1
-    rest = _NEXT_SENTENCE.split(formulas[-1].string[formulas[-1].end() :], maxsplit=1)[1:]
+    behind = formulas[-1].string[formulas[-1].end() :]
+    if (value := _VALUE.match(behind)) and (number := stated_number_text(behind[value.end() :])):
+        return number
+    rest = _NEXT_SENTENCE.split(behind, maxsplit=1)[1:]
     later = last_number_text(rest[0]) if rest else None
     return later or ", ".join(map(_inside, formulas[first:]))
 
@@ -137,11 +198,14 @@ def _last_formula(text: str) -> str | None:
 def _is_formula(text: str) -> bool:
     """Whether a response is one formula or one word."""
     is_short = "\n" not in text and len(text) <= TAIL_CHARS
-    return is_short and (not _words(text) or re.fullmatch(r"[A-Za-z]+\.?", text) is not None)
+    return is_short and (not _words(text) or re.fullmatch(r"\$?[A-Za-z]+\$?\.?", text) is not None)
 
 
 def _formulas(text: str) -> list[re.Match[str]]:
-    """The formulas between dollar signs and the like; `$5 and $` is none."""
+    """The formulas between dollar signs and the like; `$5 and $` is none.
+
+    Takes quadratic time when brackets are never closed, so pass a short text.
+    """
     return [match for match in _INLINE_MATH.finditer(text) if not _words(_inside(match))]
 
 

@@ -40,7 +40,11 @@ _LATEX = [
     (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "×"),
     (re.compile(r"\\(?=[$%#&])"), ""),
     (re.compile(r"\b(?:US|CA|AU|HK)\$"), "$"),
-]
+    (re.compile(r"(?<![\w-])negative\s+(?=[$€£¥]?\.?\d)", re.IGNORECASE), "-"),
+    (re.compile(r"(^|[:=(,]\s*|\b(?:is|are|was|be|equals|or|and|ist|est|es|è|é|là|равен|равно)\s+)"
+                r"(?:minus|moins|menos|meno|минус|âm)\s+(?=[$€£¥]?\.?\d)", re.IGNORECASE), r"\1-"),
+    (re.compile(r"(?:(?<![正胜勝])[负負]|マイナス|마이너스)\s?(?=\.?\d)"), "-"),
+]  # fmt: skip
 # Repeats have bounds, because a text of nothing but digits and commas takes quadratic time.
 _GROUPED = r"\d{1,3}(?:,\d{2,3}){0,30},\d{3}(?:\.\d+)?(?![\d,]{0,40}\d)"
 _SPACED = r"[1-9]\d{0,2}(?: \d{3}){1,9}(?:\.\d+)?(?! ?\d)"
@@ -65,19 +69,28 @@ NUMBER = re.compile(
     r"(?:(?P<whole>\d+)\s\s?(?=\d+\s?/\s?\d))?"
     rf"(?P<body>{_EUROPEAN}|{_GROUPED}|{_SPACED}|\d+(?:\.\d+)?|\.\d+)"
     r"(?:(?<=\d)(?P<cycle>\.?\\(?:over|dot)[a-z]*\s?\{\d{1,20}\}))?"
-    r"(?:\s?/\s?(?P<below>\d+)(?![\d.]))?"
+    r"(?:\s?/\s?(?P<below>\d+)(?!\d|\.\d))?"
     rf"(?:{_POWER_OF_TEN})?"
     r"(?P<scale>\s?(?:%|percent\b|per cent\b|(?:thousand|million|billion|trillion)\b|[万亿]))?"
 )
 """A number in folded text. Read with `number_of`."""
+_DECIMAL_COMMA = re.compile(r"(?<=\d),(?=(?:\d{1,2}|\d{4,12})(?![\d,]|\.\d))|(?<=\b0),(?=\d{3}\b)")
 _POWER = re.compile(r"(\d{1,9})\^\s?\{?(-?\d{1,3})\}?")
-_WORD = r"(?:[a-zA-Z]{2,}|[mgshlL]\b|°[CF]?|[\u4e00-\u9fff]+)"
+_SCRIPTS = "\u0400-\u052f\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
+"""Cyrillic, kana, Chinese characters, hangul."""
+_WORD = rf"(?:[a-zA-Z\u00c0-\u024f]{{2,}}|[mgshlL]\b|°[CF]?|[{_SCRIPTS}]+)"
 _UNIT = re.compile(
     rf"\s*[{CURRENCY}]?\s*(?:{_WORD}(?:\s?\^\s?\{{?[23]\}}?|[\u00b2\u00b3])?\.?[\s/]*){{0,4}}"
 )
 _NO_UNIT = re.compile(
-    r"\b(?:or|and|to|minus|plus|times|squared|cubed|pi)\b|[或和至到]", re.IGNORECASE
+    r"\b(?:or|and|to|minus|plus|times|squared|cubed|pi|или|до|oder|ou)\b|[或和至到]|または|또는",
+    re.IGNORECASE,
 )
+
+
+def with_decimal_points(text: str) -> str:
+    """The text with `3,85` as `3.85`; `1,234` and `1, 5` stay."""
+    return _DECIMAL_COMMA.sub(".", text)
 
 
 def fold(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rlcli.errors import SamplerError
 from rlcli.rollout.base import SamplingParams, finished_rollout
+from rlcli.rollout.stop import StopTexts
 from rlcli.types import Prompt, Rollout
 
 
@@ -49,12 +50,19 @@ def answered(
     *,
     told: str | None,
     version: int,
-    greedy: bool,
+    params: SamplingParams,
 ) -> Rollout:
-    """The rollout. told: vLLM's reason for its end. Raises: SamplerError for one of trouble."""
+    """The rollout. told: vLLM's reason for its end. Raises: SamplerError for one of trouble.
+
+    vLLM has no tokenizer and samples past a stop text: the tokens after it are cut off here.
+    """
     reason: Literal["stop", "length"] = "length" if told == "length" else "stop"
     if told != reason:
         raise SamplerError(f"vLLM ended a response with {told!r}")
+    stops = StopTexts(tokenizer, params.stop)
+    kept = stops.num_kept(token_ids) if stops else None
+    if kept is not None:
+        token_ids, logprobs, reason = token_ids[:kept], logprobs[:kept], "stop"
     return finished_rollout(
         tokenizer,
         prompt,
@@ -62,5 +70,5 @@ def answered(
         logprobs,
         finish_reason=reason,
         policy_version=version,
-        greedy=greedy,
+        params=params,
     )

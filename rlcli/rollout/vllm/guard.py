@@ -1,7 +1,7 @@
 """Runs a server, and ends it with all of its own when the process that wanted it is gone.
 
 Run as a file, leading a process group: guard.py PARENT COMMAND...
-A signal from the kernel (supervisor/leash.py) would reach the server alone, and leave its engine.
+A signal from the kernel (die_with_parent) would reach the server alone, and leave its engine.
 """
 
 from __future__ import annotations

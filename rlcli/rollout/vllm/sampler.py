@@ -167,7 +167,7 @@ class VllmSampler:
             output.logprobs.logprobs,
             told=output.finish_reason,
             version=self.version,
-            greedy=params.temperature == 0,
+            params=params,
         )
 
     def _load_adapter(self, weights: Iterator[tuple[str, Tensor]]) -> None:

@@ -203,7 +203,7 @@ class ServerSampler:
             choice["logprobs"]["token_logprobs"],
             told=choice["finish_reason"],
             version=self.version,
-            greedy=params.temperature == 0,
+            params=params,
         )
 
     def _lost(self, replica: Replica, error: Exception) -> None:

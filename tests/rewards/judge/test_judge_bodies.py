@@ -59,22 +59,80 @@ def test_a_200_of_another_shape_is_tried_again(
     assert reward.usage["calls"] == 2
 
 
-def test_text_in_parts_is_no_score_rather_than_a_crash(
-    serve: Any, scorer: Any, answer: Any
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "text", "text": VERDICT}],
+        [{"type": "text", "text": VERDICT[:9]}, {"type": "text", "text": VERDICT[9:]}],
+        [{"type": "output_text", "text": VERDICT, "annotations": []}],
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "Score: 2"}]}, VERDICT],
+        {"type": "text", "text": VERDICT},
+        VERDICT,
+    ],
+    ids=["part", "parts", "output", "thinking", "object", "text"],
+)
+@pytest.mark.parametrize("provider", ["openai", "claude"])
+def test_text_in_parts_is_read_without_the_thoughts(
+    provider: str, content: Any, serve: Any, scorer: Any, answer: Any
 ) -> None:
-    body = bodies([{"type": "text", "text": VERDICT}], {})["openai"]
-    reward = score_all(scorer(serve(Act(raw=json.dumps(body).encode()))), [answer("It is 42.")])[0]
-    assert reward.value is None
-    assert "no score in the reply" in (reward.error or "")
+    body = {
+        "openai": {"choices": [{"finish_reason": "stop", "message": {"content": content}}]},
+        "claude": {"content": content, "stop_reason": "end_turn"},
+    }[provider]
+    server = serve(Act(raw=json.dumps(body).encode()))
+    reward = score_all(scorer(server, provider), [answer("It is 42.")])[0]
+    assert reward.value == pytest.approx(7 / 9)
 
 
-def test_gemini_is_asked_once_even_where_its_sdk_would_go_on(
+def test_every_call_of_geminis_sdk_is_counted_even_where_it_would_go_on_by_itself(
     serve: Any, scorer: Any, answer: Any
 ) -> None:
     candidate = {"finishReason": "CONTINUATION", "continuationToken": "YQ=="}
     part = {"content": {"role": "model", "parts": [{"text": "Let me"}]}}
     server = serve(Act(raw=json.dumps({"candidates": [candidate | part]}).encode()))
-    score_all(scorer(server, "gemini"), [answer("It is 42.")])
+    reward = score_all(scorer(server, "gemini"), [answer("It is 42.")])[0]
+    assert reward.value is None
+    assert reward.usage["calls"] == len(server.calls)
+
+
+USED = {"usageMetadata": {"promptTokenCount": 9}}
+UNFINISHED = {"candidates": [{"finishReason": "UNEXPECTED_TOOL_CALL", "index": 0}], **USED}
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"candidates": [], **USED},
+        USED,
+        {"promptFeedback": {"safetyRatings": []}, **USED},
+        UNFINISHED,
+        {"candidates": [{"finishReason": "STOP", "content": {"role": "model"}}], **USED},
+    ],
+    ids=["no-candidates", "usage-only", "no-block-reason", "tool-call", "no-parts"],
+)
+def test_an_answer_of_gemini_without_text_is_asked_for_again(
+    empty: dict[str, Any], serve: Any, scorer: Any, answer: Any
+) -> None:
+    raw = json.dumps(empty).encode()
+    server = serve(lambda call: Act(raw=raw) if call.attempt == 1 else Act(text=VERDICT))
+    reward = score_all(scorer(server, "gemini"), [answer("It is 42.")])[0]
+    assert reward.value == pytest.approx(7 / 9)
+    assert len(server.calls) == 2
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"promptFeedback": {"blockReason": "OTHER"}, **USED},
+        {"candidates": [{"finishReason": "RECITATION"}], **USED},
+    ],
+)
+def test_a_filter_of_gemini_is_not_asked_again(
+    block: dict[str, Any], serve: Any, scorer: Any, answer: Any
+) -> None:
+    server = serve(Act(raw=json.dumps(block).encode()))
+    reward = score_all(scorer(server, "gemini"), [answer("It is 42.")])[0]
+    assert "blocked by a content filter" in (reward.error or "")
     assert len(server.calls) == 1
 
 

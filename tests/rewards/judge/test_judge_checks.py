@@ -13,6 +13,7 @@ from rlcli.config.rewards import JudgeConfig
 from rlcli.errors import JudgeNotHereError, RewardError
 from rlcli.rewards.base import score_all
 from rlcli.rewards.judge import check_judge, probe_judge
+from rlcli.rewards.judge.providers import PROVIDERS
 
 KEY = "sk-canary-0123456789"
 KEYS = {
@@ -231,3 +232,29 @@ def test_a_key_never_shows(
         assert KEY not in repr(reward) + repr(judge) + repr(judge._members) + repr(vars(judge))
     out, err = capfd.readouterr()
     assert KEY not in out + err + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("provider", "variable"),
+    [
+        ("openai", "OPENAI_BASE_URL"),
+        ("dashscope", "OPENAI_BASE_URL"),
+        ("dashscope", "DASHSCOPE_HTTP_BASE_URL"),
+        ("claude", "ANTHROPIC_BASE_URL"),
+        ("gemini", "GOOGLE_GEMINI_BASE_URL"),
+    ],
+)
+def test_an_sdks_own_address_variable_is_announced_as_unused(
+    provider: str, variable: str, serve: Any, settings: Any
+) -> None:
+    server = serve(Act())
+    config = settings(server, provider)
+    keys = dict.fromkeys(PROVIDERS[provider].keys[:1], KEY)
+    elsewhere = {**keys, variable: "https://me:hunter2@elsewhere.example/v1"}
+    (note,) = [note for note in check_judge(config, elsewhere) if variable in note]
+    assert "--rm_base_url" in note
+    assert "hunter2" not in note
+    probe_judge(config, elsewhere)
+    assert len(server.calls) == 1
+    same = {**keys, variable: f"{config.base_url}/"}
+    assert variable not in " ".join(check_judge(config, same))

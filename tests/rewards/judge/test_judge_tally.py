@@ -52,7 +52,7 @@ def test_no_count_is_lost_between_threads() -> None:
         (Act(status=500), {"unscored_transient": 1, "retries": 4}),
         (Act(text="no"), {"unscored_bad": 1, "retries": 1}),
         (Act(finish="blocked"), {"unscored_blocked": 1}),
-        (Act(status=400), {"unscored_request": 1, "retries": 3}),
+        (Act(status=400), {"unscored_request": 1, "retries": 4}),
     ],
     ids=["answered", "transient", "bad", "blocked", "request"],
 )

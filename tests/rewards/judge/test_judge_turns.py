@@ -8,7 +8,7 @@ from typing import Any
 
 from virtual_time import run_at_once
 
-from rlcli.rewards.judge.turns import InTurn, Turns
+from rlcli.rewards.judge.turns import SENDING, Turns
 
 
 class Wire:
@@ -26,23 +26,22 @@ class Wire:
         self.log.append(f"answer {request}")
         return request
 
-    async def close(self) -> None:
-        self.log.append("close")
-
 
 def test_a_call_is_sent_before_the_next_is_built_and_nobody_waits_for_an_answer() -> None:
     wire = Wire()
 
+    turns = Turns(apart=SENDING)
+
+    async def call(number: int) -> Any:
+        await turns.take()
+        return await wire.ask(number)
+
     async def all_calls() -> list[Any]:
-        connection = InTurn(wire)
-        try:
-            return await asyncio.gather(*(connection.ask(i) for i in range(4)))  # type: ignore[arg-type]
-        finally:
-            await connection.close()
+        return await asyncio.gather(*(call(i) for i in range(4)))
 
     assert run_at_once(all_calls()) == [0, 1, 2, 3]
     starts = [f"{word} {i}" for i in range(4) for word in ("build", "send")]
-    assert wire.log == [*starts, *(f"answer {i}" for i in range(4)), "close"]
+    assert wire.log == [*starts, *(f"answer {i}" for i in range(4))]
 
 
 def test_turns_are_as_many_rounds_apart_as_asked_for() -> None:

@@ -115,29 +115,6 @@ def test_an_answer_that_would_take_minutes_is_none(answer: str) -> None:
     assert time.process_time() - begun < 20.0
 
 
-@pytest.mark.parametrize(
-    "piece",
-    [
-        "\n",
-        "$",
-        r"\(",
-        "$x$ or ",
-        r"\text{",
-        r"\boxed{1} or ",
-        "#### 1 ",
-        "<answer>",
-        "1,",
-        "\0",
-        "A",
-    ],
-)
-def test_repeating_responses_are_graded_quickly(piece: str) -> None:
-    """Linear: 0.3 s. Quadratic: minutes."""
-    begun = time.process_time()
-    score(piece * (400_000 // len(piece)), "x+1")
-    assert time.process_time() - begun < 20.0
-
-
 def test_tiny_numbers_are_not_zero() -> None:
     assert score(r"\boxed{0}", r"\frac{1}{2004!}") == 0.0
     assert score(r"\boxed{0\cdot x}", r"\frac{1}{2004!}") == 0.0

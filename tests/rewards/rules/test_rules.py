@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from rlcli.errors import RewardError
@@ -66,7 +68,8 @@ def test_every_rule_takes_the_arguments_of_the_contract(name: str) -> None:
 
 def test_a_missing_gold_is_found_by_the_rules_that_need_one() -> None:
     found = {name: gold_problem(name, None) for name in RULES}
-    assert {name for name, problem in found.items() if problem is None} == {"format", "length"}
+    assert {name for name, problem in found.items() if problem is None} == {"format"}
+    assert gold_problem("length", None, {"target_length": 8}) is None
 
 
 def test_math_reasoning_grades_numbers_as_numbers_and_the_rest_as_mathematics() -> None:
@@ -109,3 +112,42 @@ def test_length_is_the_share_of_the_target() -> None:
     for bad in (None, {}, {"target_length": 0}, {"target_length": "8"}, {"target_length": True}):
         with pytest.raises(ValueError, match="target_length"):
             length.compute_score("length", "x", None, bad)
+
+
+@pytest.mark.parametrize(("rule", "gold"), [("math", "1"), ("gsm8k", "1"), ("choice", "B")])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "\n",
+        ".",
+        "$",
+        "\\(",
+        "$x$ or ",
+        "\\text{",
+        "\\boxed{",
+        "\\boxed{1} or ",
+        "#### ",
+        "#### 1 ",
+        "<answer>",
+        "1,",
+        "1 or ",
+        "\x00",
+        "A",
+        "so ",
+        "answer is ",
+        "答案是",
+        "Option A ",
+        "\\frac",
+        "(",
+        "{",
+        "\t",
+    ],
+)
+@pytest.mark.parametrize("opening", ["", "the answer is ", "#### ", "<answer>"])
+def test_a_response_that_repeats_itself_is_graded_quickly(
+    opening: str, piece: str, rule: str, gold: str
+) -> None:
+    """Linear: below 0.1 s. Quadratic: a minute."""
+    begun = time.process_time()
+    load_rule(rule).compute_score("", opening + piece * (80_000 // len(piece)) + "1}", gold, {})
+    assert time.process_time() - begun < 5.0

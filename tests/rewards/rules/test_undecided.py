@@ -56,7 +56,8 @@ def test_an_answer_that_was_read_is_decided(
 @pytest.mark.parametrize(
     ("rule", "gold"),
     [("gsm8k", "many"), ("gsm8k", None), ("math", r"\frac{1"), ("math", None), ("math", " "),
-     ("exact", ""), ("exact", None), ("exact", ["a"])],
+     ("exact", ""), ("exact", None), ("exact", [["a"]]), ("gsm8k", ["many"]),
+     ("math", []), ("math", {"answer": "1", "unit": "cm"}), ("choice", ["A", "B"])],
 )  # fmt: skip
 def test_a_gold_that_cannot_be_read_scores_nothing(rule: str, gold: Any) -> None:
     with pytest.raises(Ungradable):

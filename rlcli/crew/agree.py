@@ -1,0 +1,178 @@
+"""What the ranks agree on: settings, data, versions and the run directory."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from rlcli.crew.known_run import hold_run
+from rlcli.crew.lines import named
+from rlcli.doctor.packages import versions_of
+from rlcli.engines.ranks import Ranks, from_first
+from rlcli.errors import LaunchError, RlcliError, UsageError
+from rlcli.machine import die_with_parent
+from rlcli.monitor.run_dir import RunDir
+from rlcli.place import Place, read_resume
+from rlcli.rank_env import PARENTS, RankEnv
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+
+    from rlcli.config.resolved import Resolved
+
+T = TypeVar("T")
+PACKAGES = ("torch", "transformers", "deepspeed")
+SHOWN_CAUSES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Report:
+    """One rank's share of the comparison. exit_code: of its error; 0 without one."""
+
+    host: str
+    facts: Mapping[str, str]
+    gpu: str
+    restart_count: int
+    error: str = ""
+    exit_code: int = 0
+
+
+def agree_on_plan(
+    ranks: RankEnv,
+    prepare: Callable[[], T],
+    facts_of: Callable[[T], Mapping[str, str]],
+    gpu_of: Callable[[T], str],
+) -> tuple[T, int]:
+    """(what `prepare` returns, how often the launcher has restarted the run).
+
+    facts_of: by name, what must be the same on every rank. gpu_of: the rank's own GPU, if any.
+    Raises: UsageError of this rank; LaunchError on rank 0 and on the first rank of every other
+    machine if another rank has one, or if facts or versions differ; SystemExit on the rest.
+    """
+    prepared: T | None = None
+    error: UsageError | None = None
+    facts: Mapping[str, str] = {}
+    gpu = ""
+    try:
+        prepared = prepare()
+        facts, gpu = {**versions(), **facts_of(prepared)}, gpu_of(prepared)
+    except UsageError as refused:
+        error = refused
+    own = _Report(
+        host=socket.gethostname(),
+        facts=facts,
+        gpu=gpu,
+        restart_count=ranks.restart_count,
+        error=str(error or ""),
+        exit_code=0 if error is None else error.exit_code,
+    )
+    reports = Ranks(ranks.rank, ranks.world_size).gather(own)
+    reports_error = ranks.rank == 0 or ranks.local_rank == 0
+    if error is not None and (reports_error or reports[0].error != own.error):
+        raise error
+    found = _refusal(reports)
+    if found is not None:
+        raise found if reports_error else SystemExit(found.exit_code)
+    assert prepared is not None
+    return prepared, max(report.restart_count for report in reports)
+
+
+def versions() -> dict[str, str]:
+    """Versions that must be the same for all ranks; of Python only 3.11, 3.12, ... counts."""
+    found = versions_of(PACKAGES)
+    return found | {"python": found["python"].rpartition(".")[0]}
+
+
+def _refusal(reports: Sequence[_Report]) -> LaunchError | None:
+    for rank, report in enumerate(reports):
+        if report.exit_code:
+            return LaunchError(f"rank {rank} on {report.host}: {report.error}")
+    for report in reports:
+        same = [other for other, found in enumerate(reports) if found.gpu == report.gpu]
+        if report.gpu and len(same) > 1:
+            return LaunchError(
+                f"{named(same)} on {report.host} have the same GPU: start one process for each "
+                "GPU, or let CUDA_VISIBLE_DEVICES show each its own."
+            )
+    causes = differences([report.facts for report in reports])
+    if not causes:
+        return None
+    shown = "; ".join(causes[:SHOWN_CAUSES])
+    more = f" (and {len(causes) - SHOWN_CAUSES} more)" if causes[SHOWN_CAUSES:] else ""
+    return LaunchError(
+        f"these {len(reports)} processes cannot train together: {shown}{more}.\n"
+        "Give every process the same settings, files and packages."
+    )
+
+
+def differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """`name: A on rank 0; B on ranks 1, 2` for every fact that the ranks do not share."""
+    found: list[str] = []
+    for name in sorted({name for each in facts for name in each}):
+        ranks: dict[str, list[int]] = {}
+        for rank, each in enumerate(facts):
+            ranks.setdefault(each.get(name, "not given"), []).append(rank)
+        if len(ranks) > 1:
+            parts = [f"{value} on {named(some)}" for value, some in ranks.items()]
+            found.append(f"{name}: {'; '.join(parts)}")
+    return found
+
+
+def agree_on_run(
+    ranks: RankEnv,
+    resolved: Resolved,
+    cwd: Path,
+    *,
+    restart_count: int,
+    launcher_store: Store | None,
+) -> tuple[Place, RunDir]:
+    """This rank's place in the run, and the run directory, which rank 0 or its agent holds.
+
+    Raises: UsageError on rank 0 if the directory cannot be used; SystemExit on the others.
+    """
+    run_dir: RunDir | None = None
+    error: RlcliError | None = None
+    path, resume_text, code = "", "", 0
+    if ranks.rank == 0:
+        try:
+            run_dir, resume = hold_run(
+                resolved, cwd, restart_count=restart_count, launcher_store=launcher_store
+            )
+            path, resume_text = str(run_dir.path), str(resume)
+        except RlcliError as refused:
+            error, code = refused, refused.exit_code
+    path, resume_text, code = from_first([path, resume_text, code])
+    if error is not None:
+        raise error
+    if code:
+        raise SystemExit(code)
+    place = ranks.place(Path(path), read_resume(resume_text))
+    return place, run_dir or RunDir(place.run_dir)
+
+
+def write_to_log(place: Place) -> None:
+    """Send what this process prints to its own file in the run directory."""
+    place.log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with place.log.open("ab") as log:
+        log.write(log_mark(os.getpid()).encode())
+        log.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+
+
+def log_mark(pid: int) -> str:
+    """The line with which a process begins its part of a log."""
+    return f"--- process {pid} ---\n"
+
+
+def end_with_launcher(env: Mapping[str, str]) -> None:
+    """Have the kernel kill this process if the launcher that started it dies."""
+    if any(name in env for name in PARENTS):
+        die_with_parent()

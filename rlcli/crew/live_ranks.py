@@ -1,0 +1,193 @@
+"""The ranks of a run while it lasts: what they exchange, and which of them is to blame."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import Store
+
+from rlcli.crew.lines import named
+from rlcli.crew.meet import is_broken_collective, is_closed, why_broken
+from rlcli.crew.watch import Watch
+from rlcli.engines.ranks import Ranks
+from rlcli.errors import RankError, RankLostError
+
+T = TypeVar("T")
+FRAME = 256
+"""Bytes that every exchange sends; only what does not fit into them is sent by a second one."""
+HEAD = 8
+SLICE_S = 1.0
+NO_LIMIT = timedelta(days=365)
+LAST_WORDS_S = 10.0
+"""How long other ranks have to say why they left."""
+
+
+class LiveRanks(Ranks):
+    """Exchanges values among the ranks of a run, for as long as every rank shows signs of life.
+
+    Ranks may be far apart when they come to an exchange: one samples long responses, rank 0 writes
+    a checkpoint. So exchanges have a group of their own, without a time limit. All of them are made
+    by the thread that trains.
+    """
+
+    def __init__(self, rank: int, size: int, store: Store, log: Path, **limits: float) -> None:
+        super().__init__(rank, size)
+        self._group: Any = dist.new_group(backend="gloo", timeout=NO_LIMIT)
+        self.watch = Watch(rank, size, store, log, **limits)
+        self._exit_code: int | None = None
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """End a process that has left an exchange: a thread of gloo's waits in it for ever."""
+        if self._exit_code is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(self._exit_code)
+
+    def doing(self, name: str) -> AbstractContextManager[None]:
+        """See Ranks."""
+        return self.watch.doing(name)
+
+    def gather(self, value: T) -> list[T]:
+        """See Ranks."""
+        return [pickle.loads(data) for data in self._all_gather(pickle.dumps(value))]
+
+    def first(self, value: T) -> T:
+        """See Ranks."""
+        data = pickle.dumps(value) if self.is_first else b""
+        frame = _frame(data)
+        self._wait(dist.broadcast(frame, src=0, group=self._group, async_op=True))
+        length, data = _length(frame), data or _content(frame)
+        if length > FRAME - HEAD:
+            rest = _bytes(data[FRAME - HEAD :], length - (FRAME - HEAD))
+            self._wait(dist.broadcast(rest, src=0, group=self._group, async_op=True))
+            data = data[: FRAME - HEAD] + rest.numpy().tobytes()
+        return pickle.loads(data)
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """See Ranks."""
+        lengths = self.gather(len(data))
+        own = _bytes(data, max(lengths))
+        found = [torch.empty_like(own) for _ in lengths] if self.is_first else None
+        self._wait(dist.gather(own, found, dst=0, group=self._group, async_op=True))
+        pairs = zip(found or [], lengths, strict=False)
+        return [each[:length].numpy().tobytes() for each, length in pairs]
+
+    def _all_gather(self, data: bytes) -> list[bytes]:
+        frame = _frame(data)
+        frames = [torch.empty_like(frame) for _ in range(self.size)]
+        self._wait(dist.all_gather(frames, frame, group=self._group, async_op=True))
+        lengths = [_length(each) for each in frames]
+        contents = [_content(each) for each in frames]
+        if (most := max(lengths) - (FRAME - HEAD)) > 0:
+            rest = _bytes(data[FRAME - HEAD :], most)
+            rests = [torch.empty_like(rest) for _ in range(self.size)]
+            self._wait(dist.all_gather(rests, rest, group=self._group, async_op=True))
+            contents = [
+                (content + more.numpy().tobytes())[:length]
+                for content, more, length in zip(contents, rests, lengths, strict=True)
+            ]
+        return contents
+
+    def _wait(self, work: Any) -> None:
+        """Until all ranks have come. Raises: RankError, RankLostError where one will not."""
+        while not _is_over(work):
+            failure, given_up = self.watch.failure(), self.watch.given_up
+            if failure or given_up:
+                error = RankError(failure) if failure else RankLostError(given_up)
+                self._exit_code = error.exit_code
+                raise error
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Inside, an error that another rank is the cause of names that rank.
+
+        Raises: RankError, RankLostError. An error of this rank's own stays, and the others are
+        told of it.
+        """
+        try:
+            yield
+        except (RankError, RankLostError) as error:
+            self.watch.post_lost()
+            if isinstance(error, RankLostError) and (failure := self.watch.failure()):
+                raise RankError(failure) from error
+            raise
+        except Exception as error:
+            if not is_broken_collective(error):
+                self.watch.post_failure(f"rank {self.rank} failed: {_said(error)}")
+                raise
+            raise self._cause(error) from error
+
+    def _cause(self, error: Exception) -> RankError | RankLostError:
+        """The rank that failed first, or is gone, or is the one that others wait for."""
+        self.watch.post_lost()
+        late, until_s = self.watch.late - {self.rank}, time.monotonic() + LAST_WORDS_S
+        while True:
+            if failure := self.watch.failure():
+                return RankError(failure)
+            missing = set(self.watch.unaccounted())
+            if missing <= late or time.monotonic() >= until_s or self.rank:
+                break
+            time.sleep(0.1)
+        why = why_broken(error)
+        if self.watch.given_up:
+            return RankLostError(self.watch.given_up)
+        if missing and not self.rank and is_closed(error) and not missing & self.watch.silent:
+            return RankLostError(f"{named(missing)} is gone")
+        if missing := missing & (late | self.watch.silent):
+            return RankLostError(f"{named(missing)} did not answer in {self.watch.name}")
+        return RankLostError(f"rank {self.rank} lost contact with another: {why}")
+
+    def close(self) -> None:
+        """End the heartbeats."""
+        self.watch.close()
+
+
+def _is_over(work: Any) -> bool:
+    """Whether it has ended, after a little while. Raises: what it ended with."""
+    try:
+        work.wait(timedelta(seconds=SLICE_S))
+    except RuntimeError:
+        if not work.is_completed():
+            return False
+        work.wait()
+    return True
+
+
+def _frame(data: bytes) -> Tensor:
+    return _bytes(len(data).to_bytes(HEAD, "little") + data[: FRAME - HEAD], FRAME)
+
+
+def _length(frame: Tensor) -> int:
+    return int.from_bytes(frame[:HEAD].numpy().tobytes(), "little")
+
+
+def _content(frame: Tensor) -> bytes:
+    return frame[HEAD : HEAD + _length(frame)].numpy().tobytes()
+
+
+def _bytes(data: bytes, length: int) -> Tensor:
+    """`data` and zeros behind it."""
+    out = torch.zeros(length, dtype=torch.uint8)
+    if data:
+        out[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return out
+
+
+def _said(error: Exception) -> str:
+    """The error and where it came from."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"

@@ -1,0 +1,134 @@
+"""What a set of rows has in common: repeated prompts, and the rows held out for evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from rlcli.config.schema import HELD_OUT
+from rlcli.data.files import printable
+from rlcli.data.readers import Row
+from rlcli.errors import DataError
+
+MIN_ROWS = 200
+"""Rows from which some are held out for evaluation."""
+MAX_HELD_OUT = 200
+HELD_OUT_PERCENT = 5
+MAX_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """The rows to train on and those held out for evaluation."""
+
+    train: list[Row]
+    held_out: list[Row]
+
+
+def is_held_out(val: Sequence[str]) -> bool:
+    """Whether `data.val` means rows held out from data.train.
+
+    Raises: DataError where it stands beside other files.
+    """
+    if HELD_OUT in val and len(val) > 1:
+        raise DataError(f"data.val has {HELD_OUT} beside other data. Keep one of them.")
+    return HELD_OUT in val
+
+
+def num_held_out(num_rows: int, num_prompts: int | None = None) -> int:
+    """Prompts to hold out: 5 % of the distinct ones, at most 200; none of fewer than 200 rows."""
+    if num_rows < MIN_ROWS:
+        return 0
+    distinct = num_rows if num_prompts is None else num_prompts
+    return min(MAX_HELD_OUT, distinct * HELD_OUT_PERCENT // 100)
+
+
+def hold_out(rows: Sequence[Row]) -> Split:
+    """Split rows by a hash of their prompts: the same data is split alike on every machine.
+
+    A prompt is on one side only, however often it is repeated; one row of it is evaluated.
+    """
+    keys = [prompt_key(row) for row in rows]
+    digests = {key: hashlib.sha256(repr(key).encode()).digest() for key in keys}
+    number = num_held_out(len(rows), len(digests))
+    chosen = set(sorted(digests, key=digests.__getitem__)[:number])
+    first: dict[Hashable, Row] = {}
+    for key, row in zip(keys, rows, strict=True):
+        if key in chosen:
+            first.setdefault(key, row)
+    train = [row for key, row in zip(keys, rows, strict=True) if key not in chosen]
+    return Split(train=train, held_out=list(first.values()))
+
+
+def repeat_notes(rows: Sequence[Row]) -> list[str]:
+    """Remarks on equal rows, and on prompts with more than one reference answer."""
+    first: dict[Hashable, dict[str, Row]] = {}
+    equal: list[tuple[Row, Row]] = []
+    conflicts: dict[Hashable, tuple[Row, Row]] = {}
+    for row in rows:
+        key = prompt_key(row)
+        seen = first.setdefault(key, {})
+        gold = json.dumps(row.ground_truth, sort_keys=True, ensure_ascii=False, default=str)
+        if gold in seen:
+            equal.append((seen[gold], row))
+        else:
+            if seen:
+                conflicts.setdefault(key, (next(iter(seen.values())), row))
+            seen[gold] = row
+    notes: list[str] = []
+    if equal:
+        one, other = equal[0]
+        notes.append(
+            f"{len(equal)} of {len(rows)} rows repeat an earlier row "
+            f"(first: {other.id} is equal to {one.id})"
+        )
+    if conflicts:
+        one, other = next(iter(conflicts.values()))
+        notes.append(
+            f"{len(conflicts)} of {len(first)} prompts have different reference answers (first: "
+            f"{one.id} has {_gold(one)}, {other.id} has {_gold(other)})"
+        )
+    return notes
+
+
+def overlap_notes(train: Sequence[Row], val: Sequence[Row]) -> list[str]:
+    """A remark on validation prompts that are trained on."""
+    places: dict[Hashable, Row] = {}
+    for row in train:
+        places.setdefault(prompt_key(row), row)
+    both = [(row, places[key]) for row in val if (key := prompt_key(row)) in places]
+    if not both:
+        return []
+    held, trained = both[0]
+    return [
+        f"{len(both)} of {len(val)} validation prompts are also in the training data (first: "
+        f"{held.id} is {trained.id}): the score on them is not a held-out one"
+    ]
+
+
+def prompt_key(row: Row) -> Hashable:
+    """Equal for rows with the same prompt, as text or as one user message."""
+    if isinstance(row.prompt, str):
+        return (("user", row.prompt.strip()),)
+    return tuple((message["role"], message["content"].strip()) for message in row.prompt)
+
+
+def name_of(sources: Sequence[str]) -> str:
+    """A short name of data: `test.parquet`, `a.jsonl and 2 more`."""
+    name = PurePath(sources[0]).name if sources else "no data"
+    name = name.removeprefix("builtin:")
+    return printable(name, MAX_SHOWN) + (f" and {len(sources) - 1} more" * (len(sources) > 1))
+
+
+def val_name(train: Sequence[str], val: Sequence[str]) -> str:
+    """The name of the validation data: that of data.val, or `5 % of train.parquet`."""
+    if HELD_OUT in val:
+        return f"{HELD_OUT_PERCENT} % of {name_of(train)}"
+    return name_of(val)
+
+
+def _gold(row: Row) -> str:
+    return repr(printable(row.ground_truth, MAX_SHOWN))

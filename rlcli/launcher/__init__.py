@@ -1,0 +1,96 @@
+"""rlcli's own launcher: one agent per machine that starts a run's ranks and restarts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from rlcli.config.resolved import Resolved
+from rlcli.crew.known_run import KnownRun, find_run
+from rlcli.lang import translator
+from rlcli.launch import check_processes, num_local, read_launch
+from rlcli.launcher.job import Job, Limits
+from rlcli.launcher.record import held
+from rlcli.machine import usable_cores
+from rlcli.rank_env import AGENT
+from rlcli.text import progress_line
+
+DEFAULT_LIMITS = Limits()
+LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
+
+__all__ = ["launch"]
+
+
+def launch(
+    resolved: Resolved,
+    env: Mapping[str, str],
+    cwd: Path,
+    *,
+    num_gpus: int,
+    command: Sequence[str] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> int:
+    """The exit code of a run whose ranks this process has started and watched to their end.
+
+    num_gpus: those that the run may use here. command: what a rank is; none: this command line
+    again.
+
+    Raises: UsageError if ranks need not be started; TrainingError if a node was lost.
+    """
+    config = resolved.config
+    found, here = read_launch(config, env), num_local(config, num_gpus)
+    notes = check_processes(
+        resolved, found, num_processes=here, num_visible_gpus=num_gpus, num_cores=usable_cores()
+    )
+    job = Job(
+        command=tuple(command or (sys.executable, "-m", "rlcli.cli.main", *sys.argv[1:])),
+        launch=found,
+        num_local=here,
+        preempt_exit_code=config.run.preempt_exit_code,
+        limits=limits,
+    )
+    say = translator(config.run.lang)
+
+    def tell(text: str) -> None:
+        # whoever read this may be gone; the run is not
+        with suppress(OSError, ValueError):
+            print(say(text), file=sys.stderr, flush=True)
+
+    os.environ.update(inherited(notes))
+    # started with it ignored, this process would not notice a rank's end
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if found.node_rank > 0:
+        return _run_agent(job, None, tell, progress_line(say))
+    run_dir, run = find_run(resolved, cwd)
+    with held(run_dir, resumes=run.resume != "no"):
+        return _run_agent(job, replace(run, is_held=True), tell, progress_line(say))
+
+
+def _run_agent(
+    job: Job, run: KnownRun | None, tell: Callable[[str], None], wait: Callable[[str], None]
+) -> int:
+    # torch reads it once, and logs with C++ stacks what the agent reports in a sentence
+    level = os.environ.pop(LOG_LEVEL, "")
+    os.environ[LOG_LEVEL] = level or "FATAL"
+    from rlcli.launcher.agent import Agent
+    from rlcli.launcher.nodes import open_store
+
+    os.environ[LOG_LEVEL] = level or "ERROR"
+    store, address = open_store(job, wait)
+    agent = Agent(job, store, address, run=run, tell=tell)
+    agent.run()
+    return agent.code
+
+
+def inherited(notes: Sequence[str] = ()) -> dict[str, str]:
+    """What every rank inherits. notes: on the processes, for the banner of rank 0."""
+    return {
+        AGENT: json.dumps({"pid": os.getpid(), "notes": list(notes)}),
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "",  # the agent has handlers of its own
+    }

@@ -1,0 +1,267 @@
+"""torch's elastic agent with the restart policy of rlcli.
+
+It restarts ranks that were killed or lost contact, not those that ended with an error, and passes
+SIGTERM and Ctrl-C to rank 0 instead of ending the ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.elastic.agent.server.api import (
+    RunResult,
+    WorkerGroup,
+    WorkerSpec,
+    WorkerState,
+)
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+from rlcli.crew.known_run import KnownRun, known_run, remember_run
+from rlcli.crew.meet import launcher_notes
+from rlcli.errors import TrainingError, UsageError
+from rlcli.launcher.job import End, Job, RestartBudget
+from rlcli.launcher.nodes import Nodes, make_rendezvous
+from rlcli.launcher.processes import Processes
+from rlcli.launcher.record import Record
+from rlcli.launcher.signals import Signals
+from rlcli.launcher.watch import Watch
+from rlcli.monitor.sign import forget_signs
+from rlcli.monitor.signals import BY_CTRL_C
+
+# torch logs every signal that it sends; what a user should know, the agent reports
+logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
+logging.getLogger("torch.distributed.elastic").propagate = False
+RUN_ID = "rlcli"
+TURN_S = 0.05
+KILL_LIMIT_S = 10
+HURRIED_LEAVE_S = 0.5
+"""What the other ranks get to end after a second Ctrl-C."""
+UNLIMITED = 2**20
+"""Restarts as far as torch counts them; rlcli counts those of a window."""
+
+
+class _NoLogs(LogsSpecs):
+    """No log files of torch's own: ranks open their logs once they know the run directory."""
+
+    @property
+    def root_log_dir(self) -> str:
+        return os.devnull
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        terminal = dict.fromkeys(envs, "")
+        return LogsDest(terminal, terminal, error_files=dict.fromkeys(envs, os.devnull))
+
+
+class Agent(LocalElasticAgent):
+    """The agent of one node. code: the exit code of the run, once it has ended.
+
+    address: of `store` for the ranks of this node. run: held by this process; None on any node
+    but 0. tell: for what happens.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        store: TCPStore,
+        address: str,
+        *,
+        run: KnownRun | None,
+        tell: Callable[[str], None],
+    ) -> None:
+        run_store = launcher_notes(store, RUN_ID)
+        if run is not None:
+            remember_run(run_store, Path.cwd(), run)
+        self.code = 1
+        self.signals = Signals()
+        self._job, self._tell, self._run_store = job, tell, run_store
+        self._nodes = Nodes(job, _path) if job.launch.nnodes > 1 else None
+        self._record = Record(run)
+        self._budget = RestartBudget(job.limits.restarts, window_s=job.limits.window_s)
+        self._ranks = Processes({}, node=job.launch.node_rank)
+        self._watch: Watch | None = None
+        self._lost = ""
+        spec = WorkerSpec(
+            role="",
+            local_world_size=job.num_local,
+            rdzv_handler=make_rendezvous(job, store, RUN_ID, self._nodes),
+            entrypoint=job.command[0],
+            args=tuple(word.replace("$", "$$") for word in job.command[1:]),  # torch substitutes
+            max_restarts=UNLIMITED,
+            monitor_interval=TURN_S,
+            master_addr=address,
+            master_port=store.port,
+        )
+        super().__init__(spec, _NoLogs())
+
+    def run(self, role: str = "") -> RunResult:
+        """Until the run has ended. Raises: TrainingError if a lost node does not come back."""
+        try:
+            with self.signals:
+                result = super().run(role)  # pyright: ignore[reportCallIssue]
+                self.signals.ignore()
+            if self._nodes is None or self._nodes.is_controller:
+                self._rdzv_handler.shutdown()
+            return result
+        except RendezvousError as error:
+            cause = f"{self._lost or 'a node is lost'}, and no node came in its place"
+            self._record.fail(cause)
+            raise TrainingError(f"{cause}. Start all nodes again with --resume auto.") from error
+        except (KeyboardInterrupt, SystemExit) as stop:
+            self._record.preempt("SIGTERM" if isinstance(stop, SystemExit) else BY_CTRL_C)
+            raise
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        if self._nodes is None:
+            super()._rendezvous(worker_group)  # pyright: ignore[reportCallIssue]
+            return
+        with self.signals.raising():
+            super()._rendezvous(worker_group)  # pyright: ignore[reportCallIssue]
+        rank, num = worker_group.group_rank, worker_group.group_world_size
+        assert worker_group.store is not None
+        assert rank is not None
+        assert num is not None
+        self._nodes.begin(worker_group.store, self._run_store, rank=rank, num=num)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._record.start()
+        ids = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
+        assert isinstance(self._pcontext, SubprocessContext)
+        handlers = self._pcontext.subprocess_handlers
+        processes = {
+            worker.global_rank: handlers[worker.local_rank].proc for worker in worker_group.workers
+        }
+        self._ranks = Processes(processes, node=self._job.launch.node_rank)
+        is_watched = self._nodes is None or self._nodes.is_controller
+        more = (self._ranks, self._nodes, self.signals)
+        watch = Watch(self._job, self._record, *more, tell=self._report)
+        self._watch = watch if is_watched else None
+        return ids
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        end = self._follow() if self._watch is None else self._watch.turn()
+        if end is None:
+            return RunResult(state=WorkerState.HEALTHY)
+        if self._watch is not None:
+            if not end.has_left:
+                self._kill()
+            end = self._decided(end)
+        if end.starts_again:
+            self._lost = end.cause
+            return RunResult(state=WorkerState.UNHEALTHY)
+        self._finish(end)
+        self._remaining_restarts = 0
+        return RunResult(state=WorkerState.FAILED)
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        if self._watch is not None and worker_group.state == WorkerState.HEALTHY:
+            self._report("a node has joined; starting again from the newest checkpoint")
+        super()._restart_workers(worker_group)  # pyright: ignore[reportCallIssue]
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        self._kill()
+
+    def _shutdown(self, death_sig: Any = None, timeout: int = KILL_LIMIT_S) -> None:
+        self._kill()
+        if self._nodes is not None:
+            self._nodes.close()
+
+    def _kill(self) -> None:
+        self._ranks.kill()
+        if self._watch is not None and self._record.path is not None:
+            forget_signs(self._record.path)
+
+    def _follow(self) -> End | None:
+        """On any node but 0: report, and do what node 0 has decided."""
+        assert self._nodes is not None
+        for number in self.signals.take():
+            self._nodes.send_signal(number)
+        for death in self._ranks.deaths(self._nodes.run_path):
+            self._nodes.send_death(death)
+        if self._nodes.end is not None:
+            return self._nodes.end
+        self._nodes.check_store()
+        for node, why in self._nodes.lost.items():
+            cause = f"node {node} is lost: {why}"
+            self._tell(f"{cause}. Start all nodes again with --resume auto.")
+            return End(code=1, cause=cause)
+        return None
+
+    def _decided(self, end: End) -> End:
+        """`end` with the exit code that a scheduler is to see, reported and written down.
+
+        An end that is restarted may become a final one.
+        """
+        if end.starts_again:
+            number = self._budget.take(time.monotonic())
+            if number is None:
+                most, minutes = self._budget.most, self._budget.window_s / 60
+                text = f"{end.cause}; giving up after {most} new starts in {minutes:g} minutes"
+                return self._settled(End(code=1, cause=text))
+            if self.signals.take():
+                self._report(f"{end.cause}; not started again, as it was asked to stop")
+                return self._settled(End(code=self.signals.exit_code))
+            self._announce_restart(end, number)
+            return end
+        return self._settled(end)
+
+    def _announce_restart(self, end: End, number: int) -> None:
+        often = f"{number} of {self._budget.most} in {self._budget.window_s / 60:g} minutes"
+        step = self._record.step
+        if step:
+            self._report(f"{end.cause}; starting again from step {step} ({often})")
+        else:
+            self._report(f"{end.cause}; starting again from the beginning ({often})")
+        if self._nodes is not None:
+            self._nodes.send_end(end)
+
+    def _settled(self, end: End) -> End:
+        if end.cause:
+            self._report(end.cause)
+            if not self._is_void(end.code):
+                self._record.fail(end.cause)
+        elif self.signals.handed_on:
+            reason = BY_CTRL_C if self.signals.is_interrupt else "SIGTERM"
+            if self._record.preempt(reason) and not self.signals.is_interrupt:
+                return replace(end, code=self._job.preempt_exit_code)
+        return end
+
+    def _finish(self, end: End) -> None:
+        """Let the ranks end by themselves if they have anything to end, and kill the rest."""
+        self.code = end.code
+        limits, is_void = self._job.limits, self._is_void(end.code)
+        leave_s = limits.stop_s if self.signals.handed_on else limits.leave_s
+        if self.signals.hurried_s:
+            leave_s = HURRIED_LEAVE_S
+        if self._nodes is not None and self._watch is not None:
+            self._nodes.send_end(end)
+        if end.has_left and not is_void:
+            self._ranks.wait(leave_s, self.signals)
+        self._kill()
+        if self._nodes is not None and self._watch is None:
+            self._nodes.leave()
+        elif self._nodes is not None:
+            self._nodes.await_goodbyes()
+
+    def _is_void(self, code: int) -> bool:
+        """Whether there is nothing to keep: a run that was refused, or stopped, before it began."""
+        is_over = code == UsageError.exit_code or bool(self.signals.handed_on)
+        return self._watch is not None and is_over and not self._record.has_begun
+
+    def _report(self, text: str) -> None:
+        self._tell(text)
+        self._record.log(text)
+
+
+def _path(run_store: Store) -> Path | None:
+    run = known_run(run_store, Path.cwd())
+    return None if run is None else run.path

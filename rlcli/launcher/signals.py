@@ -1,0 +1,89 @@
+"""Signals that an agent passes to rank 0 instead of obeying."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+from rlcli.monitor.signals import INTERRUPTED, STOPS
+
+
+class Signals:
+    """SIGTERM and SIGINT since `with` was entered. handed_on: those that rank 0 was sent."""
+
+    def __init__(self) -> None:
+        self.handed_on: list[int] = []
+        self._waiting: list[int] = []
+        self._first_s: float | None = None
+        self._second_s: float | None = None
+        self._before: dict[int, Any] = {}
+        self._raises = False
+
+    def __enter__(self) -> Self:
+        for number in STOPS:
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Inside, a signal ends what is waited for: KeyboardInterrupt, or SystemExit on SIGTERM."""
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def ignore(self) -> None:
+        """Ignore them until this process ends, with an exit code that is decided."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+        self._before.clear()
+
+    def add(self, number: int) -> None:
+        """One that came to this process, or to another node."""
+        self._waiting.append(number)
+
+    def take(self) -> list[int]:
+        """Those to hand on now."""
+        taken, self._waiting = self._waiting, []
+        self.handed_on += taken
+        if self._first_s is None and taken:
+            self._first_s = time.monotonic()
+        if self._second_s is None and self.handed_on.count(signal.SIGINT) > 1:
+            self._second_s = time.monotonic()
+        return taken
+
+    @property
+    def is_interrupt(self) -> bool:
+        """Whether one of them was Ctrl-C."""
+        return signal.SIGINT in self.handed_on
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that they ended before it had anything to save, as a shell would tell it."""
+        return INTERRUPTED if self.is_interrupt else 128 + signal.SIGTERM
+
+    @property
+    def asked_s(self) -> float:
+        """Seconds since the first; 0 before."""
+        return 0.0 if self._first_s is None else time.monotonic() - self._first_s
+
+    @property
+    def hurried_s(self) -> float:
+        """Seconds since the second SIGINT; 0 before."""
+        return 0.0 if self._second_s is None else time.monotonic() - self._second_s
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._raises and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._raises:
+            raise SystemExit(128 + number)
+        self._waiting.append(number)

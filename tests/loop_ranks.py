@@ -1,0 +1,62 @@
+"""One rank of several that train together, one run after the other.
+
+python tests/loop_ranks.py FOLDER CASES   under RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE
+
+CASES: a JSON object of settings by the name of a run's directory in FOLDER.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch._C._distributed_c10d import PrefixStore
+
+from rlcli.build import make_plan
+from rlcli.config.sources import resolve
+from rlcli.crew.meet import process_group
+from rlcli.engines.ranks import from_first
+from rlcli.errors import RlcliError
+from rlcli.monitor.run_dir import RunDir
+from rlcli.rank_env import read_rank
+from rlcli.run_path import open_run_dir
+from rlcli.session import train_together
+
+
+def main() -> None:
+    """Take every case in turn."""
+    torch.set_num_threads(1)
+    try:
+        train_all()
+    except RlcliError as error:
+        print(error)
+        sys.exit(error.exit_code)
+
+
+def train_all() -> None:
+    """Train the cases. Raises: on rank 0, the error of a run."""
+    folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
+    ranks = read_rank(os.environ)
+    assert ranks is not None
+    with process_group(ranks, is_cuda=False, tell=print) as meeting:
+        for name, overrides in cases.items():
+            given = [f"run.output_dir={folder / name}", *overrides]
+            resolved = resolve(flags={}, files=[], overrides=given, env={}, cwd=folder)
+            plan = make_plan(resolved)
+            found = open_run_dir(plan.resolved, folder) if ranks.rank == 0 else None
+            if found is not None:
+                found[0].hold(resumes=found[1] != "no")
+            resume = from_first([found and found[1]])[0]
+            place = ranks.place(folder / name, resume)
+            run_dir = found[0] if found else RunDir(folder / name)
+            store = PrefixStore(name, meeting.store)
+            train_together(plan, place, run_dir, folder, [], quiet=True, store=store)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    main()
