@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
@@ -28,6 +31,7 @@ from rlcli.config.scripts import with_script
 from rlcli.errors import RlcliError
 from rlcli.lang import language, translator
 from rlcli.launch import end_with_agent
+from rlcli.monitor.signals import INTERRUPTED
 from rlcli.rank_env import without_local_rank
 
 app = typer.Typer(
@@ -63,6 +67,42 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 
         print(__version__)
         raise typer.Exit
+
+
+class ProcessEnd:
+    """Ends the process of a rank without the interpreter's own end.
+
+    Packages keep process groups in default arguments, so gloo's threads outlive them; one that
+    frees a tensor while the interpreter ends aborts the process (exit code -6). As an atexit
+    handler, this must be the first that is registered, so that it runs last.
+    """
+
+    exit_code = 1
+
+    def __call__(self) -> None:
+        """Leave with `exit_code` if torch.distributed was used; else do nothing."""
+        if "rlcli.crew.meet" in sys.modules:
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(self.exit_code)
+
+
+def run_process() -> None:
+    """`main` as a process of its own."""
+    end = ProcessEnd()
+    atexit.register(end)
+    try:
+        main()
+    except SystemExit as left:
+        end.exit_code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        raise
+    except KeyboardInterrupt:
+        end.exit_code = INTERRUPTED
+        raise
+    else:
+        end.exit_code = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,4 +150,4 @@ def _make_streams_safe() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_process()
