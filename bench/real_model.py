@@ -160,9 +160,13 @@ def greeting(folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One run of rlcli; if it is scored, on 200 held-out questions, one of TRL beside it."""
+    """One run of rlcli; if it is scored, on 200 held-out questions, one of TRL beside it.
+
+    starts_from: the row whose model is trained on; the converted model without one.
+    """
 
     task: str = "sums"
+    starts_from: str = ""
     algorithm: str = "grpo"
     steps: int = 3
     settings: tuple[str, ...] = ()
@@ -173,14 +177,20 @@ class Row:
     @property
     def max_tokens(self) -> int:
         """Response tokens at most."""
-        return 12 if self.task == "sums" else 20
+        return 12 if self.task == "sums" else 24
+
+    def start(self, out: Path) -> Path:
+        """The model that is trained."""
+        if not self.starts_from:
+            return out / "model"
+        return folder_of(self.starts_from, out) / "own" / "run" / "checkpoints" / "final"
 
     def arguments(self, out: Path) -> list[str]:
         """Of `rlcli train`, and of `rlcli plan` for the same run."""
         held_out = "val" if self.is_scored else "few"
         lora = (f"lora.rank={LORA_RANK}", f"lora.alpha={LORA_ALPHA}") if self.uses_lora else ()
         return [
-            "--model", str(out / "model"), "--algo", self.algorithm,
+            "--model", str(self.start(out)), "--algo", self.algorithm,
             "--data", str(out / f"{self.task}_train.jsonl"),
             "--val_data", str(out / f"{self.task}_{held_out}.jsonl"),
             f"reward.fn={SCORE}",
@@ -205,9 +215,14 @@ ROWS = {
     "DeepSpeed, ZeRO 3, bfloat16": Row(settings=(DEEPSPEED, "train.zero_stage=3", BFLOAT16)),
     "vLLM, bfloat16": Row(settings=(VLLM, BFLOAT16), uses_vllm=True),
     "vLLM, bfloat16, LoRA": Row(settings=(VLLM, BFLOAT16), uses_lora=True, uses_vllm=True),
-    "story": Row(task="story", steps=24, is_scored=True),
-    "story, LoRA": Row(task="story", steps=24, is_scored=True, uses_lora=True),
+    "steps": Row(task="steps", starts_from="sums", steps=24, is_scored=True),
+    "steps, LoRA": Row(task="steps", starts_from="sums", steps=24, is_scored=True, uses_lora=True),
 }
+
+
+def folder_of(name: str, out: Path) -> Path:
+    """What is kept of the row with this name."""
+    return out / re.sub(r"\W+", "_", name)
 
 
 def run_own(row: Row, out: Path, python: str, folder: Path) -> dict[str, Any]:
@@ -237,7 +252,7 @@ def run_peer(row: Row, out: Path, python: str, cpu_s: float, folder: Path) -> di
     """Figures of TRL after as many CPU seconds; `rlcli eval` scores its model."""
     model = folder / "model"
     command = [
-        python, str(HERE / "real_model_peer.py"), str(out / "model"),
+        python, str(HERE / "real_model_peer.py"), str(row.start(out)),
         str(out / f"{row.task}_train.jsonl"), str(model),
         f"--cpu_s={cpu_s}", f"--max_tokens={row.max_tokens}",
         *(["--lora"] if row.uses_lora else []),
@@ -314,7 +329,7 @@ def main() -> None:
         python = args.vllm if row.uses_vllm else sys.executable
         if name not in args.only or not python:
             continue
-        folder = out / re.sub(r"\W+", "_", name)
+        folder = folder_of(name, out)
         own = once(folder / "own", partial(run_own, row, out, python))
         print(line(name, own, is_scored=row.is_scored), flush=True)
         if row.is_scored and args.trl:

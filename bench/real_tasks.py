@@ -15,51 +15,48 @@ from typing import Any
 HELD_OUT, FEW, TRAINING = 200, 8, 400
 PROMPTS, ANSWERS = 16, 8
 LR, LORA_LR, LORA_RANK, LORA_ALPHA = 1e-5, 2e-4, 16, 32
-NAMES = ("Tom", "Anna", "Ben", "Mia", "Sam", "Lily")
-THINGS = ("apples", "books", "coins", "pens", "cards", "stones")
+PART = 0.25
+"""The score of an answer that has the first step right and not the last; it does not pass."""
 
 
-def sum_question(draw: random.Random) -> tuple[str, int]:
+def sum_question(draw: random.Random) -> tuple[str, str]:
     """A two-digit sum put in words, and its value."""
     a, b = draw.randint(10, 89), draw.randint(1, 9)
-    return f"What is {a} plus {b}? Answer with a number only.", a + b
+    return f"What is {a} plus {b}? Answer with a number only.", str(a + b)
 
 
-def story_question(draw: random.Random) -> tuple[str, int]:
-    """A story of two changes to a number, and the number at the end."""
-    name, things = draw.choice(NAMES), draw.choice(THINGS)
-    value = draw.randint(2, 9)
-    text = f"{name} has {value} {things}."
-    for _ in range(2):
-        by = draw.randint(1, 9)
-        gains = value <= by or draw.random() < 0.5
-        value += by if gains else -by
-        text += f" {name} {'gets' if gains else 'loses'} {by} {things}."
-    text += f" How many {things} does {name} have now? Answer with a number only."
-    return text, value
+def steps_question(draw: random.Random) -> tuple[str, str]:
+    """Two sums, the second of which needs the first; both of their values."""
+    a, b, c = draw.randint(10, 79), draw.randint(1, 9), draw.randint(1, 9)
+    text = f"What is {a} plus {b}? What is that plus {c}? Answer with numbers only."
+    return text, f"{a + b} {a + b + c}"
 
 
-TASKS: dict[str, Callable[[random.Random], tuple[str, int]]] = {
+TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "sums": sum_question,
-    "story": story_question,
+    "steps": steps_question,
 }
 
 
 def compute_score(data_source: str, solution_str: str, ground_truth: str, **_: Any) -> float:
-    """1.0 if the last number of the answer is the right one, else 0.0. For rlcli and TRL alike."""
+    """1.0 if the last number of the answer is the last one of the truth; PART if an earlier one of
+    the truth is in the answer; else 0.0. For rlcli and TRL alike."""
     numbers = re.findall(r"-?\d+", solution_str)
-    return float(bool(numbers) and numbers[-1] == ground_truth)
+    *earlier, last = ground_truth.split()
+    if numbers and numbers[-1] == last:
+        return 1.0
+    return PART * any(number in numbers for number in earlier)
 
 
 def write_data(task: str, folder: Path) -> None:
     """TASK_train.jsonl and, of other questions, TASK_val.jsonl; TASK_few.jsonl has a few of val."""
     draw = random.Random(task)
-    questions: dict[str, int] = {}
+    questions: dict[str, str] = {}
     while len(questions) < TRAINING + HELD_OUT:
         text, value = TASKS[task](draw)
         questions[text] = value
     rows = [
-        json.dumps({"prompt": text, "ground_truth": str(value), "data_source": task})
+        json.dumps({"prompt": text, "ground_truth": value, "data_source": task})
         for text, value in questions.items()
     ]
     parts = {"val": rows[:HELD_OUT], "few": rows[:FEW], "train": rows[HELD_OUT:]}

@@ -148,7 +148,8 @@ class LiveRanks(Ranks):
         if missing and not self.rank and is_closed(error) and not missing & self.watch.silent:
             return RankLostError(f"{named(missing)} is gone")
         if missing := missing & (late | self.watch.silent):
-            return RankLostError(f"{named(missing)} did not answer in {self.watch.name}")
+            name = self.watch.name_of(min(missing))
+            return RankLostError(f"{named(missing)} did not answer in {name}")
         return RankLostError(f"rank {self.rank} lost contact with another: {why}")
 
     def close(self) -> None:

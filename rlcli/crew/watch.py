@@ -99,10 +99,9 @@ class Watch:
         finally:
             self._name, self._since = before, time.monotonic()
 
-    @property
-    def name(self) -> str:
-        """What this rank does."""
-        return self._name
+    def name_of(self, rank: int) -> str:
+        """What a rank did when it was heard last; rank 0 hears all, the others hear rank 0."""
+        return self._heard[rank].name if rank in self._heard else self._name
 
     def close(self) -> None:
         """Send nothing more. A thread that is in a call of the store at exit aborts the process."""

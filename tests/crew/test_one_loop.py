@@ -248,6 +248,7 @@ def test_a_judge_that_cannot_be_asked_any_more_pauses_all_ranks(folder: Path) ->
     words = settings(
         folder, *MIXED, "reward.judge.enabled=true", "reward.judge.provider=openai",
         "reward.judge.model=judge-1", f"reward.judge.base_url={server.url}/v1", "data.val=[]",
+        "reward.judge.cache=off",
     )  # fmt: skip
     try:
         with pytest.MonkeyPatch.context() as patch:
