@@ -134,6 +134,7 @@ class Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._record.start()
+        self._forget_signs()
         ids = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
         assert isinstance(self._pcontext, SubprocessContext)
         handlers = self._pcontext.subprocess_handlers
@@ -177,7 +178,10 @@ class Agent(LocalElasticAgent):
 
     def _kill(self) -> None:
         self._ranks.kill()
-        if self._watch is not None and self._record.path is not None:
+        self._forget_signs()
+
+    def _forget_signs(self) -> None:
+        if self._record.path is not None:
             forget_signs(self._record.path)
 
     def _follow(self) -> End | None:

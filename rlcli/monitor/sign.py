@@ -33,14 +33,14 @@ def forget_signs(run_dir: Path) -> None:
 class Silence:
     """How long rank 0 has given no sign since its first one of this start; 0 before that.
 
-    Time is counted in looks: where the whole machine was frozen, rank 0 has not been silent.
+    X
     """
 
     def __init__(self, run_dir: Path, *, look_every_s: float) -> None:
         self.seconds = 0.0
         self._path = run_dir / SIGN
         self._look_every_s = look_every_s
-        self._last = self._touched()
+        self._last: int | None = None
         self._looked_s = time.monotonic()
         self._has_begun = False
 
