@@ -17,13 +17,13 @@ from waiting import wait_until
 
 from rlcli.checkpoint import Resume
 from rlcli.crew.known_run import KnownRun, status_stamp
-from rlcli.launch import Launch
 from rlcli.launcher import inherited
 from rlcli.launcher.agent import Agent
 from rlcli.launcher.job import Job, Limits
 from rlcli.launcher.nodes import open_store
 from rlcli.launcher.record import held
 from rlcli.monitor.run_dir import RunDir
+from rlcli.rank_env import NodeEnv
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = """
@@ -103,7 +103,7 @@ class Lead:
     def __call__(self, script: str, *, num: int = 2, **limits: Any) -> int:
         job = Job(
             command=command_of(script, self.folder),
-            launch=Launch(node_rank=0, master_addr=None, master_port=29500),
+            launch=NodeEnv(),
             num_local=num,
             preempt_exit_code=self.preempt_exit_code,
             limits=Limits(**limits),
