@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launched import free_port
+from launched import ranks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 3
@@ -101,25 +98,9 @@ fails. What comes after a case that failed is not done."""
 
 def said(folder: Path, *words: str) -> dict[str, list[str]]:
     """What rank 0 says, by case."""
-    env = {"WORLD_SIZE": str(SIZE), "LOCAL_WORLD_SIZE": str(SIZE), "TEST_RUN_DIR": str(folder)}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    env |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, "rank", *words],
-            env={**os.environ, **env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(SIZE)
-    ]
-    try:
+    command = ["-c", RANK, "rank", *words]
+    with ranks_of(SIZE, command, TEST_RUN_DIR=str(folder)) as ranks:
         output = ranks[0].communicate(timeout=600)[0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
     found: dict[str, list[str]] = {}
     for line in output.splitlines():
         case, _, note = line.partition(": ")
