@@ -16,8 +16,8 @@ from rlcli.errors import LaunchError
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 29500
-"""torch's own default."""
 TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""torch's own variables; the default of the last is DEFAULT_PORT."""
 MPI = {
     launcher: [prefix + name for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")]
     for launcher, prefix in (
@@ -170,8 +170,9 @@ def _torch(env: Mapping[str, str]) -> RankEnv | None:
     """torch's variables. A pod's RANK and WORLD_SIZE without LOCAL_RANK count machines."""
     given = {name: text for name in TORCH[:3] if (text := text_of(env, name))}
     if "LOCAL_RANK" not in given and is_pod(env):
-        pods = text_of(env, "PET_NNODES") or given.get("WORLD_SIZE", "1")
-        if pods == "1" or _is_node(env, f"PET_NNODES={pods}" if "PET_NNODES" in env else ""):
+        pods = text_of(env, "PET_NNODES")
+        is_alone = (pods or given.get("WORLD_SIZE", "1")) == "1"
+        if is_alone or _is_node(env, pods and f"PET_NNODES={pods}"):
             return None
     alone = {"WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     if alone | given == alone:
