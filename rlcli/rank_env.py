@@ -30,15 +30,9 @@ MPI = {
 MPI["MPI"] = ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"]
 MPI["Flux"] = ["FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", ""]
 """Variables of rank, world size, local rank and local world size; MPI: MPICH and Intel MPI."""
-NODES = (
-    ("SLURM", "SLURM_STEP_NUM_NODES", "SLURM_NODEID", "SLURM_STEP_NODELIST"),
-    ("SLURM", "SLURM_JOB_NUM_NODES", "SLURM_NODEID", "SLURM_JOB_NODELIST"),
-    ("SLURM", "SLURM_NNODES", "SLURM_NODEID", "SLURM_NODELIST"),
-    ("Kubernetes", "PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR"),
-    ("Kubernetes", "WORLD_SIZE", "RANK", ""),
-)
-"""Variables of the number of nodes, this node's number, and the hosts, of which the first is node
-0. Those of a SLURM step come first, as it may have fewer nodes than its job; PET_ is torchrun's."""
+SLURM_NODES = ("SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES", "SLURM_NNODES")
+SLURM_HOSTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+"""Those of the step come first, as it may have fewer nodes than its job."""
 TORCH_LAUNCHERS = {
     "ACCELERATE_MIXED_PRECISION": "accelerate",
     "TORCHELASTIC_RUN_ID": "torchrun",
@@ -137,17 +131,25 @@ def read_rank(env: Mapping[str, str]) -> RankEnv | None:
 
 def find_node(env: Mapping[str, str]) -> NodeEnv | None:
     """Which of several nodes SLURM or Kubernetes made this machine; None if that is not known."""
-    rows = NODES if is_pod(env) else NODES[:3]  # outside a pod WORLD_SIZE counts ranks
-    names = next((row for row in rows if text_of(env, row[1])), NODES[0])
-    scheduler, counted_by, number, hosts = names
+    counted_by = _first_set(env, SLURM_NODES)
+    if counted_by and text_of(env, "SLURM_NODEID"):
+        scheduler, number = "SLURM", "SLURM_NODEID"
+        host = first_host(env.get(_first_set(env, SLURM_HOSTS), ""))
+    elif is_pod(env):  # PET_ is torchrun's; elsewhere WORLD_SIZE counts ranks
+        scheduler, host = "Kubernetes", text_of(env, "PET_MASTER_ADDR")
+        counted_by, number = "WORLD_SIZE", "RANK"
+        if text_of(env, "PET_NNODES"):
+            counted_by, number = "PET_NNODES", "PET_NODE_RANK"
+    else:
+        return None
     nnodes, node_rank = number_in(env, counted_by) or 0, number_in(env, number)
-    address = read_address(env) or first_host(env.get(hosts, ""))
-    if node_rank is None or node_rank >= nnodes or nnodes == 1 or not address:
+    host = read_address(env) or host
+    if node_rank is None or node_rank >= nnodes or nnodes == 1 or not host:
         return None
     return NodeEnv(
         nnodes=nnodes,
         node_rank=node_rank,
-        master_addr=address,
+        master_addr=host,
         master_port=read_port(env, default=number_in(env, "PET_MASTER_PORT") or DEFAULT_PORT),
         scheduler=scheduler,
         counted_by=counted_by,
@@ -208,14 +210,13 @@ def _mpi(env: Mapping[str, str]) -> Iterator[RankEnv]:
 
 def _slurm(env: Mapping[str, str]) -> Iterator[RankEnv]:
     """A SLURM task, if there are more tasks than nodes; a task per node is a node."""
-    size_name = next((n for n in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") if env.get(n)), "")
+    size_name = _first_set(env, ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"))
     num_tasks = number_in(env, size_name) or 1
-    _, counted_by, _, hosts = next((row for row in NODES[:3] if env.get(row[1])), NODES[2])
-    num_nodes = number_in(env, counted_by) or 1
+    num_nodes = number_in(env, _first_set(env, SLURM_NODES)) or 1
     if num_tasks == 1 or not is_slurm_task(env):
         return
     if num_tasks <= num_nodes:
-        _is_node(env, f"{size_name}={num_tasks} without SLURM_NODEID or {hosts}")
+        _is_node(env, f"{size_name}={num_tasks} without SLURM_NODEID or SLURM_JOB_NODELIST")
         return
     job, step = (number_in(env, name) or 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     yield _rank(
@@ -223,7 +224,7 @@ def _slurm(env: Mapping[str, str]) -> Iterator[RankEnv]:
         "SLURM",
         ("SLURM_PROCID", size_name, "SLURM_LOCALID", ""),
         num_nodes=num_nodes,
-        host=first_host(env.get(hosts, "")),
+        host=first_host(env.get(_first_set(env, SLURM_HOSTS), "")),
         port=DEFAULT_PORT + (job * 7 + step) % 2000,  # jobs may share a machine
     )
 
@@ -300,6 +301,10 @@ def first_host(nodes: str) -> str:
 def text_of(env: Mapping[str, str], name: str) -> str:
     """A variable without blanks around it; one that is empty counts as unset."""
     return env.get(name, "").strip()
+
+
+def _first_set(env: Mapping[str, str], names: Sequence[str]) -> str:
+    return next((name for name in names if text_of(env, name)), "")
 
 
 def number_in(env: Mapping[str, str], name: str) -> int | None:

@@ -317,3 +317,5 @@ def test_servers_of_vllm_have_gpus_of_their_own() -> None:
 def test_servers_are_started_for_one_machine_only() -> None:
     with pytest.raises(LaunchError, match=r"(?s)starts servers for one machine.*rollout\.url"):
         notes(served(nnodes=2, n_gpus=1), 8, 1, MASTER_ADDR="10.0.0.1", NODE_RANK="0")
+    with pytest.raises(LaunchError, match="starts servers for one machine"):
+        fit_to_env(served(nnodes=2), ranks(), {})

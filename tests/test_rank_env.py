@@ -126,6 +126,9 @@ def test_a_process_or_a_node_started_alone_is_no_rank(env: dict[str, str]) -> No
         (POD | {"WORLD_SIZE": "2"}, "without RANK"),
         (POD | PAIR | THERE | {"RANK": "2"}, "RANK=2"),
         (POD | {"PET_NNODES": "1:4", "PET_NODE_RANK": "0"} | THERE, "PET_NNODES=1:4"),
+        (POD | PAIR | {"PET_NNODES": "1:4", "PET_NODE_RANK": "0"} | THERE, "PET_NNODES=1:4"),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": "1"}, "without RANK"),
+        (PAIR | {"MASTER_ADDR": "gpu01:29500"}, "MASTER_ADDR=gpu01:29500"),
         ({k: v for k, v in PER_NODE.items() if k != "SLURM_NODEID"}, "SLURM_NODEID or"),
     ],
 )
@@ -187,6 +190,16 @@ def test_a_step_may_have_fewer_nodes_than_its_job() -> None:
     assert found is not None
     assert (found.nnodes, found.node_rank, found.master_addr) == (2, 1, "a3")
     assert find_node(env | {"SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}) is None
+
+
+def test_a_job_s_hosts_may_stand_in_another_variable_than_their_number_would_have() -> None:
+    older = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_NODEID": "1"}
+    found = find_node(older)
+    assert found is not None
+    assert (found.nnodes, found.master_addr) == (2, "a1")
+    named = find_node({"SLURM_NNODES": "2", "SLURM_NODEID": "1", "MASTER_ADDR": "a1"})
+    assert named is not None
+    assert named.master_addr == "a1"
 
 
 PODS = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "MASTER_ADDR": "m", "MASTER_PORT": "23456"}
