@@ -206,7 +206,7 @@ def measure(args: argparse.Namespace) -> None:
     from rlcli.types import Prompt
 
     torch.set_num_threads(1)
-    place, (tokens,) = read_rank(os.environ).place(args.rank), args.tokens
+    me, (tokens,) = read_rank(os.environ), args.tokens
     prompts = [
         Prompt(id=f"a.jsonl:{i}", messages=({"role": "user", "content": "x"},), token_ids=(1,) * 99)
         for i in range(args.prompts)
@@ -214,8 +214,8 @@ def measure(args: argparse.Namespace) -> None:
     config = with_values(
         Config(), {"rollout.n": args.n, "train.mini_batch_prompts": args.prompts // 4}
     )
-    with process_group(read_rank(os.environ), is_cuda=False, tell=print) as meeting:
-        ranks = LiveRanks(place.rank, place.size, meeting.store, place.log)
+    with process_group(me, is_cuda=False, tell=print) as meeting:
+        ranks = LiveRanks(me, meeting.store, args.rank)
         scorer: Any = Scorer()
         server = None
         if args.judge:
@@ -226,7 +226,7 @@ def measure(args: argparse.Namespace) -> None:
                 scorer = RemoteJudge(address, prompts)
                 for name in ("canaries", "settle", "metrics"):
                     setattr(scorer, name, getattr(Scorer(), name))
-        sampler, count = Sampler(tokens), Counted(place.size)
+        sampler, count = Sampler(tokens), Counted(me.world_size)
         sampler.count = count
         count.watch()
         run: Any = SimpleNamespace(
@@ -253,7 +253,7 @@ def measure(args: argparse.Namespace) -> None:
             allowed = 6 + 200 * args.prompts * args.n / total
             cpu_s = statistics.median(seconds[LEFT_OUT:]) * 1e6 / total
             bytes_each = statistics.median(sent[LEFT_OUT:]) / total
-            most = max(everyones) / total * place.size
+            most = max(everyones) / total * me.world_size
             print(f"{bytes_each:.2f} | {allowed:.2f} | {cpu_s:.3f} | {most:.2f}")
         ranks.gather(None)
         if args.judge and not ranks.is_first:

@@ -44,7 +44,7 @@ from rlcli.monitor.monitor import Monitor, SilentMonitor
 from rlcli.monitor.run_dir import RunDir
 from rlcli.monitor.signals import StopRequest
 from rlcli.monitor.trackers import build_trackers
-from rlcli.place import LOOPBACK
+from rlcli.rank_env import LOOPBACK
 from rlcli.saving import Checkpoints
 from rlcli.start_model import describe
 from rlcli.weight_files import Use, quantization_of
@@ -52,8 +52,8 @@ from rlcli.weight_files import Use, quantization_of
 if TYPE_CHECKING:
     import torch
 
+    from rlcli.crew.live_ranks import LiveRanks
     from rlcli.engines.ranks import Ranks
-    from rlcli.place import Place
     from rlcli.rewards.base import Peers, Scorer
     from rlcli.trainer import Run
 
@@ -244,12 +244,11 @@ def build_run(
     resume: Resume,
     *,
     quiet: bool = False,
-    place: Place | None = None,
-    ranks: Ranks | None = None,
+    ranks: LiveRanks | None = None,
 ) -> Run:
     """This rank's run with its weights loaded; the reward first, which is the likelier to fail.
 
-    place, ranks: of several ranks that train together, each of which builds its own.
+    ranks: several that train together, each of which builds its own run.
 
     Raises: RewardError when a judge or a reward model's server does not answer one call; Paused
     where that may pass and a run with a checkpoint waits for it.
@@ -257,7 +256,7 @@ def build_run(
     from rlcli.rewards import build_scorer
 
     config = plan.config
-    peers = None if place is None or ranks is None else _peers(plan, place, ranks)
+    peers = None if ranks is None else _peers(plan, ranks)
     is_first = peers is None or peers.is_first
     notes = _probe(plan, run_dir, resume) if is_first else []
     scorer = build_scorer(
@@ -290,17 +289,18 @@ def _probe(plan: Plan, run_dir: RunDir, resume: Resume) -> list[str]:
         raise Paused(f"{error}\nResume with --resume auto once the service answers.") from error
 
 
-def _peers(plan: Plan, place: Place, ranks: Ranks) -> Peers:
+def _peers(plan: Plan, ranks: LiveRanks) -> Peers:
     """The other ranks, for scorers."""
     from rlcli.crew.meet import reachable_address
     from rlcli.rewards.base import Peers
 
-    host = LOOPBACK if place.is_one_machine else ""
-    if place.rank == 0:
-        host = host or reachable_address(os.environ["MASTER_ADDR"])
+    env = ranks.env
+    host = LOOPBACK if env.local_world_size == env.world_size else ""
+    if ranks.is_first:
+        host = host or reachable_address(env.master_addr)
     return Peers(
         is_first=ranks.is_first,
-        local_size=place.local_size,
+        local_size=env.local_world_size or 1,
         host=host,
         gather=ranks.gather,
         first=ranks.first,

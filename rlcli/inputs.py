@@ -22,7 +22,7 @@ from rlcli.errors import (
     NotHere,
     RewardError,
 )
-from rlcli.launch import check_processes, read_launch
+from rlcli.launch import check_processes, read_node
 from rlcli.machine import usable_cores
 from rlcli.start_model import find_start, plain_path
 from rlcli.weight_files import (
@@ -55,11 +55,11 @@ def refuse_early(
     """
     checked = preflight.check_engines(preflight.check(resolved))
     if not is_rank:
-        launch = read_launch(checked.config, env)
+        read_node(checked.config, env)
         with suppress(NotHere) if is_dry else nullcontext():
             check_processes(
                 checked,
-                launch,
+                env,
                 num_processes=checked.config.train.n_gpus or 1,
                 num_visible_gpus=None,
                 num_cores=usable_cores(),

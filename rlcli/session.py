@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from rlcli.config.resolved import Resolved
     from rlcli.crew.live_ranks import LiveRanks
-    from rlcli.place import Place
     from rlcli.rank_env import RankEnv
     from rlcli.trainer import Run
 
@@ -111,18 +110,18 @@ def run_rank(
             lambda made: gather_facts(made[0].resolved, num_gpus=int(is_cuda)),
             lambda made: gpu_id(made[2]),
         )
-        place, run_dir = agree_on_run(
+        run_dir, resume = agree_on_run(
             ranks,
             plan.resolved,
             cwd,
             restart_count=restarts,
             launcher_store=meeting.launcher_store,
         )
-        _share_cores(place, device)
-        if place.rank:
-            write_to_log(place)
-        plan = replace(plan, device=device)
-        return train_together(plan, place, run_dir, cwd, banner, quiet=quiet, store=meeting.store)
+        _share_cores(ranks, device)
+        if ranks.rank:
+            write_to_log(run_dir.path, ranks.rank)
+        plan, store = replace(plan, device=device), meeting.store
+        return train_together(plan, ranks, run_dir, resume, cwd, banner, quiet=quiet, store=store)
 
 
 def _run_only_rank(
@@ -147,20 +146,21 @@ def _run_only_rank(
         return _run(plan, cwd, banner, run_dir, resume, quiet=quiet)
 
 
-def _share_cores(place: Place, device: torch.device) -> None:
+def _share_cores(rank_env: RankEnv, device: torch.device) -> None:
     """Each rank takes its share of the cores, unless OMP_NUM_THREADS says how many."""
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         import torch
 
-        share = max(1, usable_cores() // place.local_size)
+        share = max(1, usable_cores() // (rank_env.local_world_size or 1))
         os.environ["OMP_NUM_THREADS"] = str(share)  # the models' own choice of threads keeps to it
         torch.set_num_threads(share)
 
 
 def train_together(
     plan: Plan,
-    place: Place,
+    rank_env: RankEnv,
     run_dir: RunDir,
+    resume: Resume,
     cwd: Path,
     banner: Sequence[str],
     *,
@@ -174,13 +174,13 @@ def train_together(
     from rlcli.crew.live_ranks import LiveRanks
     from rlcli.crew.stops import receive_stops, send_stops
 
-    if place.rank:
+    if rank_env.rank:
         end_stops = send_stops(store)
-        _train_on(plan, place, run_dir, store)
+        _train_on(plan, run_dir, resume, LiveRanks(rank_env, store, run_dir.path))
         end_stops()
         return None
-    give_signs(place.run_dir)
-    ranks = LiveRanks(place.rank, place.size, store, place.log)
+    give_signs(run_dir.path)
+    ranks = LiveRanks(rank_env, store, run_dir.path)
     at_end = ExitStack()
 
     def begin(run: Run) -> None:
@@ -194,9 +194,8 @@ def train_together(
             cwd,
             banner,
             run_dir,
-            place.resume,
+            resume,
             quiet=quiet,
-            place=place,
             ranks=ranks,
             on_built=begin,
         )
@@ -209,18 +208,16 @@ def train_together(
         ranks.close()
 
 
-def _train_on(plan: Plan, place: Place, run_dir: RunDir, store: Store) -> None:
+def _train_on(plan: Plan, run_dir: RunDir, resume: Resume, ranks: LiveRanks) -> None:
     """The run on a rank other than 0.
 
     One that ends with an error of its own ends at once: others may wait for it in a collective.
     """
-    from rlcli.crew.live_ranks import LiveRanks
     from rlcli.trainer import train
 
-    ranks = LiveRanks(place.rank, place.size, store, place.log)
     try:
         with ranks.explained():
-            run = build_run(plan, run_dir, place.resume, place=place, ranks=ranks)
+            run = build_run(plan, run_dir, resume, ranks=ranks)
         try:
             with ranks.explained():
                 train(run)
@@ -262,7 +259,6 @@ def _run(
     resume: Resume,
     *,
     quiet: bool,
-    place: Place | None = None,
     ranks: LiveRanks | None = None,
     is_held: bool = True,
     on_built: Callable[[Run], object] = lambda run: None,
@@ -290,7 +286,7 @@ def _run(
         step = before["step"] if before else 0
         try:
             with nullcontext() if ranks is None else ranks.explained():
-                run = build_run(plan, run_dir, resume, quiet=quiet, place=place, ranks=ranks)
+                run = build_run(plan, run_dir, resume, quiet=quiet, ranks=ranks)
         except RankLostError:
             raise  # the launcher knows whether the run goes on
         except BaseException as error:

@@ -25,7 +25,7 @@ from rlcli.inputs import (
     load_val,
     open_model,
 )
-from rlcli.launch import check_processes, num_local, read_launch
+from rlcli.launch import check_processes, num_local
 from rlcli.machine import usable_cores
 from rlcli.plan.judge import judge_notes
 from rlcli.run_path import check_name
@@ -73,10 +73,9 @@ def launch_notes(resolved: Resolved, env: Mapping[str, str], *, num_processes: i
     """
     import torch
 
-    launch = read_launch(resolved.config, env)
     gpus, cores = torch.cuda.device_count(), usable_cores()
     return check_processes(
-        resolved, launch, num_processes=num_processes, num_visible_gpus=gpus, num_cores=cores
+        resolved, env, num_processes=num_processes, num_visible_gpus=gpus, num_cores=cores
     )
 
 

@@ -1,4 +1,4 @@
-"""Agents of tiny scripts in place of ranks, and whole nodes as processes of their own."""
+"""Ranks, agents of tiny scripts in place of ranks, and whole nodes, as processes of their own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from waiting import wait_until
 
 from rlcli.checkpoint import Resume
 from rlcli.crew.known_run import KnownRun, status_stamp
-from rlcli.launch import Launch
 from rlcli.launcher import inherited
 from rlcli.launcher.agent import Agent
 from rlcli.launcher.job import Job, Limits
 from rlcli.launcher.nodes import open_store
 from rlcli.launcher.record import held
 from rlcli.monitor.run_dir import RunDir
+from rlcli.rank_env import NodeEnv
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = """
@@ -103,7 +104,7 @@ class Lead:
     def __call__(self, script: str, *, num: int = 2, **limits: Any) -> int:
         job = Job(
             command=command_of(script, self.folder),
-            launch=Launch(node_rank=0, master_addr=None, master_port=29500),
+            launch=NodeEnv(),
             num_local=num,
             preempt_exit_code=self.preempt_exit_code,
             limits=Limits(**limits),
@@ -138,6 +139,48 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextmanager
+def ranks_of(
+    size: int, command: Sequence[object], **env: str
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """`size` processes of a Python script on this machine; killed at the end.
+
+    command: what follows the interpreter.
+    """
+    own = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+    own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    own |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GLOO_SOCKET_IFNAME": "lo", **env}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env={**os.environ, **own, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+def run_ranks(size: int, command: Sequence[object], **env: str) -> list[tuple[int, str]]:
+    """(exit code, output) of each rank, once all have ended."""
+    with ranks_of(size, command, **env) as ranks:
+        outputs = [rank.communicate(timeout=500)[0] for rank in ranks]
+        return [(rank.returncode, text) for rank, text in zip(ranks, outputs, strict=True)]
+
+
+def check_ranks_end_well(size: int, command: Sequence[object], **env: str) -> None:
+    """Run the ranks, each of which must end with exit code 0."""
+    ends = run_ranks(size, command, **env)
+    assert [code for code, _ in ends] == [0] * size, "\n".join(text[-3000:] for _, text in ends)
 
 
 def start_node(

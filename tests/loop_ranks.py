@@ -51,10 +51,11 @@ def train_all() -> None:
             if found is not None:
                 found[0].hold(resumes=found[1] != "no")
             resume = from_first([found and found[1]])[0]
-            place = ranks.place(folder / name, resume)
             run_dir = found[0] if found else RunDir(folder / name)
             store = PrefixStore(name, meeting.store)
-            train_together(plan, place, run_dir, folder, [], quiet=True, store=store)
+            train_together(
+                plan, meeting.ranks, run_dir, resume, folder, [], quiet=True, store=store
+            )
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -19,8 +19,6 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
     "types": 0,
     "errors": 0,
-    "place": 0,
-    "schedulers": 0,
     "rank_env": 1,
     "lang": 0,
     "text": 1,
@@ -89,7 +87,6 @@ LIGHT_AREAS += (
     "text",
     "hub",
     "reward_trial",
-    "place",
     "rank_env",
 )
 LIGHT_AREAS += ("weight_files",)

@@ -73,7 +73,6 @@ SPEAKING = (
     "rewards/scorer.py",
     "rewards/worker.py",
     "rollout/vllm/replica.py",
-    "schedulers.py",
     "session.py",
     "launcher/",
     "survey.py",

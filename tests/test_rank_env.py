@@ -1,11 +1,11 @@
-"""Which rank a launcher's variables make of a process, and which variables are refused."""
+"""Which rank or node a process is by its variables, and which variables are refused."""
 
 from __future__ import annotations
 
 import pytest
 
 from rlcli.errors import LaunchError
-from rlcli.rank_env import read_rank, without_local_rank
+from rlcli.rank_env import find_node, first_host, read_rank, without_local_rank
 
 HERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234"}
 THERE = {"MASTER_ADDR": "gpu01", "MASTER_PORT": "1234"}
@@ -113,13 +113,22 @@ def test_a_process_or_a_node_started_alone_is_no_rank(env: dict[str, str]) -> No
         (TORCHRUN | {"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE=3"),
         (TORCHRUN | {"MASTER_PORT": "http"}, "MASTER_PORT=http"),
         ({"RANK": "0", "WORLD_SIZE": "1"} | SLURM, "SLURM started 4 processes"),
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | OMPI | THERE, "OpenMPI started 4"),
-        ({"RANK": "2", "WORLD_SIZE": "4"} | OMPI | THERE, "OpenMPI says 3"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | OMPI | THERE,
+            "OpenMPI started 4",
+        ),
+        (
+            {"RANK": "2", "WORLD_SIZE": "4"} | OMPI | THERE,
+            "of which this is rank 3",
+        ),
         (OMPI, "MASTER_ADDR is not set"),
         (POD | PAIR, "MASTER_ADDR is not set"),
         (POD | {"WORLD_SIZE": "2"}, "without RANK"),
         (POD | PAIR | THERE | {"RANK": "2"}, "RANK=2"),
         (POD | {"PET_NNODES": "1:4", "PET_NODE_RANK": "0"} | THERE, "PET_NNODES=1:4"),
+        (POD | PAIR | {"PET_NNODES": "1:4", "PET_NODE_RANK": "0"} | THERE, "PET_NNODES=1:4"),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": "1"}, "without RANK"),
+        (PAIR | {"MASTER_ADDR": "gpu01:29500"}, "MASTER_ADDR=gpu01:29500"),
         ({k: v for k, v in PER_NODE.items() if k != "SLURM_NODEID"}, "SLURM_NODEID or"),
     ],
 )
@@ -156,3 +165,72 @@ def test_a_launcher_s_local_rank_option_is_taken(
     if words != left:
         with pytest.raises(LaunchError, match="--local_rank=1, but LOCAL_RANK=0"):
             without_local_rank(words)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu[01-04,7],cpu3", "gpu01"),
+        ("cpu3,gpu[01-04]", "cpu3"),
+        ("node-17", "node-17"),
+        ("rack[1-2]node[03,05]", "rack1node03"),
+        ("gpu[007,010-012].cluster.org", "gpu007.cluster.org"),
+    ],
+)
+def test_the_first_host_of_a_list_is_node_0(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_a_step_may_have_fewer_nodes_than_its_job() -> None:
+    env = {
+        "SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_NODELIST": "a[1-4]", "SLURM_NODEID": "1",
+        "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "a[3-4]",
+    }  # fmt: skip
+    found = find_node(env)
+    assert found is not None
+    assert (found.nnodes, found.node_rank, found.master_addr) == (2, 1, "a3")
+    assert find_node(env | {"SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}) is None
+
+
+def test_a_job_s_hosts_may_stand_in_another_variable_than_their_number_would_have() -> None:
+    older = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_NODEID": "1"}
+    found = find_node(older)
+    assert found is not None
+    assert (found.nnodes, found.master_addr) == (2, "a1")
+    named = find_node({"SLURM_NNODES": "2", "SLURM_NODEID": "1", "MASTER_ADDR": "a1"})
+    assert named is not None
+    assert named.master_addr == "a1"
+
+
+PODS = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "MASTER_ADDR": "m", "MASTER_PORT": "23456"}
+
+
+def test_pods_of_a_pytorch_job_are_nodes() -> None:
+    found = find_node(PODS | {"WORLD_SIZE": "2", "RANK": "0"})
+    assert found is not None
+    assert (found.nnodes, found.node_rank, found.counted_by) == (2, 0, "WORLD_SIZE")
+    assert (found.master_addr, found.master_port, found.is_pod) == ("m", 23456, True)
+
+
+def test_pods_are_counted_by_torchrun_s_variables_where_world_size_counts_processes() -> None:
+    pet = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "p"}
+    found = find_node(PODS | pet | {"WORLD_SIZE": "16", "RANK": "8", "MASTER_ADDR": ""})
+    assert found is not None
+    assert (found.nnodes, found.node_rank, found.master_addr) == (2, 1, "p")
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "m"},
+        PODS,
+        PODS | {"WORLD_SIZE": "1", "RANK": "0"},
+        PODS | {"WORLD_SIZE": "2", "RANK": "2"},
+        PODS | {"PET_NNODES": "1:4", "PET_NODE_RANK": "0"},
+        {"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "a1", "SLURM_NODEID": "0"},
+        {"SLURM_JOB_NUM_NODES": "two", "SLURM_JOB_NODELIST": "a1", "SLURM_NODEID": "0"},
+    ],
+)
+def test_one_machine_is_no_allocation(env: dict[str, str]) -> None:
+    assert find_node(env) is None

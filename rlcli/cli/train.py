@@ -13,7 +13,7 @@ from rlcli.cli.arguments import JsonAmongRun
 from rlcli.cli.options import RUN, RunRequest, takes_run_options
 from rlcli.config.resolved import Resolved
 from rlcli.lang import translator
-from rlcli.launch import count_nodes, fit_to_ranks, num_local
+from rlcli.launch import fit_to_env, num_local
 from rlcli.monitor.signals import INTERRUPTED
 from rlcli.rank_env import RankEnv, read_rank
 
@@ -40,10 +40,7 @@ def start_run(resolved: Resolved, *, dry_run: bool, as_json: bool) -> None:
     from rlcli.inputs import refuse_early
 
     ranks = read_rank(os.environ)
-    if ranks is not None:
-        resolved = fit_to_ranks(resolved, ranks)
-    else:
-        resolved = count_nodes(resolved, os.environ)
+    resolved = fit_to_env(resolved, ranks, os.environ)
     is_rank = ranks is not None
     refuse_early(resolved, os.environ, is_dry=dry_run, is_rank=is_rank)
     try:

@@ -17,12 +17,12 @@ from rlcli.engines.ranks import Ranks, from_first
 from rlcli.errors import LaunchError, RlcliError, UsageError
 from rlcli.machine import die_with_parent
 from rlcli.monitor.run_dir import RunDir
-from rlcli.place import Place, read_resume
 from rlcli.rank_env import PARENTS, RankEnv
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
+    from rlcli.checkpoint import Resume
     from rlcli.config.resolved import Resolved
 
 T = TypeVar("T")
@@ -130,37 +130,42 @@ def agree_on_run(
     *,
     restart_count: int,
     launcher_store: Store | None,
-) -> tuple[Place, RunDir]:
-    """This rank's place in the run, and the run directory, which rank 0 or its agent holds.
+) -> tuple[RunDir, Resume]:
+    """The run directory, which rank 0 or its agent holds, and the checkpoint to resume from.
 
     Raises: UsageError on rank 0 if the directory cannot be used; SystemExit on the others.
     """
     run_dir: RunDir | None = None
     error: RlcliError | None = None
-    path, resume_text, code = "", "", 0
+    path, code = "", 0
+    resume: Resume = "no"
     if ranks.rank == 0:
         try:
             run_dir, resume = hold_run(
                 resolved, cwd, restart_count=restart_count, launcher_store=launcher_store
             )
-            path, resume_text = str(run_dir.path), str(resume)
+            path = str(run_dir.path)
         except RlcliError as refused:
             error, code = refused, refused.exit_code
-    path, resume_text, code = from_first([path, resume_text, code])
+    path, resume, code = from_first([path, resume, code])
     if error is not None:
         raise error
     if code:
         raise SystemExit(code)
-    place = ranks.place(Path(path), read_resume(resume_text))
-    return place, run_dir or RunDir(place.run_dir)
+    return run_dir or RunDir(Path(path)), resume
 
 
-def write_to_log(place: Place) -> None:
+def log_path(run_dir: Path, rank: int) -> Path:
+    """Where a rank other than 0 prints."""
+    return run_dir / f"rank_{rank}.log"
+
+
+def write_to_log(run_dir: Path, rank: int) -> None:
     """Send what this process prints to its own file in the run directory."""
-    place.log.parent.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    with place.log.open("ab") as log:
+    with log_path(run_dir, rank).open("ab") as log:
         log.write(log_mark(os.getpid()).encode())
         log.flush()
         os.dup2(log.fileno(), 1)

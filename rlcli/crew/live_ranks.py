@@ -19,11 +19,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
+from rlcli.crew.agree import log_path
 from rlcli.crew.lines import named
 from rlcli.crew.meet import is_broken_collective, is_closed, why_broken
 from rlcli.crew.watch import Watch
 from rlcli.engines.ranks import Ranks
 from rlcli.errors import RankError, RankLostError
+from rlcli.rank_env import RankEnv
 
 T = TypeVar("T")
 FRAME = 256
@@ -43,10 +45,12 @@ class LiveRanks(Ranks):
     by the thread that trains.
     """
 
-    def __init__(self, rank: int, size: int, store: Store, log: Path, **limits: float) -> None:
-        super().__init__(rank, size)
+    def __init__(self, env: RankEnv, store: Store, run_dir: Path, **limits: float) -> None:
+        super().__init__(env.rank, env.world_size)
+        self.env = env
         self._group: Any = dist.new_group(backend="gloo", timeout=NO_LIMIT)
-        self.watch = Watch(rank, size, store, log, **limits)
+        log = log_path(run_dir, env.rank)
+        self.watch = Watch(env.rank, env.world_size, store, log, **limits)
         self._exit_code: int | None = None
         atexit.register(self._leave)
 

@@ -23,8 +23,7 @@ from rlcli.crew.lines import Missing
 from rlcli.crew.watch import PATIENCE_S
 from rlcli.doctor.network import interface_of, own_address
 from rlcli.errors import LaunchError, RankLostError
-from rlcli.place import LOOPBACK
-from rlcli.rank_env import RankEnv, is_loopback_name
+from rlcli.rank_env import LOOPBACK, RankEnv, is_loopback_name
 
 MEETING_S = 120.0
 """How long ranks that are all there may take to reach each other."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from rlcli.doctor.finding import Finding
 from rlcli.errors import ConfigError, LaunchError
-from rlcli.launch import read_port
+from rlcli.rank_env import read_port
 
 HUB = "https://huggingface.co"
 HUB_LIMIT_S = 3.0

@@ -17,7 +17,7 @@ from rlcli.doctor.finding import Finding
 from rlcli.doctor.network import holder, interface_of, own_address, within
 from rlcli.doctor.packages import versions_of
 from rlcli.errors import ConfigError
-from rlcli.launch import read_launch
+from rlcli.launch import read_node
 
 if TYPE_CHECKING:
     from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -111,12 +111,12 @@ def read_meeting(env: Mapping[str, str], *, timeout_s: float = TIMEOUT_S) -> Mee
             f"NNODES={text} (environment): doctor --nodes is for 2 nodes and more. On every node:\n"
             f"{USAGE}"
         )
-    launch = read_launch(Config(train=TrainConfig(nnodes=nnodes)), env)
+    node = read_node(Config(train=TrainConfig(nnodes=nnodes)), env)
     return Meeting(
-        rank=launch.node_rank,
+        rank=node.node_rank,
         nnodes=nnodes,
-        host=launch.master_addr or "",
-        port=launch.master_port,
+        host=node.master_addr,
+        port=node.master_port,
         timeout_s=timeout_s,
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from rlcli.config.resolved import Resolved
 from rlcli.crew.known_run import KnownRun, find_run
 from rlcli.lang import translator
-from rlcli.launch import check_processes, num_local, read_launch
+from rlcli.launch import check_processes, num_local, read_node
 from rlcli.launcher.job import Job, Limits
 from rlcli.launcher.record import held
 from rlcli.machine import usable_cores
@@ -44,9 +44,9 @@ def launch(
     Raises: UsageError if ranks need not be started; TrainingError if a node was lost.
     """
     config = resolved.config
-    found, here = read_launch(config, env), num_local(config, num_gpus)
+    found, here = read_node(config, env), num_local(config, num_gpus)
     notes = check_processes(
-        resolved, found, num_processes=here, num_visible_gpus=num_gpus, num_cores=usable_cores()
+        resolved, env, num_processes=here, num_visible_gpus=num_gpus, num_cores=usable_cores()
     )
     job = Job(
         command=tuple(command or (sys.executable, "-m", "rlcli.cli.main", *sys.argv[1:])),

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from rlcli.errors import RankLostError
-from rlcli.launch import Launch
+from rlcli.rank_env import NodeEnv
 
 LOST_CONTACT = RankLostError.exit_code
 
@@ -46,7 +46,7 @@ class Job:
     """
 
     command: tuple[str, ...]
-    launch: Launch
+    launch: NodeEnv
     num_local: int
     preempt_exit_code: int = 0
     limits: Limits = field(default_factory=Limits)

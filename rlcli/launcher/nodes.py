@@ -31,8 +31,7 @@ from rlcli.doctor.network import own_address, within
 from rlcli.doctor.nodes import Meeting, Met, gather
 from rlcli.errors import LaunchError
 from rlcli.launcher.job import Death, End, Job
-from rlcli.place import LOOPBACK
-from rlcli.rank_env import is_loopback_name
+from rlcli.rank_env import LOOPBACK, is_loopback_name
 
 COMMAND = "rlcli train"
 SHOWN_CAUSES = 2

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from rlcli.crew.agree import log_mark
+from rlcli.crew.agree import log_mark, log_path
 from rlcli.data.files import printable
 from rlcli.launcher.job import Death
 from rlcli.launcher.signals import Signals
-from rlcli.place import log_path
 
 REAP_LIMIT_S = 10.0
 LAST_LINES, LINE_LIMIT = 3, 200

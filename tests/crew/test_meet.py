@@ -32,26 +32,26 @@ from rlcli.crew.live_ranks import LiveRanks
 from rlcli.crew.meet import process_group
 from rlcli.errors import RankLostError
 
-place = read_rank(os.environ).place(Path(os.environ["TEST_RUN_DIR"]))
-told = place.run_dir / "told"
+me, run_dir = read_rank(os.environ), Path(os.environ["TEST_RUN_DIR"])
+told = run_dir / "told"
 
 def tell(text):
     print(text, flush=True)
     told.touch()
 
-while place.rank and not told.exists():
+while me.rank and not told.exists():
     time.sleep(0.01)
-with process_group(read_rank(os.environ), is_cuda=False, tell=tell) as meeting:
-    ranks = LiveRanks(place.rank, place.size, meeting.store, place.log)
+with process_group(me, is_cuda=False, tell=tell) as meeting:
+    ranks = LiveRanks(me, meeting.store, run_dir)
     for length in (0, 1, 200, 241, 300, {BIG}):
-        value = bytes([place.rank + 1]) * length
-        assert ranks.gather((place.rank, value)) == [(r, bytes([r + 1]) * length) for r in (0, 1)]
+        value = bytes([me.rank + 1]) * length
+        assert ranks.gather((me.rank, value)) == [(r, bytes([r + 1]) * length) for r in (0, 1)]
         assert ranks.first(value) == bytes([1]) * length
-        uneven = value * (place.rank + 1)
+        uneven = value * (me.rank + 1)
         found = [bytes([1]) * length, bytes([2]) * 2 * length]
-        assert ranks.gather_bytes(uneven) == (found if place.rank == 0 else [])
+        assert ranks.gather_bytes(uneven) == (found if me.rank == 0 else [])
     print("the same", flush=True)
-    if place.rank:
+    if me.rank:
         os._exit(0)
     try:
         with ranks.explained():

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import pytest
 import torch
 from conftest import save_tiny_model
 from judge_server import Act, Call, JudgeServer
-from launched import free_port
+from launched import check_ranks_end_well, run_ranks
 from safetensors.torch import load_file
 from tiny_runs import UNSTABLE, tiny_run, write_inputs
 
@@ -87,35 +84,12 @@ ENGINES = {
 """Settings of an engine, and of what it trains."""
 
 
-def run_ranks(
-    size: int, folder: Path, cases: dict[str, list[str]], **env: str
-) -> list[tuple[int, str]]:
-    """(exit code, output) of each rank."""
-    own = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
-    own |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GLOO_SOCKET_IFNAME": "lo", **env}
-    own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, str(ROOT / "tests" / "loop_ranks.py"), str(folder)]
-    ranks = [
-        subprocess.Popen(
-            [*command, json.dumps(cases)],
-            env={**os.environ, **own, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=500)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [(rank.returncode, text) for rank, text in zip(ranks, outputs, strict=True)]
+def command_of(folder: Path, cases: dict[str, list[str]]) -> list[object]:
+    return [ROOT / "tests" / "loop_ranks.py", folder, json.dumps(cases)]
 
 
 def train_on(size: int, folder: Path, cases: dict[str, list[str]], **env: str) -> None:
-    ends = run_ranks(size, folder, cases, **env)
-    assert [code for code, _ in ends] == [0] * size, "\n".join(text[-3000:] for _, text in ends)
+    check_ranks_end_well(size, command_of(folder, cases), **env)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -256,7 +230,7 @@ def test_a_judge_that_cannot_be_asked_any_more_pauses_all_ranks(folder: Path) ->
             tiny_run(folder, "1 paused", words)
             train_on(2, folder, {"2 paused": [*words, "train.max_steps=2"]})
             calls_left[0] = 4  # the first is the probe
-            ends = run_ranks(2, folder, {"2 paused": [*words, "run.resume=auto"]})
+            ends = run_ranks(2, command_of(folder, {"2 paused": [*words, "run.resume=auto"]}))
             assert [code for code, _ in ends] == [75, 0], ends
             calls_left[0] = 10_000
             tiny_run(folder, "2 paused", [*words, "run.resume=auto"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ import pytest
 import torch
 from conftest import save_tiny_model
 from engine_parts import make_engine, one_update
+from launched import check_ranks_end_well
 from rank_updates import ALGORITHMS, GROUPS, HALF, save_final, settings, train
 from safetensors.torch import load_file
 
@@ -43,31 +43,9 @@ UNEQUAL = ("batch/samples", "batch/tokens")
 """Of rank 0's first micro-batch."""
 
 
-def run_ranks(size: int, model: Path, out: Path, cases: list[str]) -> None:
+def run_cases(size: int, model: Path, out: Path, cases: list[str]) -> None:
     """Run the cases on `size` processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    place |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tests" / "rank_updates.py"), str(model), str(out)]
-    processes = [
-        subprocess.Popen(
-            [*command, *cases],
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for rank, process in enumerate(processes):
-        assert process.returncode == 0, f"rank {rank}: " + "\n".join(o[-3000:] for o in outputs)
+    check_ranks_end_well(size, [ROOT / "tests" / "rank_updates.py", model, out, *cases])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +55,7 @@ def alone(tiny_model: Path) -> Found:
 
 
 def run_and_compare(size: int, model: Path, out: Path, cases: list[str], alone: Found) -> None:
-    run_ranks(size, model, out, cases)
+    run_cases(size, model, out, cases)
     for case in cases:
         compare(case, out, model, alone)
 
@@ -142,7 +120,7 @@ def test_shares_go_on_under_other_ranks_and_engines(
     others = ["ppo@load:ppo-fsdp", "ppo-fsdp@load:ppo"]
     if find_spec("deepspeed") is not None:
         others += ["ppo-zero3@load:ppo-fsdp", "ppo-zero1@save", "ppo-fsdp@load:ppo-zero1"]
-    run_ranks(2, tiny_model, tmp_path, [*states, "ppo-fsdp", "lora-fsdp", *to_the_bit, *others])
+    run_cases(2, tiny_model, tmp_path, [*states, "ppo-fsdp", "lora-fsdp", *to_the_bit, *others])
     for case in to_the_bit:
         same_to_the_bit(case, tmp_path)
     for case in others:
@@ -151,7 +129,7 @@ def test_shares_go_on_under_other_ranks_and_engines(
     assert len([*(tmp_path / "ppo-fsdp").glob("share-*.safetensors")]) == 2
     assert not (tmp_path / "ppo-fsdp" / "policy.safetensors").exists()
     # on three ranks the rows of a tensor of 32 are 11, 11 and 10
-    run_ranks(3, tiny_model, tmp_path, ["ppo-fsdp@load:ppo-fsdp"])
+    run_cases(3, tiny_model, tmp_path, ["ppo-fsdp@load:ppo-fsdp"])
     compare("ppo-fsdp@load:ppo-fsdp", tmp_path, tiny_model, alone)
     found = train(tiny_model, settings("lora"), ALONE, load=tmp_path / "lora-fsdp")
     alone.setdefault("lora", train(tiny_model, settings("lora"), ALONE))
@@ -196,7 +174,7 @@ def test_a_state_goes_on_under_other_ranks_and_stages(
         "ppo-zero3@load:ppo-zero2",
         "lora-zero2@load:lora",
     ]
-    run_ranks(2, tiny_model, tmp_path, [*states, *whole, *to_the_bit, *others])
+    run_cases(2, tiny_model, tmp_path, [*states, *whole, *to_the_bit, *others])
     for case in others:
         compare(case, tmp_path, tiny_model, alone)
     for case in to_the_bit:
@@ -220,7 +198,7 @@ def test_the_final_model_of_every_engine_is_the_torch_engines(tmp_path: Path) ->
         if find_spec("deepspeed") is not None:
             engines += ["zero1", "zero3-released"]
         cases += [f"{name}-{engine}@final:{state.name}" for engine in engines]
-    run_ranks(2, model, tmp_path, cases)
+    run_cases(2, model, tmp_path, cases)
     for case in cases:
         expected, found = tmp_path / case.partition("-")[0], tmp_path / case.partition("@")[0]
         files = sorted(path.relative_to(expected) for path in expected.rglob("*.safetensors"))
@@ -259,7 +237,7 @@ def test_shares_of_bfloat16_gradients_are_added_up_in_float32(
     if find_spec("deepspeed") is not None:
         cases += ["cut-zero2@half", "cut-zero3-released@half"]
     expected = gradient_of_bfloat16(tiny_model, settings("cut"))
-    run_ranks(2, tiny_model, tmp_path, cases)
+    run_cases(2, tiny_model, tmp_path, cases)
     for case in cases:
         moments = load_file(tmp_path / f"{case}.safetensors")
         gaps = [10 * moments[f"policy.exp_avg.{name}"] - value for name, value in expected.items()]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launched import free_port
+from launched import ranks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 3
@@ -24,7 +21,7 @@ from rlcli.crew.meet import process_group
 from rlcli.errors import RankError, RankLostError
 from rlcli.rank_env import read_rank
 
-place = read_rank(os.environ).place(Path(os.environ["TEST_RUN_DIR"]))
+me, run_dir = read_rank(os.environ), Path(os.environ["TEST_RUN_DIR"])
 BEAT_S, FIRST_WORD_S, PATIENCE_S = 0.1, 1.0, 1.5
 CASES = {
     "short": [{}] * 50,
@@ -42,7 +39,7 @@ LOST = {
 }
 
 def work(case, part):
-    todo = part.get(place.rank, 0)
+    todo = part.get(me.rank, 0)
     if todo == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif isinstance(todo, str):
@@ -50,16 +47,16 @@ def work(case, part):
     else:
         time.sleep(todo)
     if case in ("far", "slow", "gather"):
-        assert ranks.gather(place.rank) == [0, 1, 2]
+        assert ranks.gather(me.rank) == [0, 1, 2]
     else:
-        total = torch.tensor(float(place.rank))
+        total = torch.tensor(float(me.rank))
         dist.all_reduce(total)
         assert total == 3
 
 def take(cases):
     for case, parts in cases.items():
         ranks.watch.tell = lambda note, case=case: tell(case, note)
-        if case == "stopped" and place.rank == 0:
+        if case == "stopped" and me.rank == 0:
             threading.Timer(0.2, os.kill, (pids[1], signal.SIGSTOP)).start()
         begun = time.monotonic()
         try:
@@ -77,21 +74,21 @@ def tell(case, note):
     if "silent" in note and case == "stopped":
         os.kill(pids[1], signal.SIGCONT)
 
-with process_group(read_rank(os.environ), is_cuda=False, tell=print) as meeting:
+with process_group(me, is_cuda=False, tell=print) as meeting:
     limits = {"first_word_s": FIRST_WORD_S, "beat_s": BEAT_S}
     name, *lost = sys.argv[1:]
     if lost:
         limits["patience_s"] = PATIENCE_S
-    ranks = LiveRanks(place.rank, place.size, meeting.store, place.log, **limits)
+    ranks = LiveRanks(me, meeting.store, run_dir, **limits)
     pids = ranks.gather(os.getpid())
     if lost:
         _set_pg_timeout(timedelta(seconds=PATIENCE_S))
     try:
         take({case: LOST[case] for case in lost} if lost else CASES)
-        if place.rank == 0:
+        if me.rank == 0:
             time.sleep(0.5)
     finally:
-        if place.rank or not lost:
+        if me.rank or not lost:
             os._exit(0)
         ranks.close()  # and ends by itself, though another rank is stopped
 """
@@ -101,25 +98,9 @@ fails. What comes after a case that failed is not done."""
 
 def said(folder: Path, *words: str) -> dict[str, list[str]]:
     """What rank 0 says, by case."""
-    env = {"WORLD_SIZE": str(SIZE), "LOCAL_WORLD_SIZE": str(SIZE), "TEST_RUN_DIR": str(folder)}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    env |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, "rank", *words],
-            env={**os.environ, **env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(SIZE)
-    ]
-    try:
+    command = ["-c", RANK, "rank", *words]
+    with ranks_of(SIZE, command, TEST_RUN_DIR=str(folder)) as ranks:
         output = ranks[0].communicate(timeout=600)[0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
     found: dict[str, list[str]] = {}
     for line in output.splitlines():
         case, _, note = line.partition(": ")

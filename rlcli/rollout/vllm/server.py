@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import rlcli
+from rlcli.rank_env import LOOPBACK, TORCH
 from rlcli.rollout.vllm.client import Address
 from rlcli.rollout.vllm.engine import RECEIVER, VllmSettings, logprobs_mode, room_for
 
 GUARD = Path(__file__).with_name("guard.py")
-LOOPBACK = "127.0.0.1"
 END_LIMIT_S = 4.0
 TICK_S = 0.05
 LAST_BYTES, LAST_LINES, LINE_LIMIT = 32768, 3, 200
@@ -29,8 +29,6 @@ POINTERS = ("See root cause above", "See stack trace (above)")
 """In errors that are told only where no other is."""
 NOISE = ("nanobind", "leaked", " WARNING ", "Warning:", "warnings.warn")
 """In lines that never tell why a server ended."""
-OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Variables that place a process among those that train, where a server has no place."""
 
 
 def served_command(settings: VllmSettings, *, host: str, port: int) -> list[str]:
@@ -158,7 +156,7 @@ class Server:
         env = {
             name: value
             for name, value in os.environ.items()
-            if name not in OF_RANKS and not name.startswith("TORCHELASTIC_")
+            if name not in TORCH and not name.startswith("TORCHELASTIC_")
         }
         env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)  # as set for an engine in this process
         env.setdefault("VLLM_NO_USAGE_STATS", "1")
