@@ -21,8 +21,8 @@ from rlcli.launch import Launch
 from rlcli.launcher import inherited
 from rlcli.launcher.agent import Agent
 from rlcli.launcher.job import Job, Limits
-from rlcli.launcher.nodes import open_store
 from rlcli.launcher.record import held
+from rlcli.launcher.rendezvous import open_store
 from rlcli.monitor.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -31,7 +31,7 @@ def doctor(
     nodes reach each other and have the same versions.
     """
     try:
-        groups = _meet_nodes() if nodes else _examine()
+        groups = _check_nodes() if nodes else _examine()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     findings = [finding for group in groups.values() for finding in group]
@@ -57,13 +57,15 @@ def _examine() -> Mapping[str, Sequence[Finding]]:
     return examine(os.environ, Path.cwd())
 
 
-def _meet_nodes() -> Mapping[str, Sequence[Finding]]:
-    from rlcli.doctor.nodes import meet, read_meeting
+def _check_nodes() -> Mapping[str, Sequence[Finding]]:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # torch logs with C++ stacks
+    from rlcli.launcher.job import Limits
+    from rlcli.launcher.rendezvous import check_nodes, node_meeting, read_nodes
 
-    meeting = read_meeting(os.environ)
     tell = progress_line()
+    meeting = node_meeting(read_nodes(os.environ), Limits(), tell)
     try:
-        return {"nodes": meet(meeting, tell=tell)}
+        return {"nodes": check_nodes(meeting)}
     finally:
         tell("")
 

@@ -79,7 +79,7 @@ def _run_agent(
     level = os.environ.pop(LOG_LEVEL, "")
     os.environ[LOG_LEVEL] = level or "FATAL"
     from rlcli.launcher.agent import Agent
-    from rlcli.launcher.nodes import open_store
+    from rlcli.launcher.rendezvous import open_store
 
     os.environ[LOG_LEVEL] = level or "ERROR"
     store, address = open_store(job, wait)
