@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlcli.cli.arguments import Json
 from rlcli.doctor.finding import Finding
+from rlcli.errors import ConfigError
 from rlcli.monitor.signals import INTERRUPTED
 from rlcli.text import progress_line, wrap
+
+if TYPE_CHECKING:
+    from rlcli.launch import Launch
 
 NAME_WIDTH = 17
 
@@ -59,15 +63,37 @@ def _examine() -> Mapping[str, Sequence[Finding]]:
 
 def _check_nodes() -> Mapping[str, Sequence[Finding]]:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # torch logs with C++ stacks
+    launch, tell = read_nodes(os.environ), progress_line()
     from rlcli.launcher.job import Limits
-    from rlcli.launcher.rendezvous import check_nodes, node_meeting, read_nodes
+    from rlcli.launcher.rendezvous import check_nodes, meeting_of
 
-    tell = progress_line()
-    meeting = node_meeting(read_nodes(os.environ), Limits(), tell)
     try:
-        return {"nodes": check_nodes(meeting)}
+        return {"nodes": check_nodes(meeting_of(launch, Limits(), tell))}
     finally:
         tell("")
+
+
+def read_nodes(env: Mapping[str, str]) -> Launch:
+    """NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, or those of a scheduler; all nodes must come.
+
+    Raises: ConfigError if one is missing or invalid.
+    """
+    from rlcli.config.sources import resolve
+    from rlcli.launch import count_nodes, read_launch
+
+    resolved = count_nodes(resolve(flags={}, overrides=[], files=[], env=env), env)
+    launch = read_launch(resolved.config, env)
+    is_given = {
+        "NNODES=2": launch.nnodes > 1,
+        "NODE_RANK": "NODE_RANK" in launch.given or launch.scheduler,
+        "MASTER_ADDR": launch.master_addr,
+    }
+    if missing := ", ".join(name for name, has in is_given.items() if not has):
+        raise ConfigError(
+            f"doctor --nodes needs {missing} in the environment. On every node:\n"
+            "NNODES=2 NODE_RANK=0 MASTER_ADDR=192.168.1.1 rlcli doctor --nodes"
+        )
+    return replace(launch, min_nodes=launch.nnodes)
 
 
 def report_lines(groups: Mapping[str, Sequence[Finding]]) -> list[str]:

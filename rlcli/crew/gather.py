@@ -105,11 +105,9 @@ class Meeting:
             if not self.is_service:
                 self._probe()
         except (OSError, UnicodeError) as error:
-            says, cure = self._cause(error)
-            if not isinstance(error, (socket.gaierror, UnicodeError)):
-                here = socket.gethostname()
-                says = f"MASTER_ADDR={self.host} is no address of this machine ({here})"
-                cure = f"start {self.unit} 0 on the machine that has it, or correct MASTER_ADDR"
+            here, (why, _) = socket.gethostname(), self._cause(error)
+            says = f"MASTER_ADDR={self.host} is no address of this machine ({here}): {why}"
+            cure = f"start {self.unit} 0 on the machine that has it, or correct MASTER_ADDR"
             raise self.error(says, cure) from error
         return store
 

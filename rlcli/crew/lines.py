@@ -12,11 +12,11 @@ SHOWN = 8
 
 
 def speaker(lang: str) -> Callable[[str], None]:
-    """What tells whoever looks on, in `lang`, while there is no console yet."""
+    """Prints messages to stderr in `lang`, while there is no console."""
     translate = translator(lang)
 
     def tell(text: str) -> None:
-        with suppress(OSError, ValueError):  # nobody looks on any more
+        with suppress(OSError, ValueError):  # whoever read this may be gone; the run is not
             print(translate(text), file=sys.stderr, flush=True)
 
     return tell

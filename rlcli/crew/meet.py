@@ -231,13 +231,13 @@ def gpu_id(device: torch.device) -> str:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
-def reachable_address(master: str) -> str:
-    """The address at which other machines reach rank 0's, which runs this.
+def reachable_address(master: str, *, is_service: bool = False) -> str:
+    """The address at which other machines reach this one, on its way to `master`.
 
-    A machine's own name may stand for a loopback address there.
+    A machine's own name may stand for a loopback address there; so may the name of a service.
     """
     address = own_address(master)
-    if is_loopback_name(master) or not is_loopback_name(address):
+    if not is_loopback_name(address) or (is_loopback_name(master) and not is_service):
         return address
     with suppress(OSError, LaunchError):
         return own_address(ELSEWHERE)

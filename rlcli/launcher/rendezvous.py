@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -19,27 +19,25 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     RendezvousTimeout,
 )
 
-from rlcli.config.sources import resolve
 from rlcli.crew.agree import versions
 from rlcli.crew.gather import GRACE_S, STORE_LIMIT, Meeting, MeetingError, Member
 from rlcli.crew.meet import choose_interface, join_group, reachable_address
 from rlcli.doctor.finding import Finding
 from rlcli.doctor.network import within
-from rlcli.errors import ConfigError, LaunchError
-from rlcli.launch import Launch, count_nodes, read_launch
+from rlcli.errors import LaunchError
+from rlcli.launch import Launch
 from rlcli.launcher.job import Job, Limits
 from rlcli.launcher.nodes import Nodes
 from rlcli.place import LOOPBACK
 from rlcli.rank_env import is_loopback_name
 
-DOCTOR = "rlcli doctor --nodes"
 KEEP_ALIVE_S, KEEP_ALIVE_TRIES = 5, 3
 """How often a node renews its place in torch's rendezvous, and after how many it loses it."""
 LATE_CALL_S = 5
 """What other living nodes get to come to a restart, if it can do without them."""
 
 
-def node_meeting(launch: Launch, limits: Limits, tell: Callable[[str], None]) -> Meeting:
+def meeting_of(launch: Launch, limits: Limits, tell: Callable[[str], None]) -> Meeting:
     """Where and when the nodes meet."""
     return Meeting(
         unit="node",
@@ -70,31 +68,10 @@ def gather_nodes(meeting: Meeting, command: str) -> tuple[TCPStore, Store, list[
     return store, *meeting.gather(store, own, key="met")  # a node that comes later reads it too
 
 
-def read_nodes(env: Mapping[str, str]) -> Launch:
-    """NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, or those of a scheduler, for the doctor.
-
-    Raises: ConfigError if one is missing or invalid.
-    """
-    launch = read_launch(
-        count_nodes(resolve(flags={}, overrides=[], files=[], env=env), env).config, env
-    )
-    has = {
-        "NNODES=2": launch.nnodes > 1,
-        "NODE_RANK": "NODE_RANK" in launch.given or launch.scheduler,
-        "MASTER_ADDR": launch.master_addr,
-    }
-    if missing := ", ".join(name for name, is_given in has.items() if not is_given):
-        raise ConfigError(
-            f"doctor --nodes needs {missing} in the environment. On every node:\n"
-            f"NNODES=2 NODE_RANK=0 MASTER_ADDR=192.168.1.1 {DOCTOR}"
-        )
-    return replace(launch, min_nodes=launch.nnodes)
-
-
 def check_nodes(meeting: Meeting) -> list[Finding]:
     """Whether the nodes meet, have the same versions and reach each other; the same on all."""
     try:
-        _, part, members = gather_nodes(meeting, DOCTOR)
+        _, part, members = gather_nodes(meeting, "rlcli doctor --nodes")
     except MeetingError as error:
         return list(error.findings)
     choose_interface(meeting.host)
@@ -114,12 +91,12 @@ def open_store(job: Job, tell: Callable[[str], None]) -> tuple[TCPStore, str]:
         store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False, timeout=STORE_LIMIT)
         return store, LOOPBACK
     try:
-        store, _, _ = gather_nodes(node_meeting(job.launch, job.limits, tell), "rlcli train")
+        store, _, _ = gather_nodes(meeting_of(job.launch, job.limits, tell), "rlcli train")
     finally:
         tell("")
     address = job.launch.master_addr or ""
-    if is_loopback_name(address) and job.launch.is_pod:  # by which nobody else reaches it
-        address = reachable_address(socket.gethostname())
+    if is_loopback_name(address) and job.launch.is_pod:  # of use to node 0 alone
+        address = reachable_address(address, is_service=True)
     return store, address
 
 

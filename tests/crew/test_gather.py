@@ -18,8 +18,7 @@ from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateIm
 from rlcli.crew import gather
 from rlcli.crew.gather import Meeting, MeetingError, Member
 from rlcli.doctor.finding import Finding
-from rlcli.errors import ConfigError
-from rlcli.launcher.rendezvous import DOCTOR, gather_nodes, read_nodes
+from rlcli.launcher.rendezvous import gather_nodes
 
 ENDLESS_S = 3600.0
 
@@ -35,7 +34,7 @@ def findings_of(*meetings: Meeting) -> list[list[Finding]]:
 
     def run(each: Meeting) -> list[Finding]:
         try:
-            _, part, members = gather_nodes(each, DOCTOR)
+            _, part, members = gather_nodes(each, "rlcli train")
         except MeetingError as error:
             return list(error.findings)
         each.leave(part, len(members))
@@ -208,32 +207,3 @@ def test_an_error_is_two_lines_with_the_first_cure() -> None:
     text = str(MeetingError(*meeting(0, 2, 1).compare(came)))
     assert "cannot train together: gpu: not given on node 0; none on node 1; python: " in text
     assert "; and torch.\nWhat to do: use the same gpu on all" in text
-
-
-def env_of(**changes: str) -> dict[str, str]:
-    return {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"} | changes
-
-
-def test_the_doctor_reads_the_environment() -> None:
-    found = read_nodes(env_of(NNODES="1:2"))
-    assert (found.node_rank, found.nnodes, found.min_nodes) == (1, 2, 2)
-    assert (found.master_addr, found.master_port) == ("10.0.0.1", 29500)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"NNODES": ""}, "NNODES"),
-        ({"NNODES": "1", "NODE_RANK": "0"}, "NNODES"),
-        ({"NNODES": "two"}, "NNODES"),
-        ({"NODE_RANK": ""}, "NODE_RANK"),
-        ({"NODE_RANK": "2"}, "NODE_RANK=2"),
-        ({"MASTER_ADDR": ""}, "MASTER_ADDR"),
-        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999"),
-    ],
-)
-def test_an_environment_that_is_incomplete_or_wrong_is_refused(
-    changes: dict[str, str], named: str
-) -> None:
-    with pytest.raises(ConfigError, match=named):
-        read_nodes(env_of(**changes))
