@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rlcli.launch import Launch
 
 NAME_WIDTH = 17
+USAGE = "NNODES=2 NODE_RANK=0 MASTER_ADDR=192.168.1.1 rlcli doctor --nodes"
 
 
 def doctor(
@@ -90,8 +91,7 @@ def read_nodes(env: Mapping[str, str]) -> Launch:
     }
     if missing := ", ".join(name for name, has in is_given.items() if not has):
         raise ConfigError(
-            f"doctor --nodes needs {missing} in the environment. On every node:\n"
-            "NNODES=2 NODE_RANK=0 MASTER_ADDR=192.168.1.1 rlcli doctor --nodes"
+            f"doctor --nodes needs {missing} in the environment. On every node:\n{USAGE}"
         )
     return replace(launch, min_nodes=launch.nnodes)
 

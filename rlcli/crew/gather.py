@@ -30,6 +30,7 @@ from rlcli.errors import LaunchError
 from rlcli.rank_env import is_loopback_name
 
 TRY_S, HANDSHAKE_S, TURN_S = 5.0, 30.0, 0.2
+UNREACHABLE_S = 120.0
 GRACE_S = 15.0
 """Extra time for an answer of number 0, which may have started later."""
 STORE_LIMIT = timedelta(seconds=60)
@@ -65,8 +66,8 @@ class Member:
 class Meeting:
     """Where and when this process, number `number` of `size`, meets the others.
 
-    unit: what meets, `node` or `rank`. limit_s: to wait for the others. unreachable_s: the same
-    while the network does not lead to number 0. least: as many are enough after last_call_s.
+    unit: what meets, `node` or `rank`. limit_s: to wait for the others, but at most UNREACHABLE_S
+    if the network does not lead to number 0. least: as many are enough after last_call_s.
     is_service: `host` may be no address of the machine to which it leads. tell: takes what is
     waited for, on number 0 after quiet_s.
     """
@@ -77,7 +78,6 @@ class Meeting:
     host: str
     port: int
     limit_s: float
-    unreachable_s: float
     least: int
     last_call_s: float = 0.0
     quiet_s: float = 0.0
@@ -120,7 +120,7 @@ class Meeting:
                 break
             except (OSError, UnicodeError) as error:
                 (says, cure), now_s = self._cause(error), time.monotonic()
-                limit_s, since_s = self.unreachable_s, refused_s
+                limit_s, since_s = min(self.limit_s, UNREACHABLE_S), refused_s
                 if isinstance(error, ConnectionRefusedError):
                     limit_s, since_s, refused_s = self.limit_s, begun_s, now_s
                 if now_s - since_s >= limit_s:
@@ -142,7 +142,7 @@ class Meeting:
 
     def _probe(self) -> None:
         """Raises: OSError or UnicodeError if nothing listens there."""
-        limit_s, address = min(TRY_S, self.unreachable_s), (self.host, self.port)
+        limit_s, address = min(TRY_S, self.limit_s), (self.host, self.port)
         # a name server may take minutes
         with within(2 * limit_s, lambda: socket.create_connection(address, limit_s)) as connection:
             # a socket that connects to its own port finds itself where nobody listens

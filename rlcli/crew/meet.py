@@ -109,7 +109,6 @@ def _meeting(ranks: RankEnv, tell: Callable[[str], None] = lambda text: None) ->
         host=ranks.master_addr,
         port=ranks.master_port,
         limit_s=PATIENCE_S,
-        unreachable_s=MEETING_S,
         is_service=is_pod(os.environ),
         least=ranks.world_size,
         quiet_s=QUIET_S,

@@ -46,7 +46,6 @@ def meeting_of(launch: Launch, limits: Limits, tell: Callable[[str], None]) -> M
         host=launch.master_addr or "",
         port=launch.master_port,
         limit_s=limits.meeting_s,
-        unreachable_s=limits.meeting_s,
         least=launch.min_nodes,
         last_call_s=limits.last_call_s,
         is_service=launch.is_pod,

@@ -24,7 +24,7 @@ ENDLESS_S = 3600.0
 
 
 def meeting(number: int, size: int, port: int, limit_s: float = ENDLESS_S, **more: Any) -> Meeting:
-    default = {"unit": "node", "host": "127.0.0.1", "unreachable_s": limit_s, "least": size}
+    default = {"unit": "node", "host": "127.0.0.1", "least": size}
     place = {"number": number, "size": size, "port": port, "limit_s": limit_s}
     return Meeting(**default | place | more)
 
@@ -155,17 +155,19 @@ def test_number_0_may_listen_later_than_others_connect() -> None:
     late = threading.Timer(0.4, lambda: opened.append(meeting(0, 2, port).listen()))
     late.start()
     begun_s = time.monotonic()
-    assert meeting(1, 2, port, unreachable_s=5.0).connect().port == port
+    assert meeting(1, 2, port).connect().port == port
     assert time.monotonic() - begun_s >= 0.3
     late.join()
 
 
-def test_a_network_that_swallows_everything_is_named() -> None:
+def test_a_network_that_swallows_everything_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full backlog answers no more than a firewall does."""
+    monkeypatch.setattr(gather, "UNREACHABLE_S", 0.5)
+    monkeypatch.setattr(gather, "TRY_S", 0.2)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         host, port = full.getsockname()
         with closing(socket.create_connection((host, port))):
-            found = error_of(meeting(5, 8, port, unit="rank", unreachable_s=0.5))
+            found = error_of(meeting(5, 8, port, unit="rank"))
     assert found.name == "rank 5"
     assert found.says == f"no answer from 127.0.0.1:{port}; gave up after 0.5 s"
 
