@@ -279,9 +279,8 @@ def test_a_firewall_that_lets_only_the_agents_meet_is_told(hosts: Hosts) -> None
     hosts.open_only(PORT)
     told = ends_of(*(hosts.start(node, patience_s=10.0) for node in range(2)))
     assert [code for code, _ in told] == [2, 2], told
-    assert "rank 1 on node 1 ended with exit code 2" in told[0][1]
-    said = told[1][1]
-    assert "rank 1: cannot connect with all others: " in said
+    said = told[0][1] + told[1][1]  # whoever gives up first ends the other
+    assert re.search("rank [01]: cannot connect with all others: ", said)
     assert "open all TCP ports between the nodes" in said
 
 
