@@ -39,6 +39,7 @@ from rlcli.monitor.signals import BY_CTRL_C, INTERRUPTED
 from rlcli.plan.out_of_memory import is_out_of_memory, out_of_memory_error
 from rlcli.report import write_report
 from rlcli.run_path import open_run_dir
+from rlcli.text import progress_line
 
 if TYPE_CHECKING:
     import torch
@@ -88,13 +89,12 @@ def run_rank(
     prepare: the plan and its banner. Exit codes and errors are those of `run_session`.
     """
     from rlcli.crew.agree import agree_on_plan, agree_on_run, end_with_launcher, write_to_log
-    from rlcli.crew.lines import speaker
     from rlcli.crew.meet import gpu_id, own_device, process_group
 
     end_with_launcher(os.environ)
     if ranks.world_size == 1:
         return _run_only_rank(ranks, prepare, cwd, quiet=quiet)
-    tell = speaker(resolved.config.run.lang)
+    tell = progress_line(translator(resolved.config.run.lang))
     is_cuda = expects_cuda(resolved.config)
     with process_group(ranks, is_cuda=is_cuda, tell=tell) as meeting:
         ranks = meeting.ranks
@@ -133,14 +133,14 @@ def _run_only_rank(
 ) -> Outcome:
     """Run as the only process of a launcher, which may restart it alone or with others."""
     from rlcli.crew.known_run import hold_run
-    from rlcli.crew.meet import open_launcher_store
+    from rlcli.crew.meet import open_store
 
     plan, banner = prepare()
     run_dir, resume = hold_run(
         plan.resolved,
         cwd,
         restart_count=ranks.restart_count,
-        launcher_store=open_launcher_store(ranks),
+        launcher_store=open_store(ranks)[1] if ranks.has_launcher_store else None,
     )
     with _group_of_one(plan):
         return _run(plan, cwd, banner, run_dir, resume, quiet=quiet)

@@ -21,8 +21,8 @@ from rlcli.crew.known_run import KnownRun, status_stamp
 from rlcli.launcher import inherited
 from rlcli.launcher.agent import Agent
 from rlcli.launcher.job import Job, Limits
-from rlcli.launcher.nodes import open_store
 from rlcli.launcher.record import held
+from rlcli.launcher.rendezvous import open_store
 from rlcli.monitor.run_dir import RunDir
 from rlcli.rank_env import NodeEnv
 

@@ -23,6 +23,7 @@ SPEAKING = (
     "cli/banner.py",
     "cli/usage.py",
     "crew/agree.py",
+    "crew/gather.py",
     "config/",
     "data/files.py",
     "data/messages.py",
@@ -88,6 +89,7 @@ UNSAID = {
     "pip install -e '.[trackers]'",
     "--preset quickstart",
     "rlcli train",
+    "rlcli doctor --nodes",
     "rlcli runs resume {}",
     "wandb sync {}",
     "gemini-1.5-flash, gemini-1.5-pro; newer: gemini-flash-latest",
@@ -134,6 +136,8 @@ COMMANDS = (
 )
 """Lines of help that are the same in every language."""
 PUT_TOGETHER = {
+    "node {}",
+    "nodes {}",
     "{} is {}: the {} loss is one number per sequence.",
 }
 """Sentences whose parts stand in several places."""

@@ -27,8 +27,10 @@ WORDS = [
 ]
 HURRIED_RANK = """
 import sys
+import rlcli.crew.gather as gather
 import rlcli.crew.meet as meet
-meet.MEETING_S, meet.TRY_S = float(sys.argv.pop(1)), 1.0
+meet.MEETING_S = gather.UNREACHABLE_S = float(sys.argv.pop(1))
+gather.TRY_S = 1.0
 from rlcli.cli.main import main
 main(sys.argv[1:])
 """

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlcli.cli.arguments import Json
 from rlcli.doctor.finding import Finding
+from rlcli.errors import ConfigError
 from rlcli.monitor.signals import INTERRUPTED
 from rlcli.text import progress_line, wrap
 
+if TYPE_CHECKING:
+    from rlcli.rank_env import NodeEnv
+
 NAME_WIDTH = 17
+USAGE = "NNODES=2 NODE_RANK=0 MASTER_ADDR=192.168.1.1 rlcli doctor --nodes"
 
 
 def doctor(
@@ -31,7 +36,7 @@ def doctor(
     nodes reach each other and have the same versions.
     """
     try:
-        groups = _meet_nodes() if nodes else _examine()
+        groups = _check_nodes() if nodes else _examine()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     findings = [finding for group in groups.values() for finding in group]
@@ -57,15 +62,39 @@ def _examine() -> Mapping[str, Sequence[Finding]]:
     return examine(os.environ, Path.cwd())
 
 
-def _meet_nodes() -> Mapping[str, Sequence[Finding]]:
-    from rlcli.doctor.nodes import meet, read_meeting
+def _check_nodes() -> Mapping[str, Sequence[Finding]]:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # torch logs with C++ stacks
+    node, tell = read_nodes(os.environ), progress_line()
+    from rlcli.launcher.job import Limits
+    from rlcli.launcher.rendezvous import check_nodes, meeting_of
 
-    meeting = read_meeting(os.environ)
-    tell = progress_line()
     try:
-        return {"nodes": meet(meeting, tell=tell)}
+        return {"nodes": check_nodes(meeting_of(node, Limits(), tell))}
     finally:
         tell("")
+
+
+def read_nodes(env: Mapping[str, str]) -> NodeEnv:
+    """NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, or those of a scheduler; all nodes must come.
+
+    Raises: ConfigError if one is missing or invalid.
+    """
+    from rlcli.config.sources import resolve
+    from rlcli.launch import fit_to_env, read_node
+    from rlcli.rank_env import text_of
+
+    resolved = fit_to_env(resolve(flags={}, overrides=[], files=[], env=env), None, env)
+    node = read_node(resolved.config, env)
+    is_given = {
+        "NNODES=2": node.nnodes > 1,
+        "NODE_RANK": node.scheduler or text_of(env, "NODE_RANK"),
+        "MASTER_ADDR": node.master_addr,
+    }
+    if missing := ", ".join(name for name, has in is_given.items() if not has):
+        raise ConfigError(
+            f"doctor --nodes needs {missing} in the environment. On every node:\n{USAGE}"
+        )
+    return replace(node, min_nodes=node.nnodes)
 
 
 def report_lines(groups: Mapping[str, Sequence[Finding]]) -> list[str]:

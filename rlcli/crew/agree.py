@@ -99,7 +99,8 @@ def _refusal(reports: Sequence[_Report]) -> LaunchError | None:
                 f"{named(same)} on {report.host} have the same GPU: start one process for each "
                 "GPU, or let CUDA_VISIBLE_DEVICES show each its own."
             )
-    causes = differences([report.facts for report in reports])
+    found = differences({rank: report.facts for rank, report in enumerate(reports)})
+    causes = [f"{name}: {says}" for name, says in found.items()]
     if not causes:
         return None
     shown = "; ".join(causes[:SHOWN_CAUSES])
@@ -110,16 +111,16 @@ def _refusal(reports: Sequence[_Report]) -> LaunchError | None:
     )
 
 
-def differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
-    """`name: A on rank 0; B on ranks 1, 2` for every fact that the ranks do not share."""
-    found: list[str] = []
-    for name in sorted({name for each in facts for name in each}):
-        ranks: dict[str, list[int]] = {}
-        for rank, each in enumerate(facts):
-            ranks.setdefault(each.get(name, "not given"), []).append(rank)
-        if len(ranks) > 1:
-            parts = [f"{value} on {named(some)}" for value, some in ranks.items()]
-            found.append(f"{name}: {'; '.join(parts)}")
+def differences(facts: Mapping[int, Mapping[str, str]], unit: str = "rank") -> dict[str, str]:
+    """`A on rank 0; B on ranks 1, 2` by the name of every fact that the ranks do not share."""
+    found: dict[str, str] = {}
+    for name in sorted({name for each in facts.values() for name in each}):
+        numbers: dict[str, list[int]] = {}
+        for number, each in facts.items():
+            numbers.setdefault(each.get(name, "not given"), []).append(number)
+        if len(numbers) > 1:
+            parts = [f"{value} on {named(some, unit)}" for value, some in numbers.items()]
+            found[name] = "; ".join(parts)
     return found
 
 

@@ -10,7 +10,7 @@ from threading import Event, Thread
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 from rlcli.monitor.signals import STOPS, StopRequest
 
@@ -76,6 +76,4 @@ def _receive(store: Store, stop: StopRequest, ended: Event) -> None:
 
 def own_line(store: Store) -> Store:
     """A second connection to the store: a call on the first may wait for another rank."""
-    if not isinstance(store, TCPStore):
-        return store
-    return TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
+    return store.clone()  # pyright: ignore[reportAttributeAccessIssue]

@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from rlcli.config.resolved import Resolved
 from rlcli.crew.known_run import KnownRun, find_run
+from rlcli.crew.lines import speaker
 from rlcli.lang import translator
 from rlcli.launch import check_processes, num_local, read_node
 from rlcli.launcher.job import Job, Limits
@@ -55,21 +55,15 @@ def launch(
         preempt_exit_code=config.run.preempt_exit_code,
         limits=limits,
     )
-    say = translator(config.run.lang)
-
-    def tell(text: str) -> None:
-        # whoever read this may be gone; the run is not
-        with suppress(OSError, ValueError):
-            print(say(text), file=sys.stderr, flush=True)
-
+    tell, wait = speaker(config.run.lang), progress_line(translator(config.run.lang))
     os.environ.update(inherited(notes))
     # started with it ignored, this process would not notice a rank's end
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if found.node_rank > 0:
-        return _run_agent(job, None, tell, progress_line(say))
+        return _run_agent(job, None, tell, wait)
     run_dir, run = find_run(resolved, cwd)
     with held(run_dir, resumes=run.resume != "no"):
-        return _run_agent(job, replace(run, is_held=True), tell, progress_line(say))
+        return _run_agent(job, replace(run, is_held=True), tell, wait)
 
 
 def _run_agent(
@@ -79,7 +73,7 @@ def _run_agent(
     level = os.environ.pop(LOG_LEVEL, "")
     os.environ[LOG_LEVEL] = level or "FATAL"
     from rlcli.launcher.agent import Agent
-    from rlcli.launcher.nodes import open_store
+    from rlcli.launcher.rendezvous import open_store
 
     os.environ[LOG_LEVEL] = level or "ERROR"
     store, address = open_store(job, wait)

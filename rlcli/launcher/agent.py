@@ -30,9 +30,10 @@ from rlcli.crew.known_run import KnownRun, known_run, remember_run
 from rlcli.crew.meet import launcher_notes
 from rlcli.errors import TrainingError, UsageError
 from rlcli.launcher.job import End, Job, RestartBudget
-from rlcli.launcher.nodes import Nodes, make_rendezvous
+from rlcli.launcher.nodes import Nodes
 from rlcli.launcher.processes import Processes
 from rlcli.launcher.record import Record
+from rlcli.launcher.rendezvous import make_rendezvous
 from rlcli.launcher.signals import Signals
 from rlcli.launcher.watch import Watch
 from rlcli.monitor.sign import forget_signs

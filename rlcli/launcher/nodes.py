@@ -7,45 +7,23 @@ sends back whether the run is restarted or ends.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
-from torch.distributed.elastic.rendezvous import RendezvousInfo
-from torch.distributed.elastic.rendezvous.api import RendezvousTimeoutError
-from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
-from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
-    DynamicRendezvousHandler,
-    RendezvousTimeout,
-)
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
-from rlcli.doctor.finding import Finding
-from rlcli.doctor.network import own_address, within
-from rlcli.doctor.nodes import Meeting, Met, gather
-from rlcli.errors import LaunchError
 from rlcli.launcher.job import Death, End, Job
-from rlcli.rank_env import LOOPBACK, is_loopback_name
 
-COMMAND = "rlcli train"
-SHOWN_CAUSES = 2
 TURN_S = 0.1
-STORE_LIMIT_S = 60.0
 FLUSH_LIMIT_S = 2.0
 END_LIMIT_S = 2.0
 GOODBYE_LIMIT_S = 5.0
 """Seconds that the other nodes have to read that the run has ended."""
-GRACE_S = 15.0
-KEEP_ALIVE_S, KEEP_ALIVE_TRIES = 5, 3
-"""How often a node renews its place in torch's rendezvous, and after how many it loses it."""
-LATE_CALL_S = 5
-"""What other living nodes get to come to a restart, if it can do without them."""
 
 
 class Nodes:
@@ -191,106 +169,3 @@ class Nodes:
             if now_s - self._heard_s[rank] > self._silence_s:
                 why = f"no heartbeat from it for {self._silence_s:g} s"
                 self.lost.setdefault(names.get(rank, rank), why)
-
-
-class Rendezvous(DynamicRendezvousHandler):
-    """torch's c10d rendezvous over a store that all restarts and all ranks share.
-
-    Nodes are ranked by their node rank, so that node 0 is always first.
-    """
-
-    nodes: Nodes | None = None
-    limit_s = 0.0
-
-    @property
-    def use_agent_store(self) -> bool:
-        """Ranks use the store at MASTER_ADDR and MASTER_PORT, which is this one."""
-        return True
-
-    def next_rendezvous(self) -> RendezvousInfo:
-        """See base class. Raises: RendezvousTimeoutError, even if the store does not answer."""
-        if self.nodes is None:
-            return super().next_rendezvous()
-        try:
-            return within(self.limit_s, super().next_rendezvous)
-        except TimeoutError as error:
-            raise RendezvousTimeoutError from error
-
-    def num_nodes_waiting(self) -> int:
-        """See base class."""
-        return 0 if self.nodes is None else self.nodes.num_waiting
-
-
-def make_rendezvous(job: Job, store: TCPStore, run_id: str, nodes: Nodes | None) -> Rendezvous:
-    """The rendezvous of this node in `store`."""
-    # with the ranks' store shared by torch, its address would have to sort like the node ranks
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    limits, launch = job.limits, job.launch
-    handler = Rendezvous.from_backend(
-        run_id,
-        store,
-        C10dRendezvousBackend(store, run_id),
-        launch.min_nodes,
-        launch.nnodes,
-        local_addr=f"{launch.node_rank:06d}",
-        timeout=RendezvousTimeout(
-            join=timedelta(seconds=limits.meeting_s), last_call=timedelta(seconds=LATE_CALL_S)
-        ),
-        keep_alive_interval=KEEP_ALIVE_S,
-        keep_alive_max_attempt=KEEP_ALIVE_TRIES,
-    )
-    handler.nodes, handler.limit_s = nodes, limits.meeting_s + GRACE_S
-    if nodes is not None:
-        nodes.count_waiting = super(Rendezvous, handler).num_nodes_waiting
-    return handler
-
-
-def open_store(job: Job, tell: Callable[[str], None]) -> tuple[TCPStore, str]:
-    """(the store of the run, the address at which the ranks of this node reach it)."""
-    timeout = timedelta(seconds=STORE_LIMIT_S)
-    if job.launch.nnodes == 1:
-        store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-        return store, LOOPBACK
-    met = gather(meeting_of(job), tell)
-    tell("")
-    refuse(met.findings, job.launch.nnodes)
-    assert met.store is not None
-    met.store.set_timeout(timeout)
-    return met.store, _address_of_store(job, met)
-
-
-def meeting_of(job: Job) -> Meeting:
-    """Where and when the agents meet."""
-    launch = job.launch
-    return Meeting(
-        rank=launch.node_rank,
-        nnodes=launch.nnodes,
-        min_nodes=launch.min_nodes,
-        host=launch.master_addr or "",
-        port=launch.master_port,
-        timeout_s=job.limits.meeting_s,
-        last_call_s=job.limits.last_call_s,
-        command=COMMAND,
-        listens_anywhere=launch.is_pod,
-    )
-
-
-def _address_of_store(job: Job, met: Met) -> str:
-    """MASTER_ADDR, or where the others see node 0 if that is of use to node 0 alone."""
-    address = job.launch.master_addr or ""
-    if not is_loopback_name(address) or len(met.hellos) < 2:
-        return address
-    return own_address(met.hellos[1].address)
-
-
-def refuse(findings: Sequence[Finding], nnodes: int) -> None:
-    """Raises: LaunchError in three lines if something is bad."""
-    bad = [finding for finding in findings if finding.level == "bad"]
-    if not bad:
-        return
-    causes = "; ".join(f"{finding.name}: {finding.says}" for finding in bad[:SHOWN_CAUSES])
-    if bad[SHOWN_CAUSES:]:
-        causes += f"; and {', '.join(finding.name for finding in bad[SHOWN_CAUSES:][:5])}"
-    raise LaunchError(
-        f"these {nnodes} nodes cannot train together: {causes}.\nWhat to do: {bad[0].cure}"
-    )

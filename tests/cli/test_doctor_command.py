@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from rlcli.cli.doctor import report_lines
+from rlcli.cli.doctor import read_nodes, report_lines
 from rlcli.doctor.finding import Finding
 from rlcli.doctor.keys import KEYS
+from rlcli.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
@@ -102,3 +103,32 @@ def test_nodes_exit_2_for_usage_and_1_for_a_failure(rank: int, address: str, cod
     process = node(rank, 29500, MASTER_ADDR=address)
     process.communicate(timeout=120)
     assert process.returncode == code
+
+
+def env_of(**changes: str) -> dict[str, str]:
+    return {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"} | changes
+
+
+def test_the_doctor_reads_the_environment() -> None:
+    found = read_nodes(env_of(NNODES="1:2"))
+    assert (found.node_rank, found.nnodes, found.min_nodes) == (1, 2, 2)
+    assert (found.master_addr, found.master_port) == ("10.0.0.1", 29500)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"NNODES": ""}, "NNODES"),
+        ({"NNODES": "1", "NODE_RANK": "0"}, "NNODES"),
+        ({"NNODES": "two"}, "NNODES"),
+        ({"NODE_RANK": ""}, "NODE_RANK"),
+        ({"NODE_RANK": "2"}, "NODE_RANK=2"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999"),
+    ],
+)
+def test_an_environment_that_is_incomplete_or_wrong_is_refused(
+    changes: dict[str, str], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        read_nodes(env_of(**changes))
