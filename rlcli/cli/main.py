@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import errno
 import io
 import logging
@@ -86,6 +87,9 @@ class ProcessEnd:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):
                     stream.flush()
+            if "vllm" in sys.modules:
+                # C++ destructors remove its shared memory, which the next run could not create
+                ctypes.CDLL(None).exit(self.exit_code)
             os._exit(self.exit_code)
 
 
