@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import errno
 import io
 import logging
@@ -81,15 +80,15 @@ class ProcessEnd:
     exit_code = 1
 
     def __call__(self) -> None:
-        """Leave with `exit_code` if torch.distributed was used; else do nothing."""
-        if "rlcli.crew.meet" in sys.modules:
+        """Leave with `exit_code` if torch.distributed was used, and vLLM was not.
+
+        vLLM removes its shared memory at the interpreter's end; the next run could not create it.
+        """
+        if "rlcli.crew.meet" in sys.modules and "vllm" not in sys.modules:
             logging.shutdown()
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):
                     stream.flush()
-            if "vllm" in sys.modules:
-                # C++ destructors remove its shared memory, which the next run could not create
-                ctypes.CDLL(None).exit(self.exit_code)
             os._exit(self.exit_code)
 
 
