@@ -167,16 +167,16 @@ def _settle_engine(resolved: Resolved, model_config: Any, *, has_critic: bool) -
         return resolved
     try:
         shape = shape_of(values, name=config.model.path)
-    except ModelError:  # no size, no plan
+    except ModelError:  # of unknown size
         return resolved
     models = Models(policy=shape, critic=shape if has_critic else None)
     return settle_engine(resolved, models, find_machine(config.train), num_val=0)
 
 
 def _needs(resolved: Resolved) -> frozenset[str]:
-    """What the estimator and the loss ask for, a user's own too.
+    """The inputs that the estimator and the loss need, those of a user's functions included.
 
-    Raises: ConfigError for a user's function that no run can serve.
+    Raises: ConfigError for a user's function whose inputs no run has.
     """
     algorithm = resolved.config.algorithm
     if ":" not in algorithm.advantage + algorithm.loss:
@@ -195,8 +195,8 @@ def _needs(resolved: Resolved) -> frozenset[str]:
 def choose_device(config: Config) -> torch.device:
     """cuda, mps or cpu.
 
-    Raises: DeviceNotFoundError when the one asked for is not there, or torch cannot use a GPU
-        that is.
+    Raises: DeviceNotFoundError if the requested device is missing, or torch cannot use the GPU
+        of this machine.
     """
     import torch
 
@@ -226,7 +226,7 @@ def expects_cuda(config: Config) -> bool:
 
 
 def describe_device(device: torch.device) -> str:
-    """A device in words, with what decides its speed: GPU and memory, or threads."""
+    """The device as text: the GPU and its memory, or the number of CPU threads."""
     import torch
 
     if device.type == "cuda":
@@ -246,12 +246,12 @@ def build_run(
     quiet: bool = False,
     ranks: LiveRanks | None = None,
 ) -> Run:
-    """This rank's run with its weights loaded; the reward first, which is the likelier to fail.
+    """Build this rank's run and load its weights, after its reward, which is likelier to fail.
 
-    ranks: several that train together, each of which builds its own run.
+    ranks: None for a process that trains alone.
 
     Raises: RewardError when a judge or a reward model's server does not answer one call; Paused
-    where that may pass and a run with a checkpoint waits for it.
+    instead if the service may recover and the run has a checkpoint.
     """
     from rlcli.rewards import build_scorer
 
@@ -365,7 +365,7 @@ def _build_run(
 def _monitor(
     plan: Plan, run_dir: RunDir, *, quiet: bool, num_ranks: int
 ) -> tuple[Monitor, list[str]]:
-    """Rank 0's monitor, and notes of the trackers."""
+    """(the monitor of rank 0, notes of the trackers)."""
     config = plan.config
     console = RunConsole(
         run_dir.console_log, num_steps=plan.num_steps, num_ranks=num_ranks, quiet=quiet

@@ -19,8 +19,8 @@ from rlcli.types import Batch, Prompt, Reward, Rollout, Share
 class Collected:
     """This rank's rollouts, prompts in order and groups adjacent, with their rewards.
 
-    greedy: rewards of greedy rollouts by prompt. order: the prompts of all ranks; empty: this
-    rank's. seen: what rank 0 sees of the rollouts of all ranks, once the step is collected.
+    greedy: rewards of greedy rollouts by prompt. order: the prompts of all ranks; empty if this
+    rank has all. seen: rank 0's view of all ranks' rollouts, once the step is collected.
     """
 
     rollouts: Sequence[Rollout]
@@ -73,7 +73,7 @@ def collate(collected: Collected, *, needs: frozenset[str]) -> Batch:
 
 
 def _flat(rows: Sequence[Sequence[float]], dtype: type[np.generic]) -> np.ndarray:
-    """All numbers of all rows: ten times faster than a tensor of a list of Python's numbers."""
+    """All rows as one array: ten times faster than a tensor from a list."""
     return np.fromiter(chain.from_iterable(rows), dtype, count=sum(map(len, rows)))
 
 
@@ -86,7 +86,7 @@ def _share_of(collected: Collected, groups: Mapping[str, object]) -> Share | Non
 
 
 def kinds_of_parts(rewards: Sequence[Reward]) -> set[tuple[str, ...]]:
-    """The sets of parts that scored rollouts have."""
+    """The different sets of parts among scored rollouts."""
     return {tuple(sorted(reward.parts)) for reward in rewards if reward.value is not None}
 
 
@@ -111,6 +111,7 @@ def _collate_parts(rewards: Sequence[Reward]) -> dict[str, Tensor]:
 
 
 def groups_of(collected: Collected) -> dict[str, list[int]]:
+    """The rows of each prompt, by its id."""
     groups: dict[str, list[int]] = {}
     for row, rollout in enumerate(collected.rollouts):
         groups.setdefault(rollout.prompt.id, []).append(row)

@@ -1,7 +1,7 @@
-"""The rollouts and rewards of one step: sampling, scoring while it goes on, refills and holds.
+"""The rollouts and rewards of one step: sampling with concurrent scoring, retries and refills.
 
-Every rank samples and scores its share of the prompts and keeps it. What is decided for all is
-decided from gathered numbers, by the same code on every rank.
+Every rank samples, scores and keeps its share of the prompts. Decisions for all ranks follow from
+gathered numbers, by the same code on every rank.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StepAbandoned(Exception):  # no error: the step is done again on resume
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """This rank's rollouts in order and their rewards to come. order: the prompts of all ranks."""
+    """This rank's rollouts, and their pending rewards. order: the prompts of all ranks."""
 
     rollouts: Sequence[Rollout] = ()
     rewards: Sequence[Future[Reward]] = ()
@@ -47,7 +47,7 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A step that is sampled and being scored. greedy: empty unless the estimator asks for it."""
+    """A step that is sampled and being scored. greedy: empty unless the estimator needs it."""
 
     sampled: Submitted
     greedy: Submitted
@@ -55,7 +55,7 @@ class Begun:
 
 
 def collect(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: int) -> Collected:
-    """Scored rollouts of `prompts`; under dynamic sampling of enough prompts that tell apart.
+    """Scored rollouts of `prompts`; dynamic sampling adds prompts until enough have mixed scores.
 
     Raises: RewardError or Paused when the reward leaves too many rollouts unscored three times.
     """
@@ -63,17 +63,17 @@ def collect(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: in
 
 
 def begin(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: int) -> Begun:
-    """Rollouts of `prompts` by the weights the sampler has now, each on its way to the scorer."""
+    """Sample `prompts` by the sampler's current weights, and submit each rollout to the scorer."""
     try:
         canaries = run.scorer.canaries(step, prompts)
-    except RlcliError as error:  # all ranks are to end with it, together
+    except RlcliError as error:  # `end` raises it, on all ranks together
         canaries = [_failed(error)]
     sampled, greedy = _sample(run, prompts, record, seed=run.seed(step, "sample"))
     return Begun(sampled=sampled, greedy=greedy, canaries=canaries)
 
 
 def end(run: Run, begun: Begun, record: StepRecord, *, step: int) -> Collected:
-    """What was begun with its rewards, and what dynamic sampling adds by the weights of now.
+    """Wait for the rewards of a begun step; dynamic sampling adds prompts by current weights.
 
     Raises: RewardError or Paused when the reward leaves too many rollouts unscored three times.
     """
@@ -113,7 +113,7 @@ def end(run: Run, begun: Begun, record: StepRecord, *, step: int) -> Collected:
 def _sample(
     run: Run, prompts: Sequence[Prompt], record: StepRecord, *, seed: int
 ) -> tuple[Submitted, Submitted]:
-    """(sampled, greedy) rollouts; greedy ones only where the estimator compares with them."""
+    """(sampled, greedy) rollouts; greedy ones only if the estimator needs them."""
     config = run.config
     params = SamplingParams(
         n=config.rollout.n,
@@ -155,10 +155,10 @@ def sample(
     seed: int,
     on_finish: OnFinish = lambda index, rollout: None,
 ) -> list[Rollout]:
-    """Rollouts of this rank's share of the prompts, as one rank would sample them.
+    """Rollouts of this rank's share of the prompts, the same as a single rank would sample.
 
-    Ranks that hold one copy of the sampled model between them sample the same prompts, and each
-    keeps its own.
+    Ranks that share one copy of the model (tensor parallelism) sample the prompts of all of them,
+    and each keeps its own.
     """
     rollout, rank = run.config.rollout, run.ranks.rank
     costs = [len(prompt.token_ids) for prompt in prompts]
@@ -181,7 +181,7 @@ def sample(
 
 
 def _begin_to_score(run: Run, rollout: Rollout, before: Reward | None = None) -> Future[Reward]:
-    """The reward to come, or the error for which no scorer can begin."""
+    """The pending reward, or the error with which the scorer refused the rollout."""
     try:
         return run.scorer.submit(rollout, before=before)
     except RlcliError as error:
@@ -195,7 +195,7 @@ def _failed(error: RlcliError) -> Future[Reward]:
 
 
 def _scored(run: Run, sampled: Submitted, greedy: Submitted, record: StepRecord) -> Collected:
-    """The rewards when all are there, on their final scale."""
+    """Wait for the rewards, and bring them to their final scale."""
     started = time.perf_counter()
     rewards = _held(run, sampled, record)
     greedy_rewards = _held(run, greedy, record) if "greedy" in run.algorithm.needs else []
@@ -205,7 +205,7 @@ def _scored(run: Run, sampled: Submitted, greedy: Submitted, record: StepRecord)
         rollout.prompt.id: reward
         for rollout, reward in zip(greedy.rollouts, greedy_rewards, strict=True)
     }
-    # what the slowest rank took longer to sample, this one waited for
+    # the slowest rank sampled longer, and this one waited for it
     slower_s = max(run.ranks.gather(sampled.seconds)) - sampled.seconds
     _add(record, "time/sample_s", slower_s)
     _add(record, "time/score_s", max(0.0, time.perf_counter() - started - slower_s))
@@ -224,7 +224,10 @@ def score(run: Run, rollouts: Sequence[Rollout]) -> list[Reward]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Progress:
-    """Progress of a rank's rewards. error: ends the run on all ranks. failure: one not expected."""
+    """Progress of a rank's rewards.
+
+    error: ends the run on all ranks, with its message. failure: an unexpected error, as text.
+    """
 
     is_done: bool
     is_stopping: bool
@@ -235,8 +238,8 @@ class _Progress:
 def _await(run: Run, futures: Sequence[Future[Reward]]) -> list[Reward]:
     """This rank's rewards, once all ranks have theirs.
 
-    Raises: StepAbandoned, on all ranks, when a stop was asked for and scoring still goes on; what
-    a reward of any rank ended with.
+    Raises: StepAbandoned, on all ranks, when a stop was asked for and scoring still goes on; on
+    all ranks, the error of any rank's reward.
     """
     while True:
         done, pending = wait(futures, timeout=STOP_PATIENCE_S, return_when=FIRST_EXCEPTION)
@@ -265,14 +268,14 @@ def _await(run: Run, futures: Sequence[Future[Reward]]) -> list[Reward]:
 
 
 def _error_of(future: Future[Reward]) -> BaseException | None:
-    """What a future that is done ended with, in place of a reward."""
+    """The error of a future that is done; None if it has a reward."""
     return CancelledError() if future.cancelled() else future.exception()
 
 
 def count_usage(
     run: Run, record: StepRecord, rewards: Sequence[Reward], *, prefix: str = ""
 ) -> None:
-    """Add what a judge took for `rewards` to the record; nothing without a judge."""
+    """Add a judge's calls, tokens and cost for `rewards` to the record; nothing without a judge."""
     _count(run, record, _usage_of(rewards), prefix=prefix)
 
 
@@ -298,7 +301,7 @@ def note_judge(
     canaries: Sequence[Reward] = (),
     prefix: str = "",
 ) -> None:
-    """Record what a judge said of these rollouts, and how it went; nothing without a judge.
+    """Record metrics of a judge's scores for these rollouts; nothing without a judge.
 
     metrics: the scorer's own.
     """
@@ -310,7 +313,7 @@ def note_judge(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    """What a rank's rewards came to. unscored: the error, and whether waiting can help, of each."""
+    """Summary of a rank's rewards. unscored: each one's error, and whether waiting can help."""
 
     num_rewards: int
     num_tokens: int
@@ -319,7 +322,7 @@ class _Outcome:
 
 
 def _held(run: Run, submitted: Submitted, record: StepRecord) -> list[Reward]:
-    """The rewards, after scoring the unscored again while all ranks have too many of them."""
+    """Wait for the rewards; while too many of all ranks are unscored, score those again."""
     rollouts = submitted.rollouts
     rewards = _await(run, submitted.rewards)
     tried = range(len(rewards))
@@ -354,7 +357,7 @@ def _held(run: Run, submitted: Submitted, record: StepRecord) -> list[Reward]:
 
 
 def _too_many(unscored: Sequence[tuple[str | None, bool]], total: int) -> Paused | RewardError:
-    """Paused where few enough stay unscored once the services are back."""
+    """Paused if few enough would stay unscored once the services are back; else RewardError."""
     is_outage = sum(not recovers for _, recovers in unscored) <= MAX_UNSCORED_SHARE * total
     cause = next(error for error, recovers in unscored if recovers == is_outage)
     message = (
@@ -369,7 +372,7 @@ def _too_many(unscored: Sequence[tuple[str | None, bool]], total: int) -> Paused
 def _without_ties(run: Run, collected: Collected) -> tuple[Collected, list[float]]:
     """(only groups with at least two different scores, the scores of all ranks).
 
-    The others teach nothing.
+    Groups of equal scores have advantages of 0.
     """
     ids: set[str] = set()
     for prompt_id, members in groups_of(collected).items():

@@ -1,4 +1,4 @@
-"""How many nodes and processes train: the settings, beside what the environment says.
+"""How many nodes and processes train, by the settings and the environment.
 
 train.nnodes is also set by NNODES, train.n_gpus by N_GPUS.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rlcli.config.schema import Config
 
 MOST_PER_CORE = 8
-"""Processes on the CPU that one core may have to share, for a try of a run of many GPUs."""
+"""CPU processes per core at most: enough to try out a run of many GPUs."""
 
 
 def end_with_agent(env: Mapping[str, str]) -> None:
@@ -42,21 +42,21 @@ def end_with_agent(env: Mapping[str, str]) -> None:
 
 
 def num_served(config: Config) -> int:
-    """GPUs that servers of vLLM, started by rlcli, have for themselves."""
+    """GPUs reserved for the vLLM servers that rlcli starts."""
     rollout = config.rollout
     return rollout.replicas * rollout.tensor_parallel if rollout.starts_servers else 0
 
 
 def num_local(config: Config, num_gpus: int) -> int:
-    """Processes on this machine: where nobody says how many, one for each GPU that is left.
+    """Processes on this machine; by default one for each GPU that no vLLM server uses.
 
-    num_gpus: those that the run may use here.
+    num_gpus: GPUs of this machine that the run may use.
     """
     return config.train.n_gpus or max(1, num_gpus - num_served(config))
 
 
 def fit_to_env(resolved: Resolved, ranks: RankEnv | None, env: Mapping[str, str]) -> Resolved:
-    """The settings with as many nodes as the launcher, or else a scheduler, says.
+    """The settings with the number of nodes of the launcher, or else of the scheduler.
 
     Raises: LaunchError if the settings contradict it.
     """
@@ -86,7 +86,7 @@ def _fit_to_ranks(resolved: Resolved, ranks: RankEnv) -> Resolved:
         origin = f"{ranks.launcher}'s variables"
         resolved = resolved.adjust({"train.nnodes": ranks.num_nodes}, origin=origin)
     _refuse_servers(resolved, ranks.local_world_size or 1, num_gpus=None)
-    if ranks.is_own:  # the agent's notes are not those of a run that has lost nodes
+    if ranks.is_own:  # after the loss of a node, the agent's notes no longer hold
         return resolved.tell(*ranks.notes) if is_whole else resolved
     if ranks.world_size == 1:
         return resolved
@@ -96,7 +96,7 @@ def _fit_to_ranks(resolved: Resolved, ranks: RankEnv) -> Resolved:
 
 
 def check_ranks(resolved: Resolved, ranks: RankEnv) -> None:
-    """Raises: LaunchError if the settings ask for other numbers than the launcher started."""
+    """Raises: LaunchError if the launcher started other numbers than the settings ask for."""
     for key, started, unit in (
         ("train.n_gpus", ranks.local_world_size, "processes on this machine"),
         ("train.nnodes", ranks.num_nodes, "nodes"),
@@ -112,7 +112,7 @@ def check_ranks(resolved: Resolved, ranks: RankEnv) -> None:
 def read_node(config: Config, env: Mapping[str, str]) -> NodeEnv:
     """This node, by NODE_RANK, MASTER_ADDR and MASTER_PORT, or by a scheduler without NODE_RANK.
 
-    Raises: ConfigError for a value that cannot be.
+    Raises: ConfigError for an impossible value.
     """
     nnodes, min_nodes = config.train.nnodes, config.train.min_nodes or config.train.nnodes
     if min_nodes > nnodes:
@@ -147,11 +147,11 @@ def check_processes(
     num_visible_gpus: int | None,
     num_cores: int,
 ) -> list[str]:
-    """Notes on how many processes train, and on what of the machines stays unused.
+    """Notes on how many processes train, and on unused settings and GPUs.
 
-    num_processes: on this machine. num_visible_gpus: None where they were not counted.
+    num_processes: on this machine. num_visible_gpus: None if they were not counted.
 
-    Raises: LaunchError where they cannot find each other, or this machine is too small for them.
+    Raises: LaunchError if they cannot find each other, or this machine is too small for them.
     """
     train, node = resolved.config.train, read_node(resolved.config, env)
     notes: list[str] = []
@@ -196,7 +196,7 @@ def _refuse_servers(resolved: Resolved, here: int, *, num_gpus: int | None) -> N
 def _refuse_too_many(
     resolved: Resolved, here: int, *, num_gpus: int | None, num_cores: int
 ) -> None:
-    """num_gpus: None where they were not counted."""
+    """num_gpus: None if they were not counted."""
     where, most = resolved.where("train.n_gpus"), MOST_PER_CORE * num_cores
     if resolved.config.train.n_gpus is None:
         if num_gpus is not None and here > max(1, num_gpus):
@@ -218,7 +218,7 @@ def _refuse_too_many(
 
 
 def _counts(resolved: Resolved, here: int, *, num_gpus: int, num_cores: int) -> list[str]:
-    """num_gpus: those that may be used."""
+    """num_gpus: GPUs that the processes may use."""
     nnodes = resolved.config.train.nnodes
     notes: list[str] = []
     if here * nnodes > 1:

@@ -39,7 +39,7 @@ TORCH_LAUNCHERS = {
     "CROSS_RANK": "deepspeed",
     "RAY_JOB_ID": "Ray",
 }
-"""By a variable that no other launcher sets."""
+"""Launchers of torch's kind, by a variable that no other launcher sets."""
 PARENTS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK", "OMPI_COMM_WORLD_RANK", "RAY_JOB_ID")
 """Set by launchers that are the parent of each rank: torch elastic, DeepSpeed, mpirun, Ray."""
 AGENT = "RLCLI_AGENT"
@@ -87,9 +87,9 @@ class RankEnv:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeEnv:
-    """This node among `nnodes`. min_nodes: a run that has lost nodes goes on with so many.
+    """This node among `nnodes`. min_nodes: fewest nodes with which a run continues.
 
-    scheduler: whose variables were read, with the number of nodes in `counted_by`; else empty.
+    scheduler, counted_by: whose variables were read, and which has the number of nodes; or empty.
     is_pod: master_addr may be a name that node 0 itself cannot listen at.
     """
 
@@ -130,7 +130,7 @@ def read_rank(env: Mapping[str, str]) -> RankEnv | None:
 
 
 def find_node(env: Mapping[str, str]) -> NodeEnv | None:
-    """Which of several nodes SLURM or Kubernetes made this machine; None if that is not known."""
+    """This node among several of SLURM or Kubernetes; None if its number is not known."""
     counted_by = _first_set(env, SLURM_NODES)
     if counted_by and text_of(env, "SLURM_NODEID"):
         scheduler, number = "SLURM", "SLURM_NODEID"
@@ -195,7 +195,7 @@ def _torch(env: Mapping[str, str]) -> RankEnv | None:
         restart_count=number_in(env, "TORCHELASTIC_RESTART_COUNT") or 0,
         run_id=env.get("TORCHELASTIC_RUN_ID", "") or env.get("RAY_JOB_ID", ""),
         has_launcher_store=env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        # Ray Train joins a group of its own first, whose rank 0 listens at MASTER_PORT
+        # Ray Train first joins its own group, whose rank 0 listens at MASTER_PORT
         may_have_launcher_store="RAY_JOB_ID" in env,
     )
 
@@ -253,7 +253,7 @@ def _rank(
     host: str = "",
     port: int = DEFAULT_PORT,
 ) -> RankEnv:
-    """names: of the variables, as in MPI. host, port: of rank 0, where MASTER_ does not say.
+    """names: of the variables, as in MPI. host, port: of rank 0 without MASTER_ADDR, MASTER_PORT.
 
     Raises: LaunchError for a value out of its range, or if the address of rank 0 is missing.
     """
@@ -308,7 +308,7 @@ def _first_set(env: Mapping[str, str], names: Sequence[str]) -> str:
 
 
 def number_in(env: Mapping[str, str], name: str) -> int | None:
-    """The number that plain digits in a variable say; None for anything else."""
+    """A variable as a number if it is plain digits, else None."""
     text = text_of(env, name)
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
 

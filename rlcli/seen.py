@@ -1,4 +1,4 @@
-"""What rank 0 sees of a step: texts, lengths and rewards of all ranks, and never their tokens."""
+"""Rank 0's view of a step: texts, lengths and rewards of all ranks, without tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlcli.engines.ranks import Ranks
 from rlcli.types import Prompt, Response, Reward, Rollout
 
 LEVEL = 1
-"""zlib's: the fastest takes English to two fifths."""
+"""Of zlib: the fastest, which compresses English to two fifths."""
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Seen:
 def show(
     ranks: Ranks, order: Sequence[Prompt], rollouts: Sequence[Rollout], rewards: Sequence[Reward]
 ) -> Seen:
-    """Have rank 0 see every rank's rollouts. order: the prompts of all ranks."""
+    """Gather every rank's rollouts on rank 0. order: the prompts of all ranks."""
     if ranks.size == 1:
         return Seen(rollouts=rollouts, rewards=rewards)
     number = {prompt.id: place for place, prompt in enumerate(order)}
@@ -57,7 +57,7 @@ def show(
 
 
 def _pack(numbers: Sequence[int], rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> bytes:
-    """Columns; equal rewards, of which there are many, once."""
+    """Columns of the rollouts; equal rewards, of which there are many, are sent once."""
     table: dict[tuple[Any, ...], int] = {}
     places = [table.setdefault(_fields(reward), len(table)) for reward in rewards]
     columns = (

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from rlcli.trainer import Run
 
 LEAVE_S = 60.0
-"""How long a rank waits for rank 0 to end, where an error ends all ranks together."""
+"""How long a rank waits for rank 0 to end, if an error ends all ranks together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ def run_rank(
 ) -> Outcome | None:
     """Train as one rank of several; the outcome on rank 0, None on the others.
 
-    prepare: the plan and its banner. Exit codes and errors are those of `run_session`.
+    prepare: returns the plan and its banner. Exit codes and errors are those of `run_session`.
     """
     from rlcli.crew.agree import agree_on_plan, agree_on_run, end_with_launcher, write_to_log
     from rlcli.crew.meet import gpu_id, own_device, process_group
@@ -147,12 +147,12 @@ def _run_only_rank(
 
 
 def _share_cores(rank_env: RankEnv, device: torch.device) -> None:
-    """Each rank takes its share of the cores, unless OMP_NUM_THREADS says how many."""
+    """Give each rank its share of the cores, unless OMP_NUM_THREADS is set."""
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         import torch
 
         share = max(1, usable_cores() // (rank_env.local_world_size or 1))
-        os.environ["OMP_NUM_THREADS"] = str(share)  # the models' own choice of threads keeps to it
+        os.environ["OMP_NUM_THREADS"] = str(share)  # models that choose threads read it
         torch.set_num_threads(share)
 
 
@@ -167,9 +167,9 @@ def train_together(
     quiet: bool,
     store: Store,
 ) -> Outcome | None:
-    """The run on this rank, once all ranks are connected; its outcome on rank 0.
+    """Train on this rank, once all ranks are connected; the outcome on rank 0.
 
-    store: by which they met. It passes other ranks' signals to rank 0.
+    store: by which the ranks met. It forwards signals from other ranks to rank 0.
     """
     from rlcli.crew.live_ranks import LiveRanks
     from rlcli.crew.stops import receive_stops, send_stops
@@ -209,9 +209,9 @@ def train_together(
 
 
 def _train_on(plan: Plan, run_dir: RunDir, resume: Resume, ranks: LiveRanks) -> None:
-    """The run on a rank other than 0.
+    """Train on a rank other than 0.
 
-    One that ends with an error of its own ends at once: others may wait for it in a collective.
+    An error of this rank alone ends its process at once: others may wait for it in a collective.
     """
     from rlcli.trainer import train
 
@@ -226,7 +226,7 @@ def _train_on(plan: Plan, run_dir: RunDir, resume: Resume, ranks: LiveRanks) -> 
             run.sampler.close()
         with ranks.explained():
             ranks.gather(None)
-    except (Paused, RewardError, TrainingError):  # of all ranks, and told by rank 0
+    except (Paused, RewardError, TrainingError):  # all ranks have it, and rank 0 reports it
         traceback.print_exc()
         ranks.watch.await_dismissal(LEAVE_S)
     except Exception as error:
@@ -263,7 +263,7 @@ def _run(
     is_held: bool = True,
     on_built: Callable[[Run], object] = lambda run: None,
 ) -> Outcome:
-    """Train in a run directory. is_held: by this rank, or by the agent that started it."""
+    """Train in a run directory. is_held: this rank or its agent holds it already."""
     path = run_dir.path
     need = disk_need(plan.config, plan.model_dir, plan.critic_dir)
     if need is not None:
@@ -288,7 +288,7 @@ def _run(
             with nullcontext() if ranks is None else ranks.explained():
                 run = build_run(plan, run_dir, resume, quiet=quiet, ranks=ranks)
         except RankLostError:
-            raise  # the launcher knows whether the run goes on
+            raise  # the launcher decides whether the run goes on
         except BaseException as error:
             reason = str(error) or type(error).__name__
             resumable = run_dir.has_checkpoint
@@ -312,7 +312,7 @@ def _run(
 
 
 def _monitor_of(run: Run) -> Monitor:
-    """Rank 0's, which is the only one that calls this."""
+    """The monitor of rank 0, the only rank that calls this."""
     assert isinstance(run.monitor, Monitor)
     return run.monitor
 
@@ -344,7 +344,7 @@ def check_resume(run_dir: RunDir, config: Config, *, has_critic: bool) -> list[s
 
 
 def _nothing_left(run_dir: RunDir, resume: Resume, num_steps: int) -> list[str]:
-    """A note where the checkpoint to go on from lies at or past the last step."""
+    """A note if the checkpoint to resume from is at or past the last step."""
     steps = saved_steps(run_dir.checkpoints)
     done = resume if isinstance(resume, int) else max(steps, default=0)
     if done < num_steps:

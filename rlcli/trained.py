@@ -83,7 +83,7 @@ def load_policy(
 
 
 def _load_state(model: Any, checkpoint: Path) -> None:
-    """The trained weights of any engine's checkpoint."""
+    """Load the trained weights of a checkpoint of any engine."""
     import torch
 
     from rlcli.engines.shares import StateReader

@@ -66,7 +66,7 @@ class Run:
         return zlib.crc32(repr((self.config.run.seed, step, *purpose)).encode())
 
     def should_stop(self) -> bool:
-        """Whether rank 0 was asked to stop; every rank asks at the same place."""
+        """Whether rank 0 was asked to stop. Every rank calls this at the same point."""
         return self.ranks.first(self.monitor.stop_requested)
 
 

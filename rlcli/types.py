@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, str]
 RESPONSE_PREFIX = "response_prefix"
-"""Key of extra_info: the `<think>` that a prompt ends in, so that its response lacks it."""
+"""Key of extra_info: the `<think>` at the end of a prompt, which its response lacks."""
 StepRecord = dict[str, float]
 """One step's metrics: flat `group/name` to number."""
 
@@ -25,7 +25,7 @@ StepRecord = dict[str, float]
 class Prompt:
     """One question, ready to sample from. `id` is unique within its file: `file.jsonl:17`.
 
-    columns: those of its row, for reward functions; `prompt` is the row's, text or messages.
+    columns: all of its row, for reward functions; `prompt` as in the row, text or messages.
     """
 
     id: str
@@ -59,7 +59,7 @@ class Rollout:
 
 
 class Response(Protocol):
-    """What logs, metrics and judges read of a rollout: everything but its tokens."""
+    """A rollout without its tokens, for logs, metrics and judges."""
 
     @property
     def prompt(self) -> Prompt: ...
@@ -79,7 +79,7 @@ class Reward:
 
     reason: what a judge wrote, or why a rule gave its score. is_undecided: a rule found no answer
     to compare, so that its score, if any, is not the last word where a judge can be asked.
-    is_outage: a service that scores gave no answer for as long as it is waited for.
+    is_outage: the scoring service gave no answer within its time limit.
     """
 
     value: float | None
@@ -101,15 +101,15 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The rollouts that this rank holds of a step, as tensors; rows of one group are adjacent.
+    """This rank's rollouts of one step as tensors; rows of one group are adjacent.
 
     prompt_ids: P tuples of prompt token ids. group_B: row -> index into prompt_ids.
     token_ids_BT: response tokens, 0 past lengths_B. response_mask_BT: 1.0 on tokens the policy
     wrote. rollout_logprobs_BT: the sampler's. rewards_B: 0.0 where valid_B is 0.
     valid_B: 1.0 for a row that takes part in means and loss. truncated_B: True where the length
     limit cut the response. baseline_B: reward of the greedy
-    rollout of the row's prompt (ReMax). parts: reward components, each [B]. share: the place of
-    its prompts in the step; None: it has all of them.
+    rollout of the row's prompt (ReMax). parts: reward components, each [B]. share: its
+    prompts among those of the step; None: it has all of them.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -181,6 +181,6 @@ class AllReduce(Protocol):
 
 
 class Gather(Protocol):
-    """(the tensors of all ranks, of any length each; this rank's place among them)."""
+    """(the tensors of all ranks, whose lengths may differ; this rank)."""
 
     def __call__(self, values: Tensor, /) -> tuple[list[Tensor], int]: ...

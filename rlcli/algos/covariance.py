@@ -58,9 +58,9 @@ def select_clip_cov(
 ) -> Tensor:
     """[B, T] bool: random tokens among those whose covariance is strictly within the band.
 
-    clip_cov_ratio of all response tokens, one at least, as far as there are candidates; a token
-    that the ratio clip changes is none. draws_BT: random numbers, drawn here if None; the
-    candidates with the largest are taken. gather: the mini-batch is that of all ranks.
+    As many as clip_cov_ratio of all response tokens, at least one, if there are so many candidates;
+    tokens that the ratio clip changes are not candidates. draws_BT: random numbers, drawn here if
+    None; the candidates with the largest are selected. gather: joins the ranks' mini-batches.
     """
     draws_BT = torch.rand_like(logprobs_BT) if draws_BT is None else draws_BT
     tokens = (response_mask_BT != 0).flatten().nonzero()[:, 0]
@@ -116,8 +116,8 @@ def select_kl_cov(
 ) -> Tensor:
     """[B, T] bool: the kl_cov_ratio of tokens with the highest covariance, one at least.
 
-    draws_BT: random numbers (drawn here if None), which decide among equal ones. gather: the
-    mini-batch is that of all ranks.
+    draws_BT: random numbers that break ties, drawn here if None. gather: joins the ranks'
+    mini-batches.
     """
     draws_BT = torch.rand_like(logprobs_BT) if draws_BT is None else draws_BT
     tokens = (response_mask_BT != 0).flatten().nonzero()[:, 0]
@@ -144,9 +144,9 @@ def _covariance(
 
 
 def _largest(values_N: Tensor, draws_N: Tensor, count: int, gather: Gather) -> Tensor:
-    """Which of this rank's values are among the `count` largest of all ranks.
+    """Indices of this rank's values that are among the `count` largest of all ranks.
 
-    Among equal ones, those with the largest draws, wherever they are.
+    Among equal values, those with the largest draws.
     """
     own = _in_order(values_N, draws_N)[:count]
     everyones, rank = gather(torch.stack([values_N[own], draws_N[own]], dim=1))
@@ -156,7 +156,7 @@ def _largest(values_N: Tensor, draws_N: Tensor, count: int, gather: Gather) -> T
 
 
 def _in_order(values_N: Tensor, draws_N: Tensor) -> Tensor:
-    """Indices from the largest value to the smallest, equal ones by their draws."""
+    """Indices from the largest value to the smallest; equal values by their draws."""
     by_draw = draws_N.argsort(descending=True)
     return by_draw[values_N[by_draw].argsort(descending=True, stable=True)]
 

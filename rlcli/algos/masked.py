@@ -16,12 +16,12 @@ STD_EPS = 1e-6
 
 
 def alone(values: Tensor, /) -> Tensor:
-    """The reduction over a single process."""
+    """The sum, or the maximum, over a single process."""
     return values
 
 
 def gather_alone(values: Tensor, /) -> tuple[list[Tensor], int]:
-    """The values of a single process, and its place among them."""
+    """The tensors of all ranks if there is only one process, and its rank."""
     return [values], 0
 
 

@@ -73,7 +73,7 @@ def _score(folder: Path) -> float | None:
 
 
 def _faults(folder: Path) -> list[str]:
-    """Changed files; in a model folder, also weights that its class lacks or does not know."""
+    """Changed files; in a model folder also weights that are missing or unknown to its class."""
     from rlcli.checkpoint import damages
 
     faults = list(damages(folder))

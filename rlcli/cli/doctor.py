@@ -75,9 +75,9 @@ def _check_nodes() -> Mapping[str, Sequence[Finding]]:
 
 
 def read_nodes(env: Mapping[str, str]) -> NodeEnv:
-    """NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, or those of a scheduler; all nodes must come.
+    """This node, by NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, or by a scheduler.
 
-    Raises: ConfigError if one is missing or invalid.
+    No node may be missing. Raises: ConfigError if a variable is missing or invalid.
     """
     from rlcli.config.sources import resolve
     from rlcli.launch import fit_to_env, read_node

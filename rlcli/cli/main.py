@@ -70,19 +70,19 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 
 
 class ProcessEnd:
-    """Ends the process of a rank without the interpreter's own end.
+    """Ends the process of a rank without the interpreter's shutdown.
 
-    Packages keep process groups in default arguments, so gloo's threads outlive them; one that
-    frees a tensor while the interpreter ends aborts the process (exit code -6). As an atexit
-    handler, this must be the first that is registered, so that it runs last.
+    Packages keep process groups in default arguments, so gloo's threads outlive them; a thread that
+    frees a tensor during the shutdown aborts the process (exit code -6). Register this as the first
+    atexit handler, so that it runs last.
     """
 
     exit_code = 1
 
     def __call__(self) -> None:
-        """Leave with `exit_code` if torch.distributed was used, and vLLM was not.
+        """Exit with `exit_code` if torch.distributed was used and vLLM was not.
 
-        vLLM removes its shared memory at the interpreter's end; the next run could not create it.
+        vLLM removes its shared memory in the shutdown; the next run could not create it otherwise.
         """
         if "rlcli.crew.meet" in sys.modules and "vllm" not in sys.modules:
             logging.shutdown()
@@ -93,7 +93,7 @@ class ProcessEnd:
 
 
 def run_process() -> None:
-    """`main` as a process of its own."""
+    """The entry point of a process: `main`, with its exit code kept for ProcessEnd."""
     end = ProcessEnd()
     atexit.register(end)
     try:

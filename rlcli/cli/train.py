@@ -97,8 +97,10 @@ def _train(resolved: Resolved, ranks: RankEnv | None, *, as_json: bool) -> None:
 
 
 def _launch_several(resolved: Resolved) -> None:
-    """Start and watch the processes of this machine, where the run takes several; the process
-    ends with their exit code."""
+    """Start and supervise this machine's processes if the run needs several.
+
+    Raises: SystemExit with their exit code.
+    """
     train = resolved.config.train
     if train.n_gpus == train.nnodes == 1:
         return  # nvidia-smi may take a second to answer

@@ -91,7 +91,7 @@ def _as_typed(option: str, words: Sequence[str]) -> str:
 
 
 def _nearest_option(option: str, context: Any) -> str:
-    """Hint that names the option or setting meant by an unknown `option`; "" if none is alike."""
+    """Hint for an unknown `option`: the most similar option or setting; empty if there is none."""
     name = option.lstrip("-").replace("-", "_")
     parameters = context.command.params if context else []
     takes_settings = any(parameter.name == "overrides" for parameter in parameters)

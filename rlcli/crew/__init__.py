@@ -1,1 +1,1 @@
-"""Several processes that train one model: rank 0 leads, the others follow."""
+"""Several processes that train one model: how they meet, exchange values and fail together."""

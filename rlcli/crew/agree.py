@@ -1,4 +1,4 @@
-"""What the ranks agree on: settings, data, versions and the run directory."""
+"""Agreement of the ranks on settings, data, versions and the run directory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHOWN_CAUSES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Report:
-    """One rank's share of the comparison. exit_code: of its error; 0 without one."""
+    """The values of one rank that are compared. exit_code: of its error; 0 without one."""
 
     host: str
     facts: Mapping[str, str]
@@ -48,9 +48,9 @@ def agree_on_plan(
     facts_of: Callable[[T], Mapping[str, str]],
     gpu_of: Callable[[T], str],
 ) -> tuple[T, int]:
-    """(what `prepare` returns, how often the launcher has restarted the run).
+    """(the result of `prepare`, how often the launcher has restarted the run).
 
-    facts_of: by name, what must be the same on every rank. gpu_of: the rank's own GPU, if any.
+    facts_of: values, by name, that must be the same on every rank. gpu_of: the rank's GPU, if any.
     Raises: UsageError of this rank; LaunchError on rank 0 and on the first rank of every other
     machine if another rank has one, or if facts or versions differ; SystemExit on the rest.
     """
@@ -83,7 +83,7 @@ def agree_on_plan(
 
 
 def versions() -> dict[str, str]:
-    """Versions that must be the same for all ranks; of Python only 3.11, 3.12, ... counts."""
+    """Versions that must be the same on all ranks; Python's without its last number."""
     found = versions_of(PACKAGES)
     return found | {"python": found["python"].rpartition(".")[0]}
 
@@ -112,7 +112,7 @@ def _refusal(reports: Sequence[_Report]) -> LaunchError | None:
 
 
 def differences(facts: Mapping[int, Mapping[str, str]], unit: str = "rank") -> dict[str, str]:
-    """`A on rank 0; B on ranks 1, 2` by the name of every fact that the ranks do not share."""
+    """`A on rank 0; B on ranks 1, 2` for every fact that differs between ranks, by its name."""
     found: dict[str, str] = {}
     for name in sorted({name for each in facts.values() for name in each}):
         numbers: dict[str, list[int]] = {}
@@ -157,12 +157,12 @@ def agree_on_run(
 
 
 def log_path(run_dir: Path, rank: int) -> Path:
-    """Where a rank other than 0 prints."""
+    """The log of a rank other than 0."""
     return run_dir / f"rank_{rank}.log"
 
 
 def write_to_log(run_dir: Path, rank: int) -> None:
-    """Send what this process prints to its own file in the run directory."""
+    """Redirect stdout and stderr of this process to its log in the run directory."""
     run_dir.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -174,7 +174,7 @@ def write_to_log(run_dir: Path, rank: int) -> None:
 
 
 def log_mark(pid: int) -> str:
-    """The line with which a process begins its part of a log."""
+    """First line of a process's part of a log."""
     return f"--- process {pid} ---\n"
 
 

@@ -1,4 +1,4 @@
-"""What must be the same on every node of a run: settings, data and models."""
+"""Facts that must be the same on every node of a run: settings, data and models."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from rlcli.launch import num_local
 DATA = ("data.train", "data.val")
 MODELS = ("model.path", "critic.path", "reward.model")
 WHOLE_FILE = 2**26
-"""Bytes up to which a file is read as a whole; of a larger one BLOCKS pieces are."""
+"""Bytes up to which a file is hashed in full; of a larger one, BLOCKS pieces are."""
 BLOCK, BLOCKS = 2**20, 64
 SHOWN = 100
-"""Characters of a setting; the rest is told by its hash."""
+"""Characters shown of a setting; a longer one also has a hash."""
 
 
 def gather_facts(resolved: Resolved, *, num_gpus: int) -> dict[str, str]:
-    """By name. Names of files may differ between nodes, what is in them not.
+    """Facts by name. Names of files may differ between nodes, their contents may not.
 
-    A data file that is not here is told as such: the node that lacks it says so to all.
+    A missing data file is a fact too, so that every node reports which one lacks it.
     """
     config = resolved.config
     values = {k: v for k, v in leaves(config).items() if k not in (*HOUSEKEEPING, *DATA)}
@@ -57,7 +57,7 @@ def describe_data(sources: Sequence[str]) -> str:
 
 
 def describe_model(folder: Path) -> str:
-    """`config.json 0a1b2c3d4e5f, weights of 1,234 bytes`: weights are known by their size."""
+    """`config.json 0a1b2c3d4e5f, weights of 1,234 bytes`: weights are compared by size."""
     sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
     config = folder / "config.json"
     digest = fingerprint(config)[:12] if config.is_file() else "missing"
@@ -65,7 +65,7 @@ def describe_model(folder: Path) -> str:
 
 
 def fingerprint(file: Path) -> str:
-    """The SHA-256 of a file; of a large one that of its size and of pieces all over it."""
+    """The SHA-256 of a file; for a large one, of its size and of evenly spaced pieces."""
     digest = hashlib.sha256()
     size = file.stat().st_size
     with file.open("rb") as data:

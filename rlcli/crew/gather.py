@@ -32,14 +32,14 @@ from rlcli.rank_env import is_loopback_name
 TRY_S, HANDSHAKE_S, TURN_S = 5.0, 30.0, 0.2
 UNREACHABLE_S = 120.0
 GRACE_S = 15.0
-"""Extra time for an answer of number 0, which may have started later."""
+"""Extra time for the answer of number 0, which may have started later."""
 STORE_LIMIT = timedelta(seconds=60)
 SHOWN_CAUSES = 2
 VARIABLES = {"node": ("NODE_RANK", "NNODES"), "rank": ("RANK", "WORLD_SIZE")}
 
 
 class MeetingError(LaunchError):
-    """Processes that cannot meet. findings: at least one of them is bad."""
+    """Processes do not meet, or do not match. findings: at least one of them is bad."""
 
     def __init__(self, *findings: Finding) -> None:
         self.findings = findings
@@ -54,7 +54,7 @@ class MeetingError(LaunchError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One that came. where: its host. facts: by name, what must be the same for all."""
+    """A process that came. where: its host. facts: by name, values that must be equal for all."""
 
     number: int
     size: int
@@ -66,10 +66,9 @@ class Member:
 class Meeting:
     """Where and when this process, number `number` of `size`, meets the others.
 
-    unit: what meets, `node` or `rank`. limit_s: to wait for the others, but at most UNREACHABLE_S
-    if the network does not lead to number 0. least: as many are enough after last_call_s.
-    is_service: `host` may be no address of the machine to which it leads. tell: takes what is
-    waited for, on number 0 after quiet_s.
+    unit: `node` or `rank`. limit_s: timeout for the others; at most UNREACHABLE_S if number 0
+    cannot be reached. least: so many are enough after last_call_s. is_service: `host` may be the
+    name of a service in front of number 0. tell: shows progress, on number 0 after quiet_s.
     """
 
     unit: str
@@ -85,11 +84,11 @@ class Meeting:
     tell: Callable[[str], None] = lambda text: None
 
     def error(self, says: str, cure: str) -> MeetingError:
-        """What this process found to be wrong, and its cure."""
+        """The error of this process: a finding, with its cure."""
         return MeetingError(Finding(f"{self.unit} {self.number}", "bad", says, cure))
 
     def listen(self) -> TCPStore:
-        """The store of number 0, at the port of all its addresses. Raises: MeetingError."""
+        """Open the store of number 0, on all its addresses. Raises: MeetingError."""
         try:
             store = TCPStore(
                 "localhost", self.port, is_master=True, wait_for_workers=False, timeout=STORE_LIMIT
@@ -112,7 +111,7 @@ class Meeting:
         return store
 
     def connect(self) -> TCPStore:
-        """The store of number 0, which may open it later. Raises: MeetingError."""
+        """Connect to the store of number 0, which may open it later. Raises: MeetingError."""
         begun_s = refused_s = time.monotonic()
         while True:
             try:
@@ -129,7 +128,7 @@ class Meeting:
             time.sleep(TURN_S)
         address, limit = (self.host, self.port), timedelta(seconds=HANDSHAKE_S)
         try:
-            # a server that stays silent keeps the constructor for ever
+            # a server that stays silent blocks the constructor for ever
             store = within(
                 HANDSHAKE_S,
                 lambda: TCPStore(*address, is_master=False, wait_for_workers=False, timeout=limit),
@@ -145,7 +144,7 @@ class Meeting:
         limit_s, address = min(TRY_S, self.limit_s), (self.host, self.port)
         # a name server may take minutes
         with within(2 * limit_s, lambda: socket.create_connection(address, limit_s)) as connection:
-            # a socket that connects to its own port finds itself where nobody listens
+            # without a listener, a socket whose own port is this one connects to itself
             if connection.getsockname() == connection.getpeername():
                 raise ConnectionRefusedError
 
@@ -170,7 +169,7 @@ class Meeting:
         return says, cure
 
     def gather(self, store: Store, own: Member, key: str) -> tuple[Store, list[Member]]:
-        """(a part of the store that is new, all that came), the same for all of them.
+        """(a new part of the store, all members), the same on all of them.
 
         key: where number 0 stores its answer to this process. It must be new if the store has keys
         of earlier starts. Raises: MeetingError if `compare` finds something bad.
@@ -209,7 +208,7 @@ class Meeting:
         while True:
             for entry in range(1, store.add("entries", 0) + 1):
                 beat = store.add(f"beat/{entry}", 0)
-                if entry not in keys and beat > beats.setdefault(entry, beat):  # of this start
+                if entry not in keys and beat > beats.setdefault(entry, beat):  # alive
                     keys[entry], row = json.loads(store.get(f"entry/{entry}"))
                     members.append(Member(**row))
             missing = set(range(self.size)) - {member.number for member in members}
@@ -228,14 +227,14 @@ class Meeting:
         return answer
 
     def leave(self, part: Store, num: int) -> None:
-        """Number 0 leaves last of `num`, since the others need its store."""
+        """Leave the meeting; number 0 waits for all `num`, since they need its store."""
         left, until_s = part.add("left", 1), time.monotonic() + GRACE_S
         while self.number == 0 and left < num and time.monotonic() < until_s:
             time.sleep(TURN_S)
             left = part.add("left", 0)
 
     def compare(self, members: Sequence[Member]) -> list[Finding]:
-        """Who came, what differs, and who came twice or not at all."""
+        """Findings: the members, what differs, and numbers that came twice or not at all."""
         came: dict[int, Member] = {}
         findings: list[Finding] = []
         variable, size_variable = VARIABLES[self.unit]

@@ -1,4 +1,4 @@
-"""The run directory, and the run that a launcher's store remembers over restarts."""
+"""The run directory, and the record of it that a launcher's store keeps over restarts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownRun:
-    """A run directory, absolute, and the checkpoint that the run was to resume from.
+    """The absolute path of a run directory, and the checkpoint to resume from.
 
     stamp: of status.json before the run began. is_held: the agent holds the directory, not rank 0.
     """
@@ -43,7 +43,7 @@ class KnownRun:
 
 
 def find_run(resolved: Resolved, cwd: Path) -> tuple[RunDir, KnownRun]:
-    """The run directory and what is to be remembered of it. Raises: UsageError."""
+    """The run directory, and its record for restarts. Raises: UsageError."""
     run_dir, resume = open_run_dir(resolved, cwd)
     run_dir = RunDir((cwd / run_dir.path).absolute(), elsewhere=run_dir.elsewhere)
     stamp = status_stamp(run_dir.path)
@@ -55,8 +55,8 @@ def hold_run(
 ) -> tuple[RunDir, Resume]:
     """The locked run directory and the checkpoint to resume from, the same after a restart.
 
-    The launcher's store remembers the directory. A restart resumes from what was asked until the
-    run has begun, and from the newest checkpoint then. Raises: UsageError.
+    The launcher's store keeps the directory. A restart resumes from the requested checkpoint until
+    the run has begun, and from the newest one after that. Raises: UsageError.
     """
     before = None if launcher_store is None else known_run(launcher_store, cwd)
     if before is not None:
@@ -75,13 +75,13 @@ def hold_run(
 
 
 def remember_run(launcher_store: Store, cwd: Path, run: KnownRun) -> None:
-    """Keep the run for ranks that are started again."""
+    """Store the run for restarted ranks."""
     known = asdict(run) | {"path": str(run.path)}
     launcher_store.set(_run_key(cwd), json.dumps(known))
 
 
 def known_run(launcher_store: Store, cwd: Path) -> KnownRun | None:
-    """The run of this command line, if the store remembers one."""
+    """The run of this command line, if the store has one."""
     key = _run_key(cwd)
     if not launcher_store.check([key]):
         return None
@@ -97,7 +97,7 @@ def _run_key(cwd: Path) -> str:
 
 
 def status_stamp(path: Path) -> list[int]:
-    """Another one whenever status.json is written anew; empty without it."""
+    """Identifies one version of status.json; empty without the file."""
     try:
         found = (path / "status.json").stat()
     except OSError:

@@ -16,7 +16,7 @@ def speaker(lang: str) -> Callable[[str], None]:
     translate = translator(lang)
 
     def tell(text: str) -> None:
-        with suppress(OSError, ValueError):  # whoever read this may be gone; the run is not
+        with suppress(OSError, ValueError):  # the reader of stderr may be gone; the run goes on
             print(translate(text), file=sys.stderr, flush=True)
 
     return tell

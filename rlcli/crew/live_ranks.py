@@ -1,4 +1,4 @@
-"""The ranks of a run while it lasts: what they exchange, and which of them is to blame."""
+"""The ranks of a run while it lasts: their exchanges, and the cause if one fails."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from rlcli.rank_env import RankEnv
 
 T = TypeVar("T")
 FRAME = 256
-"""Bytes that every exchange sends; only what does not fit into them is sent by a second one."""
+"""Bytes of the first message of an exchange; longer values continue in a second message."""
 HEAD = 8
 SLICE_S = 1.0
 NO_LIMIT = timedelta(days=365)
 LAST_WORDS_S = 10.0
-"""How long other ranks have to say why they left."""
+"""How long to wait for other ranks to post why they ended."""
 
 
 class LiveRanks(Ranks):
-    """Exchanges values among the ranks of a run, for as long as every rank shows signs of life.
+    """Exchanges values among the ranks of a run, for as long as every rank sends heartbeats.
 
-    Ranks may be far apart when they come to an exchange: one samples long responses, rank 0 writes
-    a checkpoint. So exchanges have a group of their own, without a time limit. All of them are made
-    by the thread that trains.
+    Ranks may come to an exchange at very different times: one samples long responses, rank 0 writes
+    a checkpoint. So exchanges use their own process group, without a timeout. Only the thread that
+    trains makes them.
     """
 
     def __init__(self, env: RankEnv, store: Store, run_dir: Path, **limits: float) -> None:
@@ -55,7 +55,7 @@ class LiveRanks(Ranks):
         atexit.register(self._leave)
 
     def _leave(self) -> None:
-        """End a process that has left an exchange: a thread of gloo's waits in it for ever."""
+        """End a process that gave up an exchange: a thread of gloo still waits in it, for ever."""
         if self._exit_code is not None:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -107,7 +107,7 @@ class LiveRanks(Ranks):
         return contents
 
     def _wait(self, work: Any) -> None:
-        """Until all ranks have come. Raises: RankError, RankLostError where one will not."""
+        """Wait for all ranks. Raises: RankError, RankLostError if one has failed or is silent."""
         while not _is_over(work):
             failure, given_up = self.watch.failure(), self.watch.given_up
             if failure or given_up:
@@ -117,10 +117,10 @@ class LiveRanks(Ranks):
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Inside, an error that another rank is the cause of names that rank.
+        """Inside, an error that another rank caused is replaced by one that names that rank.
 
-        Raises: RankError, RankLostError. An error of this rank's own stays, and the others are
-        told of it.
+        Raises: RankError, RankLostError. An error of this rank is raised unchanged, and posted for
+        the others.
         """
         try:
             yield
@@ -136,7 +136,7 @@ class LiveRanks(Ranks):
             raise self._cause(error) from error
 
     def _cause(self, error: Exception) -> RankError | RankLostError:
-        """The rank that failed first, or is gone, or is the one that others wait for."""
+        """The error that names the rank that failed first, is gone or keeps the others waiting."""
         self.watch.post_lost()
         late, until_s = self.watch.late - {self.rank}, time.monotonic() + LAST_WORDS_S
         while True:
@@ -157,12 +157,12 @@ class LiveRanks(Ranks):
         return RankLostError(f"rank {self.rank} lost contact with another: {why}")
 
     def close(self) -> None:
-        """End the heartbeats."""
+        """Stop the heartbeats."""
         self.watch.close()
 
 
 def _is_over(work: Any) -> bool:
-    """Whether it has ended, after a little while. Raises: what it ended with."""
+    """Wait for SLICE_S at most; whether `work` has ended. Raises: the error it ended with."""
     try:
         work.wait(timedelta(seconds=SLICE_S))
     except RuntimeError:
@@ -185,7 +185,7 @@ def _content(frame: Tensor) -> bytes:
 
 
 def _bytes(data: bytes, length: int) -> Tensor:
-    """`data` and zeros behind it."""
+    """`data`, padded with zeros to `length`."""
     out = torch.zeros(length, dtype=torch.uint8)
     if data:
         out[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)

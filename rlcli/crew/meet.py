@@ -23,13 +23,13 @@ from rlcli.errors import LaunchError, RankLostError
 from rlcli.rank_env import LOOPBACK, RankEnv, is_loopback_name, is_pod
 
 MEETING_S = 120.0
-"""How long processes that are all there may take to reach each other."""
+"""How long processes may take to connect, once all have started."""
 QUIET_S = 10.0
-"""How long ranks are waited for before anything is reported."""
+"""How long to wait for ranks before anything is shown."""
 GLOO_TRIES = 5
-"""How often gloo tries to connect, each time for as long as it is given."""
+"""How often gloo tries to connect; its timeout holds for each try."""
 SOURCE = re.compile(r"\[\S+:\d+\] ")
-"""Where in torch's own source an error was raised; gloo does not always say it."""
+"""The place in torch's source at which an error was raised; not every error has it."""
 BROKEN = re.compile(
     "gloo|Application timeout caused pair closure|Timed out waiting [0-9]+ ?ms"
     "|Connection (closed|reset) by peer|Broken pipe|NCCL communicator was aborted"
@@ -37,16 +37,16 @@ BROKEN = re.compile(
 )
 CLOSED = re.compile("(closed|reset) by peer|Broken pipe")
 ELSEWHERE = "192.0.2.1"
-"""An address kept for documentation: the way there is the default route."""
+"""An address reserved for documentation: it is reached by the default route."""
 
 
 @contextmanager
 def process_group(
     ranks: RankEnv, *, is_cuda: bool, tell: Callable[[str], None]
 ) -> Iterator[RankGroup]:
-    """torch.distributed among the ranks of the run; left alone if it ends with an error.
+    """Connect the ranks of the run by torch.distributed, and disconnect them at the end.
 
-    tell: for the ranks that are waited for. Raises: LaunchError if the network keeps ranks apart;
+    tell: shows which ranks are missing. Raises: LaunchError if the network keeps ranks apart;
     RankLostError if one does not come.
     """
     choose_interface(ranks.master_addr, is_one_machine=ranks.is_one_machine)
@@ -63,7 +63,7 @@ def process_group(
     try:
         join_group(store, meeting, is_cuda=is_cuda)
     except MeetingError as error:
-        if ranks.is_one_machine or ranks.restart_count:  # they could connect before
+        if ranks.is_one_machine or ranks.restart_count:  # the network is not the cause
             raise RankLostError(str(error)) from error
         raise
     store.set_timeout(timedelta(seconds=PATIENCE_S))
@@ -71,7 +71,7 @@ def process_group(
     try:
         yield RankGroup(ranks, store, launcher_store)
     except BaseException:
-        if not is_cuda:  # there it waits for ranks that wait for this one
+        if not is_cuda:  # NCCL would wait for ranks that wait for this one
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
@@ -79,7 +79,7 @@ def process_group(
 
 @dataclass(frozen=True, slots=True)
 class RankGroup:
-    """The ranks, once they are connected. launcher_store: outlives a restart of the ranks."""
+    """The connected ranks and their store. launcher_store: outlives a restart of the ranks."""
 
     ranks: RankEnv
     store: Store
@@ -87,7 +87,7 @@ class RankGroup:
 
 
 def choose_interface(master: str, *, is_one_machine: bool = False) -> None:
-    """Have gloo and NCCL take the way to MASTER_ADDR, not the one a host name may stand for."""
+    """Have gloo and NCCL use the interface to MASTER_ADDR, not the one of this host's name."""
     try:
         address = own_address(LOOPBACK) if is_one_machine else reachable_address(master)
     except (OSError, LaunchError):
@@ -115,7 +115,7 @@ def _meeting(ranks: RankEnv, tell: Callable[[str], None] = lambda text: None) ->
 
 
 def open_store(ranks: RankEnv) -> tuple[Store, Store | None]:
-    """(the store by which the ranks meet, the same if a launcher keeps it for all restarts)."""
+    """(the store by which the ranks meet, the same store if it outlives restarts, else None)."""
     store, meeting = None, _meeting(ranks)
     if ranks.rank == 0 and not ranks.has_launcher_store:
         try:
@@ -130,12 +130,12 @@ def open_store(ranks: RankEnv) -> tuple[Store, Store | None]:
 
 
 def launcher_notes(store: Store, run_id: str) -> Store:
-    """The part of a launcher's store that is kept for the ranks of rlcli."""
+    """The part of a launcher's store that rlcli uses."""
     return PrefixStore(f"rlcli/{run_id}", store)
 
 
 def _with_local_rank(ranks: RankEnv, members: Sequence[Member]) -> RankEnv:
-    """The ranks with this one's number among those of its machine, counted by host name."""
+    """`ranks` with local rank and local world size, from host names if no variable has them."""
     if ranks.local_rank is not None and ranks.local_world_size is not None:
         return ranks
     hosts = {member.number: member.where for member in members}
@@ -160,7 +160,7 @@ def join_group(store: Store, meeting: Meeting, *, is_cuda: bool = False) -> None
             timeout=timedelta(seconds=MEETING_S / GLOO_TRIES),
         )
         _set_pg_timeout(timedelta(seconds=MEETING_S))
-        dist.all_reduce(torch.zeros(1))  # over gloo: NCCL does not tell what keeps it waiting
+        dist.all_reduce(torch.zeros(1))  # over gloo: NCCL does not report why it waits
     except RuntimeError as error:
         raise meeting.error(
             f"cannot connect with all others: {why_broken(error)}",
@@ -187,18 +187,18 @@ def group_of_one(device: torch.device) -> Iterator[None]:
 
 
 def is_broken_collective(error: Exception) -> bool:
-    """Whether this is what torch.distributed says of a rank that has left or does not answer."""
-    is_told = type(error) is RuntimeError and BROKEN.search(str(error)) is not None
-    return is_told or isinstance(error, dist.DistError)
+    """Whether torch.distributed raised this because a rank has left or does not answer."""
+    is_known = type(error) is RuntimeError and BROKEN.search(str(error)) is not None
+    return is_known or isinstance(error, dist.DistError)
 
 
 def is_closed(error: Exception) -> bool:
-    """Whether another process has ended, as far as torch.distributed knows."""
+    """Whether torch.distributed raised this because another process closed its connection."""
     return CLOSED.search(str(error)) is not None
 
 
 def why_broken(error: Exception) -> str:
-    """The first line of what torch.distributed says, without where it says it."""
+    """The first line of an error of torch.distributed, without the place in its source."""
     return SOURCE.sub("", str(error).partition("\n")[0]).rstrip(".")
 
 
@@ -224,14 +224,15 @@ def own_device(device: torch.device, ranks: RankEnv) -> torch.device:
 
 
 def gpu_id(device: torch.device) -> str:
-    """The GPU's own number, the same in every process; empty on a CPU."""
+    """The UUID of the GPU, the same in every process; empty on a CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
 def reachable_address(master: str, *, is_service: bool = False) -> str:
-    """The address at which other machines reach this one, on its way to `master`.
+    """The address at which other machines reach this one: that of its route to `master`.
 
-    A machine's own name may stand for a loopback address there; so may the name of a service.
+    If that is a loopback address, as for the name of this machine or of a service, the default
+    route decides.
     """
     address = own_address(master)
     if not is_loopback_name(address) or (is_loopback_name(master) and not is_service):

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C that reach another rank go to rank 0, which saves for all."""
+"""Forwards SIGTERM and Ctrl-C from other ranks to rank 0, which saves for all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def send_stops(store: Store) -> Callable[[], None]:
 
 
 def receive_stops(store: Store, stop: StopRequest) -> Callable[[], None]:
-    """On rank 0: a signal that another rank got counts as its own, unless it has had one.
+    """On rank 0: obey a signal that another rank received, unless this one has had its own.
 
     Returns the function that ends this; call it before the process exits.
     """
@@ -42,7 +42,7 @@ def receive_stops(store: Store, stop: StopRequest) -> Callable[[], None]:
 def _start(
     work: Callable[[Store, Any, Event], None], store: Store, about: Any
 ) -> Callable[[], None]:
-    """Work in a thread. A thread that is in a call of the store at exit aborts the process."""
+    """Work in a thread. A thread inside a call of the store at exit aborts the process."""
     ended = Event()
     thread = Thread(target=work, args=(own_line(store), about, ended), daemon=True)
     thread.start()

@@ -1,7 +1,7 @@
-"""Heartbeats of the ranks: who is waited for, said while it lasts, and who has failed.
+"""Heartbeats of the ranks: which of them keep the others waiting, and which have failed.
 
-They go through the store by which the ranks met, so that they come through whatever a rank waits
-for.
+They go through the store by which the ranks met, so they also arrive while a rank waits in a
+collective.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ FIRST_WORD_S = 60.0
 BEAT_S = 10.0
 SILENT_BEATS = 3
 PATIENCE_S = 30 * 60.0
-"""How far ranks may be apart within an update or a pass before torch gives up, and how long a rank
-that others wait for may be silent."""
+"""Timeout of torch's collectives, and how long a rank that others wait for may be silent."""
 DUMP_AT = 0.8
 END_S = 5.0
 STORE_FAILED = (dist.DistError, RuntimeError)
-"""What a store ends with when rank 0, or the launcher that keeps it, is gone."""
+"""Errors of a store whose owner, rank 0 or the launcher, is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a rank does, for how long, and how many collectives it has begun."""
+    """What a rank does (name), for how long, and how many collectives it has begun (place)."""
 
     number: int
     place: int
@@ -44,21 +43,21 @@ class Beat:
     name: str
 
     def text(self) -> str:
-        """As it is stored."""
+        """The stored form."""
         return f"{self.number} {self.place} {self.seconds:.1f} {self.name}"
 
 
 def read_beat(text: str) -> Beat:
-    """What `Beat.text` wrote."""
+    """The inverse of `Beat.text`."""
     number, place, seconds, name = text.split(" ", 3)
     return Beat(int(number), int(place), float(seconds), name)
 
 
 class Watch:
-    """Sends this rank's heartbeats; on rank 0, says which ranks others wait for, or are silent.
+    """Sends this rank's heartbeats; on rank 0, reports ranks that are late or silent.
 
-    Every rank begins the same collectives: who has begun fewer is waited for. log: where this
-    rank's stack goes before the patience ends. tell: on rank 0, takes what is said.
+    Every rank begins the same collectives, so a rank that has begun fewer keeps the others waiting.
+    log: gets this rank's stacks shortly before the timeout. tell: shows the reports of rank 0.
     """
 
     def __init__(
@@ -78,9 +77,9 @@ class Watch:
         self._beats = PrefixStore("watch", own_line(store))
         self.tell: Callable[[str], None] = lambda note: None
         self.given_up = ""
-        """Which rank was silent for too long, once one was."""
+        """The ranks that were silent for too long, as a message; empty if none was."""
         self.late: frozenset[int] = frozenset()
-        """The ranks that were behind, or silent, when rank 0 looked last."""
+        """The ranks that were behind or silent when rank 0 last looked."""
         self.silent: frozenset[int] = frozenset()
         self._name, self._since = "start", time.monotonic()
         self._heard = {0: Beat(0, 0, 0.0, "start")} if rank else _none_heard(size)
@@ -92,7 +91,7 @@ class Watch:
 
     @contextmanager
     def doing(self, name: str) -> Iterator[None]:
-        """Inside, this rank does what has this name."""
+        """Inside, this rank's heartbeats carry this name for what it does."""
         before, self._name, self._since = self._name, name, time.monotonic()
         try:
             yield
@@ -100,32 +99,32 @@ class Watch:
             self._name, self._since = before, time.monotonic()
 
     def name_of(self, rank: int) -> str:
-        """What a rank did when it was heard last; rank 0 hears all, the others hear rank 0."""
+        """What a rank did at its last heartbeat; rank 0 reads all, the others that of rank 0."""
         return self._heard[rank].name if rank in self._heard else self._name
 
     def close(self) -> None:
-        """Send nothing more. A thread that is in a call of the store at exit aborts the process."""
+        """Stop the thread. A thread inside a call of the store at exit aborts the process."""
         self._ended.set()
         self._thread.join(timeout=END_S)
 
     # -- why ranks end --------------------------------------------------------------------------
 
     def post_failure(self, text: str) -> None:
-        """Have all ranks know of an error of this one; the first such counts."""
+        """Post an error of this rank for all ranks; the first one posted counts."""
         with suppress(*STORE_FAILED):
             self._store.compare_set("failed", "", text)
 
     def failure(self) -> str:
-        """The first error of a rank's own; empty where there was none."""
+        """The first error that a rank posted; empty if none."""
         return self._read("failed")
 
     def post_lost(self) -> None:
-        """Have rank 0 know that this rank is there, and lost contact with another."""
+        """Let rank 0 know that this rank is alive and lost contact with another."""
         with suppress(*STORE_FAILED):
             self._store.set(f"lost/{self._rank}", "1")
 
     def unaccounted(self) -> list[int]:
-        """Other ranks that have not said that they lost contact."""
+        """Other ranks that have not posted that they lost contact."""
         others = [rank for rank in range(self._size) if rank != self._rank]
         return [rank for rank in others if not self._read(f"lost/{rank}")]
 
@@ -135,19 +134,19 @@ class Watch:
             self._store.set("dismissed", "1")
 
     def await_dismissal(self, limit_s: float) -> None:
-        """Until rank 0 has ended, but for `limit_s` at most."""
+        """Wait until rank 0 lets the other ranks exit, `limit_s` at most."""
         until_s = time.monotonic() + limit_s
         while time.monotonic() < until_s and not self._read("dismissed"):
             time.sleep(0.1)
 
     def _read(self, key: str) -> str:
-        """A text of the store; empty where there is none."""
+        """A text in the store; empty if there is none."""
         with suppress(*STORE_FAILED):
             if self._store.check([key]):
                 return self._store.get(key).decode()
         return ""
 
-    # -- in a thread of its own -----------------------------------------------------------------
+    # -- in the heartbeat thread ----------------------------------------------------------------
 
     def _run(self) -> None:
         with self._log.open("a") as log, suppress(*STORE_FAILED):
@@ -165,11 +164,11 @@ class Watch:
         faulthandler.cancel_dump_traceback_later()
 
     def _dump_later(self, log: TextIOWrapper) -> None:
-        """Every thread's stack goes to the log at DUMP_AT of the patience from now."""
+        """Write every thread's stack to the log in DUMP_AT of the timeout, unless called again."""
         faulthandler.dump_traceback_later(DUMP_AT * self._patience_s, file=log)
 
     def _look(self, own: Beat) -> None:
-        """Time is counted in looks: while this process is stopped, others are not silent."""
+        """Read heartbeats. Silence is counted in looks: none while this process is suspended."""
         for rank, last in self._heard.items():
             key = str(rank)
             is_there = rank != self._rank and self._beats.check([key])
@@ -185,9 +184,9 @@ class Watch:
         elif self._rank and self._beats.check(["given_up"]):
             self.given_up = self._beats.get("given_up").decode()
         if self._rank == 0:
-            self._say_who_is_late()
+            self._report_late()
 
-    def _say_who_is_late(self) -> None:
+    def _report_late(self) -> None:
         places = {rank: beat.place for rank, beat in self._heard.items()}
         behind = self._behind(places)
         self._waited_s = self._waited_s + self._beat_s if behind else 0.0
@@ -196,20 +195,20 @@ class Watch:
         late = dict.fromkeys(behind, self._waited_s)
         late |= {rank: max(s, late.get(rank, 0.0)) for rank, s in silent.items()}
         self.late, self.silent = frozenset(late), frozenset(silent)
-        told = {rank for rank, s in late.items() if s >= self._next_word_s}
-        if not told:
+        reported = {rank for rank, s in late.items() if s >= self._next_word_s}
+        if not reported:
             return
         self._next_word_s = 2 * max(late.values())
-        if heard := sorted(told - silent.keys()):
+        if heard := sorted(reported - silent.keys()):
             first = self._heard[heard[0]]
             self.tell(f"{named(heard)} in {first.name} for {first.seconds:.0f} s, others waiting")
-        if unheard := sorted(told & silent.keys()):
+        if unheard := sorted(reported & silent.keys()):
             first, since = self._heard[unheard[0]], min(silent[rank] for rank in unheard)
             seconds, who = first.seconds + since, named(unheard)
             self.tell(f"{who} in {first.name} for {seconds:.0f} s, silent for {since:.0f} s")
 
     def _behind(self, places: Mapping[int, int]) -> list[int]:
-        """The ranks that have come less far than others."""
+        """The ranks that have begun fewer collectives than others."""
         slowest = min(places.values())
         if slowest > self._slowest:
             self._slowest, self._waited_s = slowest, 0.0

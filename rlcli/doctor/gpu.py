@@ -39,7 +39,7 @@ def count_gpus(device: str, env: Mapping[str, str]) -> int:
 def check_gpus_usable(device: str, env: Mapping[str, str]) -> None:
     """Raises: DeviceNotFoundError if GPUs are visible and torch, asked in a child, sees none.
 
-    Training on the CPU of such a machine is never meant unless train.device=cpu says so.
+    On such a machine, only train.device=cpu trains on the CPU.
     """
     gpus = visible_gpus(ask_driver()[0], env) if device in ("auto", "cuda") else []
     if not gpus:

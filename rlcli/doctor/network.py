@@ -115,9 +115,9 @@ def interface_of(address: str) -> str:
 
 
 def own_address(master: str) -> str:
-    """This node's address on the way to `master`, which may be a service in front of it.
+    """This node's address on the route to `master`, which may be a service in front of it.
 
-    Raises: LaunchError where it has none.
+    Raises: LaunchError if it has none.
     """
     found = socket.getaddrinfo(master, 1, type=socket.SOCK_DGRAM)
     for family, kind, protocol, _, address in sorted(

@@ -1,4 +1,4 @@
-"""The processes that train one model together: what each computes, and what they add up."""
+"""Communication between the processes that train one model together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ P = ParamSpec("P")
 
 
 class Ranks:
-    """This process among `size`; alone it talks to nobody.
+    """This process among `size`; alone it sends nothing.
 
     Every rank calls the same methods in the same order.
     """
@@ -29,21 +29,21 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether what all ranks know alike is counted here."""
+        """Whether this is rank 0, which acts once for all ranks."""
         return self.rank == 0
 
     def doing(self, name: str) -> AbstractContextManager[None]:
-        """Inside, other ranks that wait see this name for what this rank does."""
+        """Inside, this name is shown for what this rank does while others wait for it."""
         return nullcontext()
 
     def explained(self) -> AbstractContextManager[None]:
-        """Inside, an error that another rank is the cause of names that rank."""
+        """Inside, an error that another rank caused is replaced by one that names that rank."""
         return nullcontext()
 
     def all_reduce(self, values: Tensor, /, *, op: Any = dist.ReduceOp.SUM) -> Tensor:
-        """The sum over ranks, or what else `op` says, in place."""
+        """The sum over ranks, or another reduction `op`, in place."""
         if self.size > 1:
-            if values.is_cuda:  # a GPU that hangs keeps its own rank from getting here: see crew
+            if values.is_cuda:  # if a GPU hangs, its rank begins no collective: see crew/watch
                 torch.cuda.current_stream(values.device).synchronize()
             dist.all_reduce(values, op)
         return values
@@ -63,7 +63,7 @@ class Ranks:
         return [found.to(values.device) for found in self.gather(values.cpu())], self.rank
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
-        """On rank 0 every rank's bytes, in the order of ranks; nothing elsewhere."""
+        """On rank 0 every rank's bytes, in the order of ranks; [] elsewhere."""
         return [data]
 
     def first(self, value: T) -> T:
@@ -76,15 +76,15 @@ class Ranks:
 
     @contextmanager
     def reading(self, folder: Path) -> Iterator[Mapping[str, Tensor]]:
-        """A state that rank 0 reads, on every rank, each tensor when it is asked for.
+        """Tensors that rank 0 reads from a checkpoint, on every rank; each is sent on access.
 
-        All ranks ask for the same ones in the same order; only rank 0 has to see the folder.
+        All ranks access the same tensors in the same order; only rank 0 needs the folder.
         """
         with StateReader(folder) if self.is_first else nullcontext() as source:
             yield _Tensors(source, is_alone=self.size == 1)
 
     def equalize(self, model: nn.Module) -> None:
-        """Rank 0's weights on every rank: what they loaded or drew may differ."""
+        """Copy rank 0's weights to every rank: loaded or random ones may differ."""
         if self.size > 1:
             for parameter in model.parameters():
                 dist.broadcast(parameter.data, src=0)
@@ -107,7 +107,7 @@ class Ranks:
 
 
 class _Tensors(Mapping[str, Tensor]):
-    """The tensors of an open file, and of rank 0's where the source is None."""
+    """The tensors of an open checkpoint; if `source` is None, of that of rank 0."""
 
     def __init__(self, source: Any, *, is_alone: bool) -> None:
         self._source, self._is_alone = source, is_alone
@@ -133,9 +133,9 @@ class _Tensors(Mapping[str, Tensor]):
 
 
 def collectives_begun() -> int:
-    """How many this process has begun with all other ranks, those of DeepSpeed included.
+    """Collectives that this process has begun with all other ranks, those of DeepSpeed included.
 
-    Every rank begins the same ones: who has begun fewer is waited for.
+    Every rank begins the same ones, so a rank that has begun fewer keeps the others waiting.
     """
     if not dist.is_initialized():
         return 0
@@ -176,8 +176,8 @@ def named_for_others(
 def deal(costs: Sequence[int], size: int, *, per_round: int) -> list[list[int]]:
     """Item numbers in `size` shares, ascending; `costs` has one number per item.
 
-    Of every `per_round` items in a row, as of all, each share gets as many, within one; the dearest
-    first, to whoever has least.
+    Of every `per_round` consecutive items, the most expensive go first, each to the share with the
+    fewest items and then the lowest cost. Shares differ by one item at most.
     """
     loads, shares = [(0, 0)] * size, [list[int]() for _ in range(size)]
     for start in range(0, len(costs), per_round):

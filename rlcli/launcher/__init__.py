@@ -36,12 +36,12 @@ def launch(
     command: Sequence[str] | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> int:
-    """The exit code of a run whose ranks this process has started and watched to their end.
+    """Start the ranks of this machine, supervise them until the run ends, return its exit code.
 
-    num_gpus: those that the run may use here. command: what a rank is; none: this command line
-    again.
+    num_gpus: GPUs of this machine that the run may use. command: starts a rank; by default this
+    command line.
 
-    Raises: UsageError if ranks need not be started; TrainingError if a node was lost.
+    Raises: UsageError if ranks cannot be started; TrainingError if a node was lost.
     """
     config = resolved.config
     found, here = read_node(config, env), num_local(config, num_gpus)
@@ -57,7 +57,7 @@ def launch(
     )
     tell, wait = speaker(config.run.lang), progress_line(translator(config.run.lang))
     os.environ.update(inherited(notes))
-    # started with it ignored, this process would not notice a rank's end
+    # with SIGCHLD ignored, as a parent may leave it, a rank's end would go unnoticed
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if found.node_rank > 0:
         return _run_agent(job, None, tell, wait)
@@ -69,7 +69,7 @@ def launch(
 def _run_agent(
     job: Job, run: KnownRun | None, tell: Callable[[str], None], wait: Callable[[str], None]
 ) -> int:
-    # torch reads it once, and logs with C++ stacks what the agent reports in a sentence
+    # torch reads the level once; it logs C++ stacks of errors that the agent reports
     level = os.environ.pop(LOG_LEVEL, "")
     os.environ[LOG_LEVEL] = level or "FATAL"
     from rlcli.launcher.agent import Agent
@@ -83,8 +83,8 @@ def _run_agent(
 
 
 def inherited(notes: Sequence[str] = ()) -> dict[str, str]:
-    """What every rank inherits. notes: on the processes, for the banner of rank 0."""
+    """Environment variables of every rank. notes: on the processes, for the banner of rank 0."""
     return {
         AGENT: json.dumps({"pid": os.getpid(), "notes": list(notes)}),
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": "",  # the agent has handlers of its own
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "",  # the agent installs its own handlers
     }

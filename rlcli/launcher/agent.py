@@ -39,20 +39,20 @@ from rlcli.launcher.watch import Watch
 from rlcli.monitor.sign import forget_signs
 from rlcli.monitor.signals import BY_CTRL_C
 
-# torch logs every signal that it sends; what a user should know, the agent reports
+# torch logs every signal that it sends; the agent reports those that matter to a user
 logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
 logging.getLogger("torch.distributed.elastic").propagate = False
 RUN_ID = "rlcli"
 TURN_S = 0.05
 KILL_LIMIT_S = 10
 HURRIED_LEAVE_S = 0.5
-"""What the other ranks get to end after a second Ctrl-C."""
+"""Seconds the other ranks have to exit after a second Ctrl-C."""
 UNLIMITED = 2**20
-"""Restarts as far as torch counts them; rlcli counts those of a window."""
+"""Restarts that torch allows; RestartBudget sets the real limit."""
 
 
 class _NoLogs(LogsSpecs):
-    """No log files of torch's own: ranks open their logs once they know the run directory."""
+    """Disables torch's log files: ranks open their logs once they know the run directory."""
 
     @property
     def root_log_dir(self) -> str:
@@ -66,8 +66,8 @@ class _NoLogs(LogsSpecs):
 class Agent(LocalElasticAgent):
     """The agent of one node. code: the exit code of the run, once it has ended.
 
-    address: of `store` for the ranks of this node. run: held by this process; None on any node
-    but 0. tell: for what happens.
+    address: at which the ranks of this node reach `store`. run: the run whose directory this
+    process holds; None on nodes other than 0. tell: shows messages to the user.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Agent(LocalElasticAgent):
         super().__init__(spec, _NoLogs())
 
     def run(self, role: str = "") -> RunResult:
-        """Until the run has ended. Raises: TrainingError if a lost node does not come back."""
+        """Supervise until the run ends. Raises: TrainingError if a lost node does not come back."""
         try:
             with self.signals:
                 result = super().run(role)  # pyright: ignore[reportCallIssue]
@@ -186,7 +186,7 @@ class Agent(LocalElasticAgent):
             forget_signs(self._record.path)
 
     def _follow(self) -> End | None:
-        """On any node but 0: report, and do what node 0 has decided."""
+        """On nodes other than 0: report signals and exits to node 0; return what it decides."""
         assert self._nodes is not None
         for number in self.signals.take():
             self._nodes.send_signal(number)
@@ -202,9 +202,9 @@ class Agent(LocalElasticAgent):
         return None
 
     def _decided(self, end: End) -> End:
-        """`end` with the exit code that a scheduler is to see, reported and written down.
+        """Report and record `end`, and set the exit code for the scheduler.
 
-        An end that is restarted may become a final one.
+        A restart becomes a final end if the budget is used up or the run was asked to stop.
         """
         if end.starts_again:
             number = self._budget.take(time.monotonic())
@@ -241,7 +241,7 @@ class Agent(LocalElasticAgent):
         return end
 
     def _finish(self, end: End) -> None:
-        """Let the ranks end by themselves if they have anything to end, and kill the rest."""
+        """Let the other ranks exit after rank 0 if the run has anything to keep; kill the rest."""
         self.code = end.code
         limits, is_void = self._job.limits, self._is_void(end.code)
         leave_s = limits.stop_s if self.signals.handed_on else limits.leave_s
@@ -258,7 +258,7 @@ class Agent(LocalElasticAgent):
             self._nodes.await_goodbyes()
 
     def _is_void(self, code: int) -> bool:
-        """Whether there is nothing to keep: a run that was refused, or stopped, before it began."""
+        """Whether the run has nothing to keep: it was refused or stopped before it began."""
         is_over = code == UsageError.exit_code or bool(self.signals.handed_on)
         return self._watch is not None and is_over and not self._record.has_begun
 

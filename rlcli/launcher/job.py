@@ -1,4 +1,4 @@
-"""What an agent starts, its limits, and how a rank ended."""
+"""The job of an agent, its limits, and how ranks end."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ LOST_CONTACT = RankLostError.exit_code
 class Limits:
     """Timeouts in seconds, and how often a run is restarted.
 
-    meeting_s: for the other nodes. last_call_s: for more nodes than train.min_nodes. leave_s: for
-    the other ranks after rank 0 has ended. linger_s: for a better cause than a rank that ended
-    because of another. stop_s: for ranks that have nothing to save after the run was asked to stop.
-    hurry_s: for rank 0 after a second Ctrl-C. silence_s: after which a node without heartbeat is
-    lost. sign_s: without a sign of life from rank 0 until it is reported, then twice as long.
-    stuck_s: until it counts as lost; grace_s: the same once the run was asked to stop or has ended.
+    meeting_s: wait for the other nodes. last_call_s: wait for more nodes than train.min_nodes.
+    leave_s: wait for the other ranks after rank 0 has ended. linger_s: wait for a better cause
+    than the first error. stop_s: wait for ranks that have nothing to save, once the run was asked
+    to stop. hurry_s: wait for rank 0 after a second Ctrl-C. silence_s: a node without heartbeats
+    for so long is lost. sign_s: rank 0's silence is reported after so long, then whenever it has
+    doubled. stuck_s: a silent rank 0 counts as lost after so long; grace_s: the same once the run
+    was asked to stop or has ended.
     """
 
     meeting_s: float = 120.0
@@ -54,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
-    """How a rank ended. code: its exit code, or minus the signal. words: the end of its log."""
+    """How a rank ended. code: its exit code, or minus the signal. words: its last log lines."""
 
     rank: int
     code: int
@@ -92,7 +93,7 @@ class Death:
 class End:
     """How one start of all ranks ended. cause: empty if rank 0 has already reported it.
 
-    has_left: rank 0 has ended by itself, so that the others get time to do so too.
+    has_left: rank 0 exited on its own, so the others get time to do so too.
     """
 
     code: int
@@ -128,9 +129,9 @@ def signal_name(number: int) -> str:
 
 
 def root_cause(deaths: list[Death]) -> Death | None:
-    """The death that the others follow from: a kill before an error before a lost contact.
+    """The likely cause of all others: a kill before an error, an error before a lost contact.
 
-    None if all ended well.
+    None if every exit code is 0.
     """
     bad = [death for death in deaths if death.code != 0]
     return min(bad, key=lambda death: (_order(death), death.rank), default=None)

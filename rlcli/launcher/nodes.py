@@ -1,4 +1,4 @@
-"""What the agents of several nodes tell each other through torch's store.
+"""Messages between the agents of several nodes, through torch's store.
 
 Every agent sends heartbeats, the deaths of its ranks and the signals it gets; the agent of node 0
 sends back whether the run is restarted or ends.
@@ -31,9 +31,9 @@ class Nodes:
 
     A store that no longer answers blocks its caller for ever, so no other thread calls it.
 
-    lost: by node, why it is gone; at node 0 any other node, elsewhere node 0. num_waiting: nodes
-    that want to join. run_path: the run directory, once rank 0 has chosen it. end: what node 0 has
-    decided.
+    lost: by node, why it is gone; node 0 tracks all other nodes, the others only node 0.
+    num_waiting: nodes that want to join. run_path: the run directory, once rank 0 has chosen it.
+    end: the decision of node 0.
     """
 
     def __init__(self, job: Job, find_path: Callable[[Store], Path | None]) -> None:
@@ -55,7 +55,7 @@ class Nodes:
         self._thread: Thread | None = None
 
     def begin(self, store: Store, run_store: Store, *, rank: int, num: int) -> None:
-        """The nodes have met in `store`, this one as `rank` of `num`."""
+        """Start to exchange messages with the nodes that met in `store`, as `rank` of `num`."""
         self.close()
         self.lost, self.end, self.num_waiting = {}, None, 0
         self._left, self._num_sent = set(), 0
@@ -70,11 +70,11 @@ class Nodes:
         self._thread.start()
 
     def send_death(self, death: Death) -> None:
-        """Tell node 0 how a rank of this node ended."""
+        """Report to node 0 how a rank of this node ended."""
         self._send_news({"death": asdict(death)})
 
     def send_signal(self, number: int) -> None:
-        """Tell node 0 that this agent got a signal."""
+        """Report to node 0 a signal that this agent received."""
         self._send_news({"signal": number})
 
     def _send_news(self, message: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ class Nodes:
         return deaths, signals
 
     def send_end(self, end: End) -> None:
-        """Tell all other nodes how this start of the ranks ends."""
+        """Send all other nodes how this start of the ranks ends."""
         self._outbox.append(("end", json.dumps(asdict(end))))
         self._await(lambda: not self._outbox, FLUSH_LIMIT_S)
 
@@ -103,18 +103,18 @@ class Nodes:
         self._await(lambda: self._left >= self._heard_s.keys(), GOODBYE_LIMIT_S)
 
     def leave(self) -> None:
-        """Tell node 0 that this one needs its store no more."""
+        """Let node 0 know that this node no longer needs its store."""
         self._outbox.append((f"left/{self._rank}", ""))
         self._await(lambda: not self._outbox, FLUSH_LIMIT_S)
 
     def close(self) -> None:
-        """Stop talking. A thread that is in a call of the store at exit aborts the process."""
+        """Stop the thread. A thread inside a call of the store at exit aborts the process."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=END_LIMIT_S)
 
     def check_store(self) -> None:
-        """Note that node 0 is lost if its store has not answered for too long."""
+        """Count node 0 as lost if its store has not answered for too long."""
         silent_s = time.monotonic() - self._answered_s
         if not self.is_controller and silent_s > self._silence_s:
             self.lost.setdefault(0, f"no answer from it for {self._silence_s:g} s")
@@ -153,7 +153,7 @@ class Nodes:
         self, store: Store, seen: Counter[int], names: dict[int, int], beats: dict[int, bytes]
     ) -> None:
         now_s = time.monotonic()
-        frozen_s = max(0.0, now_s - self._answered_s - 1.0)  # while this machine stood still
+        frozen_s = max(0.0, now_s - self._answered_s - 1.0)  # this machine was suspended
         for rank in self._heard_s:
             self._heard_s[rank] += frozen_s
             if rank not in names and store.check([f"node/{rank}"]):

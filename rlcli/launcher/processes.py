@@ -1,4 +1,4 @@
-"""The rank processes of this machine: their ends, their last words, and how they are killed."""
+"""The rank processes of this machine: how they ended, their last log lines, and killing them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from rlcli.launcher.signals import Signals
 
 REAP_LIMIT_S = 10.0
 LAST_LINES, LINE_LIMIT = 3, 200
-"""Of a log that is quoted."""
+"""Lines that are quoted of a log, and characters of each."""
 TORCH_PREFIX = re.compile(r"^\[rank\d+\]:")
-"""Of a traceback's lines once torch.distributed runs."""
+"""torch.distributed puts it before every line of a traceback."""
 
 
 class Processes:
-    """The ranks of one start, by rank. Each leads a process group of its own."""
+    """The ranks of one start on this machine. Each leads its own process group."""
 
     def __init__(self, processes: Mapping[int, subprocess.Popen[bytes]], *, node: int) -> None:
         self._processes = dict(processes)
         self._node = node
 
     def deaths(self, run_dir: Path | None) -> list[Death]:
-        """Those since the last call. run_dir: where the logs are; None if no run has begun."""
+        """Ranks that ended since the last call. run_dir: has their logs; None if not known."""
         found: list[Death] = []
         for rank, process in list(self._processes.items()):
             ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -39,7 +39,7 @@ class Processes:
                 continue
             code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
             if code:
-                # not reaped yet, so the number of its group is still its own
+                # not reaped yet, so no other process group can have its number
                 _kill_group(process.pid)
             del self._processes[rank]
             process.wait()
@@ -48,14 +48,14 @@ class Processes:
         return found
 
     def signal_rank_0(self, number: int) -> None:
-        """Send it a signal, if it is here."""
+        """Send rank 0 a signal, if it is on this machine."""
         process = self._processes.get(0)
         if process is not None:
             with suppress(ProcessLookupError):
-                os.kill(process.pid, number)  # not send_signal: that would reap it unseen
+                os.kill(process.pid, number)  # Popen.send_signal might reap it unnoticed
 
     def wait(self, limit_s: float, signals: Signals) -> None:
-        """Until all have ended by themselves, limit_s are over, or another signal arrives."""
+        """Wait until all have exited, limit_s has passed, or another signal arrives."""
         deadline_s = time.monotonic() + limit_s
         self.deaths(None)
         while self._processes and time.monotonic() < deadline_s and not signals.take():
@@ -63,7 +63,7 @@ class Processes:
             self.deaths(None)
 
     def kill(self) -> None:
-        """Kill all that are left, and what they started."""
+        """Kill the remaining ranks and the processes they started."""
         for process in self._processes.values():
             _kill_group(process.pid)
         for process in self._processes.values():

@@ -1,4 +1,4 @@
-"""The run directory in an agent's hands: held, read for how the run stands, and written to."""
+"""The run directory as an agent uses it: to hold it, and to read and write the run's status."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _is_log(file: Path) -> bool:
 
 
 class Record:
-    """status.json of the run that this agent holds; nothing on any node but 0."""
+    """Reads and writes status.json of the agent's run; nodes other than 0 have no run."""
 
     def __init__(self, run: KnownRun | None) -> None:
         self.run = run
@@ -61,7 +61,7 @@ class Record:
         return self.run is not None and self.run.has_begun
 
     def start(self) -> None:
-        """All ranks are started, for the first time or again."""
+        """Call before all ranks are started, for the first time or again."""
         self._at_start = self._stamp()
 
     def _stamp(self) -> list[int]:
@@ -69,7 +69,7 @@ class Record:
 
     @property
     def has_started(self) -> bool:
-        """Whether rank 0 of this start has anything to save: it has written status.json too."""
+        """Whether rank 0 of this start has written status.json: before, it has nothing to save."""
         return self._stamp() != self._at_start
 
     @property
@@ -78,7 +78,7 @@ class Record:
         return self.has_begun and self._status().get("state") not in (None, "running")
 
     def exit_code(self, preempt_exit_code: int) -> int | None:
-        """The exit code of the end that rank 0 has written; None before it has ended."""
+        """Exit code for the final state that rank 0 has written; None before it has ended."""
         if not self.has_ended:
             return None
         status = self._status()
@@ -88,7 +88,7 @@ class Record:
 
     @property
     def step(self) -> int:
-        """Steps that are done where the next start begins."""
+        """Steps done at the checkpoint from which the next start resumes."""
         if self.run is None:
             return 0
         resume: Resume = "newest" if self.has_begun else self.run.resume
@@ -109,12 +109,12 @@ class Record:
                     log.write(f"{text}\n")
 
     def fail(self, reason: str) -> None:
-        """A run that nobody resumes is not left `running`; an end that rank 0 wrote stays."""
+        """Record that the run failed, unless rank 0 has recorded how it ended."""
         if self.run is not None and not self.has_ended:
             self._write(RunDir(self.run.path), "failed", reason)
 
     def preempt(self, reason: str) -> bool:
-        """Whether a run that was stopped between two starts can be resumed; written down."""
+        """Record that the run was stopped between two starts; returns whether it can resume."""
         if self.run is None or self.has_ended or not self.has_begun:
             return False
         run_dir = RunDir(self.run.path)

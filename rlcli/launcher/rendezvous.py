@@ -30,9 +30,9 @@ from rlcli.launcher.nodes import Nodes
 from rlcli.rank_env import LOOPBACK, NodeEnv, is_loopback_name
 
 KEEP_ALIVE_S, KEEP_ALIVE_TRIES = 5, 3
-"""How often a node renews its place in torch's rendezvous, and after how many it loses it."""
+"""Seconds between a node's keep-alives in torch's rendezvous, and how many it may miss."""
 LATE_CALL_S = 5
-"""What other living nodes get to come to a restart, if it can do without them."""
+"""Seconds that further nodes have to join a restart, once it has train.min_nodes."""
 
 
 def meeting_of(node: NodeEnv, limits: Limits, tell: Callable[[str], None]) -> Meeting:
@@ -52,7 +52,7 @@ def meeting_of(node: NodeEnv, limits: Limits, tell: Callable[[str], None]) -> Me
 
 
 def gather_nodes(meeting: Meeting, command: str) -> tuple[TCPStore, Store, list[Member]]:
-    """(the store of node 0, a part of it, all nodes that came). command: what every node runs.
+    """(node 0's store, a part of it, all nodes that came). command: the same on every node.
 
     Raises: MeetingError if they do not meet or do not fit together.
     """
@@ -62,11 +62,11 @@ def gather_nodes(meeting: Meeting, command: str) -> tuple[TCPStore, Store, list[
         where += f" {reachable_address(meeting.host)}"
     facts = versions() | {"command": command}
     own = Member(number=meeting.number, size=meeting.size, where=where, facts=facts)
-    return store, *meeting.gather(store, own, key="met")  # a node that comes later reads it too
+    return store, *meeting.gather(store, own, key="met")  # late nodes read this key too
 
 
 def check_nodes(meeting: Meeting) -> list[Finding]:
-    """Whether the nodes meet, have the same versions and reach each other; the same on all."""
+    """Findings, the same on all nodes: do they meet, match in versions and reach each other?"""
     try:
         _, part, members = gather_nodes(meeting, "rlcli doctor --nodes")
     except MeetingError as error:
@@ -92,7 +92,7 @@ def open_store(job: Job, tell: Callable[[str], None]) -> tuple[TCPStore, str]:
     finally:
         tell("")
     address = job.launch.master_addr
-    if is_loopback_name(address) and job.launch.is_pod:  # of use to node 0 alone
+    if is_loopback_name(address) and job.launch.is_pod:  # only node 0 can use it
         address = reachable_address(address, is_service=True)
     return store, address
 

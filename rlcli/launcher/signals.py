@@ -13,7 +13,7 @@ from rlcli.monitor.signals import INTERRUPTED, STOPS
 
 
 class Signals:
-    """SIGTERM and SIGINT since `with` was entered. handed_on: those that rank 0 was sent."""
+    """SIGTERM and SIGINT received inside `with`. handed_on: those sent to rank 0."""
 
     def __init__(self) -> None:
         self.handed_on: list[int] = []
@@ -34,7 +34,7 @@ class Signals:
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Inside, a signal ends what is waited for: KeyboardInterrupt, or SystemExit on SIGTERM."""
+        """Inside, SIGINT raises KeyboardInterrupt and SIGTERM raises SystemExit."""
         self._raises = True
         try:
             yield
@@ -42,17 +42,17 @@ class Signals:
             self._raises = False
 
     def ignore(self) -> None:
-        """Ignore them until this process ends, with an exit code that is decided."""
+        """Ignore both until this process ends: its exit code is decided."""
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
         self._before.clear()
 
     def add(self, number: int) -> None:
-        """One that came to this process, or to another node."""
+        """Add a signal that another node received."""
         self._waiting.append(number)
 
     def take(self) -> list[int]:
-        """Those to hand on now."""
+        """Signals to send to rank 0 now."""
         taken, self._waiting = self._waiting, []
         self.handed_on += taken
         if self._first_s is None and taken:
@@ -63,22 +63,22 @@ class Signals:
 
     @property
     def is_interrupt(self) -> bool:
-        """Whether one of them was Ctrl-C."""
+        """Whether a Ctrl-C was sent to rank 0."""
         return signal.SIGINT in self.handed_on
 
     @property
     def exit_code(self) -> int:
-        """Of a run that they ended before it had anything to save, as a shell would tell it."""
+        """Exit code, as a shell shows it, of a run stopped before it had anything to save."""
         return INTERRUPTED if self.is_interrupt else 128 + signal.SIGTERM
 
     @property
     def asked_s(self) -> float:
-        """Seconds since the first; 0 before."""
+        """Seconds since the first was taken; 0 before."""
         return 0.0 if self._first_s is None else time.monotonic() - self._first_s
 
     @property
     def hurried_s(self) -> float:
-        """Seconds since the second SIGINT; 0 before."""
+        """Seconds since the second SIGINT was taken; 0 before."""
         return 0.0 if self._second_s is None else time.monotonic() - self._second_s
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""One start of all ranks, watched from beside rank 0 until it is clear how it ended."""
+"""Watches one start of all ranks, in the agent of rank 0, until its outcome is known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlcli.monitor.signals import INTERRUPTED
 
 
 class Watch:
-    """The ends of ranks so far, and what follows from them. tell: for a rank 0 that is silent."""
+    """Decides when and how a start of the ranks has ended. tell: shows that rank 0 is silent."""
 
     def __init__(
         self,
@@ -69,17 +69,17 @@ class Watch:
         code = zero.exit_code if promised is None else promised
         others = [death for death in self._deaths if death.rank > 0]
         root = root_cause(others) if code else None
-        # rank 0 has reported an error that ranks share, or that another sent it
-        is_told = root is None or (root.code > 0 and promised is not None) or root.is_consequence
-        cause = "" if root is None or is_told else root.describe(self._num_nodes)
+        # rank 0 reports an error that all ranks share or that another rank posted
+        is_known = root is None or (root.code > 0 and promised is not None) or root.is_consequence
+        cause = "" if root is None or is_known else root.describe(self._num_nodes)
         return End(code=code, cause=cause, has_left=True)
 
     def _promised(self) -> int | None:
-        """The exit code that goes with how the run ended, as rank 0 wrote it down."""
+        """Exit code for the final state that rank 0 has recorded; None before that."""
         return self._record.exit_code(self._job.preempt_exit_code)
 
     def _end_of_others(self) -> End | None:
-        """The end of this start, if rank 0 still needs a rank or a node that is gone."""
+        """The end, if a rank or a node that rank 0 still needs is gone."""
         if self._nodes is not None:
             for node, why in self._nodes.lost.items():
                 return self._lost(f"node {node} is lost: {why}")
@@ -105,7 +105,7 @@ class Watch:
         return limits.linger_s
 
     def _end_of_silence(self) -> End | None:
-        """The end, if rank 0 is stopped or hangs whole: its threads give no sign either."""
+        """The end, if rank 0 is suspended or so stuck that no thread gives a sign of life."""
         if self._record.path is None or any(death.rank == 0 for death in self._deaths):
             return None
         limits = self._job.limits
@@ -128,7 +128,7 @@ class Watch:
         return None
 
     def _lost(self, cause: str) -> End:
-        """The run is restarted, unless it was asked to stop."""
+        """A restart, unless the run was asked to stop."""
         if not self._signals.handed_on:
             return End(code=1, cause=cause, starts_again=True)
         code = INTERRUPTED if self._signals.is_interrupt else 1

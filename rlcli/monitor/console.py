@@ -135,7 +135,7 @@ class RunConsole:
 
     def stop(self) -> None:
         """End the panel, leaving its last state on the screen."""
-        self._stopping = ""  # the phase says how the run ended
+        self._stopping = ""  # the phase shows how the run ended
         if self._live is not None:
             self._live.stop()
             self._live = None

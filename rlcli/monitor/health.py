@@ -50,11 +50,11 @@ class Health:
             self._active.pop(HELD_OUT_FALLING, None)
             return []
         is_new = found.name not in self._active
-        self._active[found.name] = math.inf  # until an evaluation is well again
+        self._active[found.name] = math.inf  # until an evaluation passes the check
         return [found] if is_new else []
 
     def replay(self, record: Mapping[str, float]) -> list[Verdict]:
-        """New verdicts on a row of metrics.jsonl: a training step, which has an epoch, or not."""
+        """New verdicts on a row of metrics.jsonl: a step if it has an epoch, else an evaluation."""
         if "epoch" not in record:
             return self.after_evaluation(record)
         return self.after(int(record["step"]), record)
@@ -142,12 +142,12 @@ class HealthLog:
 def in_order(
     steps: Sequence[Mapping[str, float]], evaluations: Sequence[Mapping[str, float]]
 ) -> list[Mapping[str, float]]:
-    """Training steps and evaluations as they came: an evaluation follows its step."""
+    """Training steps and evaluations in the order they happened: a step, then its evaluation."""
     return sorted([*steps, *evaluations], key=lambda row: (row["step"], "epoch" not in row))
 
 
 def last_verdicts(run: Path, names: frozenset[str] | None = None) -> list[str]:
-    """The newest row of each verdict in a run's health.jsonl as a line; names: of these only."""
+    """One line for the newest row of each verdict in health.jsonl. names: only of these."""
     rows = {str(row.get("verdict")): row for row in read_rows(run / HEALTH_FILE)}
     return [
         f"health (step {row['step']}): {row.get('says', '')} {row.get('knob', '')}"

@@ -208,14 +208,14 @@ class Monitor:
 
 
 class SilentMonitor:
-    """The monitor of a rank other than 0: nothing is written or shown there."""
+    """The monitor of a rank other than 0: it writes and shows nothing."""
 
     stop_requested = False
     evaluations: Sequence[tuple[int, float]] = ()
     held_out_rewards: Sequence[tuple[int, float]] = ()
 
     def note(self, text: str) -> None:
-        """Nothing: rank 0 tells it."""
+        """Nothing: rank 0 shows notes."""
 
     def begin(self, step: int) -> None:
         """See Monitor."""

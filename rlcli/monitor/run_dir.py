@@ -20,11 +20,11 @@ from rlcli.monitor.rows import newest_metrics
 from rlcli.text import short_path
 
 State = Literal["running", "finished", "preempted", "paused", "failed"]
-"""Of status.json. Scripts rely on the words; people read `in_words`."""
+"""The states in status.json, on which scripts rely; users see `in_words`."""
 
 
 def in_words(state: str) -> str:
-    """`state` for people: a run that a signal ended with a checkpoint was stopped."""
+    """`state` as users see it: a preempted run is shown as stopped."""
     return "stopped" if state == "preempted" else state
 
 

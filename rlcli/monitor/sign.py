@@ -1,4 +1,4 @@
-"""The sign of life that rank 0 gives its agent: a file in the run directory, touched."""
+"""Rank 0's sign of life for its agent: a file in the run directory that it touches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def forget_signs(run_dir: Path) -> None:
 class Silence:
     """How long rank 0 has given no sign since its first one of this start; 0 before that.
 
-    X
+    Time is counted in looks, so that time in which the machine was suspended does not count.
     """
 
     def __init__(self, run_dir: Path, *, look_every_s: float) -> None:

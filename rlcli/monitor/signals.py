@@ -15,7 +15,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """The first signal that asked the run to stop, if any.
 
-    acknowledged_by: shows the user the text it is given; False if it cannot, then stderr gets it.
+    acknowledged_by: shows a text to the user; if it returns False, the text goes to stderr.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class StopRequest:
 
 
 def stopping_text(number: int) -> str:
-    """Acknowledges the signal `number`."""
+    """The message that acknowledges the signal `number`."""
     if number == signal.SIGINT:
         return (
             "Ctrl-C: stopping after this step, with a checkpoint. Press it again to stop at once."
