@@ -227,7 +227,7 @@ def _list_hf(repo: str) -> list[str]:
 def _hf_errors() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises: its own errors, its transport's, and `ODD_ANSWER`."""
     # The transport is httpx or httpx2, by version; only this name is the same in both
-    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+    from huggingface_hub.errors import HTTPError
 
     return (HTTPError, OSError, *ODD_ANSWER)
 

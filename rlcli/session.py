@@ -43,7 +43,7 @@ from rlcli.text import progress_line
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+    from torch.distributed import Store
 
     from rlcli.config.resolved import Resolved
     from rlcli.crew.live_ranks import LiveRanks

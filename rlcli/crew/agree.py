@@ -20,7 +20,7 @@ from rlcli.monitor.run_dir import RunDir
 from rlcli.rank_env import PARENTS, RankEnv
 
 if TYPE_CHECKING:
-    from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+    from torch.distributed import Store
 
     from rlcli.checkpoint import Resume
     from rlcli.config.resolved import Resolved

@@ -66,14 +66,11 @@ def describe_model(folder: Path) -> str:
 
 def fingerprint(file: Path) -> str:
     """The SHA-256 of a file; for a large one, of its size and of evenly spaced pieces."""
-    digest = hashlib.sha256()
     size = file.stat().st_size
     with file.open("rb") as data:
         if size <= WHOLE_FILE:
-            while chunk := data.read(BLOCK):
-                digest.update(chunk)
-            return digest.hexdigest()
-        digest.update(str(size).encode())
+            return hashlib.file_digest(data, "sha256").hexdigest()
+        digest = hashlib.sha256(str(size).encode())
         for number in range(BLOCKS):
             data.seek((size - BLOCK) * number // (BLOCKS - 1))
             digest.update(data.read(BLOCK))

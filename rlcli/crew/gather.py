@@ -15,12 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
-from torch.distributed import (
-    DistError,
-    PrefixStore,  # pyright: ignore[reportPrivateImportUsage]
-    Store,  # pyright: ignore[reportPrivateImportUsage]
-    TCPStore,  # pyright: ignore[reportPrivateImportUsage]
-)
+from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 from rlcli.crew.agree import differences
 from rlcli.crew.lines import named

@@ -16,7 +16,7 @@ from rlcli.rank_env import AGENT
 from rlcli.run_path import open_run_dir
 
 if TYPE_CHECKING:
-    from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+    from torch.distributed import Store
 
     from rlcli.config.resolved import Resolved
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import HashStore, PrefixStore, Store
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from rlcli.crew.gather import Meeting, MeetingError, Member

@@ -10,7 +10,7 @@ from threading import Event, Thread
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import Store
 
 from rlcli.monitor.signals import STOPS, StopRequest
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import Store
 
+from rlcli.crew.stops import own_line
 from rlcli.launcher.job import Death, End, Job
 
 TURN_S = 0.1
@@ -65,7 +66,7 @@ class Nodes:
         self._received.clear()
         self._outbox = deque([(f"node/{rank}", str(self._node))])
         self._stop = Event()
-        stores = [each.clone() for each in (store, run_store)]  # pyright: ignore[reportAttributeAccessIssue]
+        stores = own_line(store), own_line(run_store)
         self._thread = Thread(target=self._talk, args=(*stores, self._stop), daemon=True)
         self._thread.start()
 

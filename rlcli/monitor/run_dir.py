@@ -58,11 +58,6 @@ class RunDir:
         """Whether there is something to resume from."""
         return any(self.checkpoints.glob("step_*"))
 
-    @property
-    def is_held(self) -> bool:
-        """Whether this object holds the lock of the run directory."""
-        return self._lock is not None
-
     def probe(self, *, resumes: bool) -> None:
         """Say early what `hold` would refuse, leaving nothing behind.
 
