@@ -52,7 +52,7 @@ class _Sent:
     """
 
     since: int
-    answers: list[tuple[Sequence[int], Sequence[float]]]
+    answers: Sequence[tuple[Sequence[int], Sequence[float]]]
     trainer_N: Tensor
     sent_M: Tensor
 
