@@ -9,18 +9,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from rlcli.cpu_linear import speed_up_linears
 from rlcli.errors import ModelError
 from rlcli.forward import CausalLM
 from rlcli.gated import keep_all, keep_less
-from rlcli.load_check import check_model, why_not_with
+from rlcli.load_check import check_model, first_line, why_not_with
 from rlcli.model_loading import load_pretrained
 from rlcli.packed import ATTENTION
 
@@ -126,7 +122,7 @@ def _attend_in_one_kernel(lm: CausalLM, plain: str) -> None:
         try:
             reason = why_not_with(lm, FLEX_ATTENTION)
         except Exception as error:  # of the compiler's own kinds
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
     lm.model.set_attn_implementation(ATTENTION if reason else FLEX_ATTENTION)
     if reason:
         name = type(lm.model).__name__
@@ -157,9 +153,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except CONFIG_ERRORS as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"model {path} has no tokenizer that loads: {first}\n"
+            f"model {path} has no tokenizer that loads: {first_line(error)}\n"
             "Put tokenizer.json and tokenizer_config.json beside config.json."
         ) from error
 

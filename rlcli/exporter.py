@@ -15,9 +15,7 @@ from rlcli.hub import read_config
 from rlcli.model_card import CARD, write_cards_of
 from rlcli.monitor.run_dir import RunDir
 from rlcli.trained import find_checkpoint, load_policy, model_folder
-from rlcli.weight_files import check_merge
-
-MERGED = "merged"  # as in engines.export, which is heavy to import
+from rlcli.weight_files import MERGED, check_merge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

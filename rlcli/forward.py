@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -22,14 +23,15 @@ DROP_SHARE = 8
 
 def local_part(tensor: Tensor) -> Tensor:
     """This rank's rows of a sharded tensor (DTensor); any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
 
 
 @dataclass(slots=True)
 class CausalLM:
     """A transformers model and how to run it. `packed` False: only padded batches are right.
 
-    source_dtype: what the checkpoint was stored in, and the trained model is saved in.
+    source_dtype: of the checkpoint, and of the trained model when it is saved.
     """
 
     model: PreTrainedModel
@@ -37,9 +39,9 @@ class CausalLM:
     source_dtype: torch.dtype
     notes: list[str] = field(default_factory=list[str])
     head_is_all: bool = False
-    """Logits are the LM head's output: the model's forward does nothing more to them."""
+    """Whether logits are the LM head's output as it is: no scale, soft cap or cut."""
     root: Any = None
-    """FSDP root of a sharded model: passes run inside its forward. None if weights are whole."""
+    """Module of FSDP or DeepSpeed in whose forward passes must run; None: passes run directly."""
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +53,7 @@ class CausalLM:
         return compute() if self.root is None else self.root(compute)
 
     def hidden(self, token_ids_N: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-        """Last hidden states [N, D] of flat tokens, and of padding where positions are more."""
+        """Last hidden states of flat tokens [N, D], padded to the number of positions."""
         decoder: Any = find_decoder(self.model)
         ids = F.pad(token_ids_N, (0, position_ids.shape[1] - len(token_ids_N)))
         out = decoder(
@@ -108,7 +110,7 @@ def _holds(module: nn.Module, part: Any) -> bool:
 
 
 def head_is_all(lm: CausalLM) -> bool:
-    """Whether the model's forward leaves the LM head's output as it is; saves 0.1 ms a call."""
+    """Whether logits are the LM head's output unchanged; calling the head alone saves 0.1 ms."""
     head: Any = lm.model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         return False
@@ -132,7 +134,7 @@ def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class _Wrapped:
-    """Attributes of a module, its call replaced."""
+    """A module whose call a subclass replaces; all attributes are the module's."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -142,7 +144,7 @@ class _Wrapped:
 
 
 class _Float32Head(_Wrapped):
-    """What follows the head is computed in float32."""
+    """An LM head with float32 output: soft caps and scales behind it are computed in float32."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return self._module(hidden).float()
@@ -159,8 +161,8 @@ class _GivenHidden(_Wrapped):
         value = super().__getattr__(name)
         return self if value is self._decoder else value
 
-    def __call__(self, *inputs: Any, inputs_embeds: Tensor, **keywords: Any) -> Any:
-        return _Outputs(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
+    def __call__(self, *inputs: Any, inputs_embeds: Any, **keywords: Any) -> Any:
+        return _Outputs(last_hidden_state=inputs_embeds)
 
 
 class _Outputs(BaseModelOutputWithPast):
@@ -172,7 +174,7 @@ class _Outputs(BaseModelOutputWithPast):
         return None
 
 
-def decode_packed(
+def decode(
     lm: CausalLM,
     prompts: Sequence[Sequence[int]],
     group: Sequence[int],
@@ -180,10 +182,26 @@ def decode_packed(
     max_new_tokens: int,
     pad_token_id: int,
 ) -> Any:
-    """A generator of (logits of live rows, their row numbers); is sent (tokens, ended).
+    """A generator of (logits of live rows, their row numbers); send it (tokens, ended).
 
-    group: for each row the number of its prompt, which is read once.
+    group: for each row the number of its prompt.
     """
+    if lm.packed:
+        return _decode_packed(
+            lm, prompts, group, max_new_tokens=max_new_tokens, pad_token_id=pad_token_id
+        )
+    return _decode_padded(lm.model, [prompts[g] for g in group], pad_token_id=pad_token_id)
+
+
+def _decode_packed(
+    lm: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    group: Sequence[int],
+    *,
+    max_new_tokens: int,
+    pad_token_id: int,
+) -> Any:
+    """`decode` on flat tokens: each prompt is read once, finished rows leave the batch."""
     device = lm.device
     layout = DecodeLayout(
         [len(p) for p in prompts], group, max_new_tokens=max_new_tokens, device=device
@@ -210,3 +228,42 @@ def decode_packed(
         layout.advance()
         logits = lm.logits(lm.hidden(padding, positions[None], layout))
         positions = positions + 1
+
+
+def _decode_padded(model: Any, prompts: Sequence[Sequence[int]], *, pad_token_id: int) -> Any:
+    """`decode` with the model's own cache, for architectures that cannot run on flat tokens.
+
+    Prompts are left-padded. Finished rows stay in the batch and are fed padding: rows cannot be
+    removed from caches of unknown kinds.
+    """
+    device = model.device
+    width = max(len(p) for p in prompts)
+    ids = torch.full((len(prompts), width), pad_token_id, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask[row, width - len(prompt) :] = 1
+    live = torch.arange(len(prompts), device=device)
+    cache: Any = None
+    accepted = inspect.signature(model.forward).parameters
+    # transformers 5.24 renamed the argument and the output; code that comes with a checkpoint may
+    # have either name whatever transformers is installed
+    cache_name = "cache" if "cache" in accepted else "past_key_values"
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    while True:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        out = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **last_only,
+            **({cache_name: cache} if cache is not None else {}),
+        )
+        cache = out.cache if "cache" in out else out.past_key_values
+        logits: Tensor = out.logits[:, -1].float()
+        tokens, ended = yield logits[live], live
+        ids = torch.full((len(prompts), 1), pad_token_id, device=device)
+        ids[live, 0] = tokens
+        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+        live = live[~ended]

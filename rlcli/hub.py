@@ -169,25 +169,30 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _checked(folder: Path) -> Path:
+    _check_settings(folder)
+    check_weight_files(folder)
+    return folder
+
+
+def _check_settings(folder: Path) -> None:
+    """Raises: ModelError if config or tokenizer is missing, or a file is a git-lfs pointer."""
     check_pointers(folder)
     read_config(folder)
     _check_tokenizer(folder)
-    check_weight_files(folder)
-    return folder
 
 
 def _downloaded(name: str, folder: Path) -> Path:
     if not any(folder.glob("*.json")):
         raise ModelNotFoundError(f"model {name} is empty: no config.json is in the repository.")
-    read_config(folder)
-    _check_tokenizer(folder)
+    _check_settings(folder)
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"model {name} has no *.safetensors weights; pickled ones (*.bin) can run code and "
             "are not downloaded.\nIf you trust it: AutoModelForCausalLM.from_pretrained(NAME)"
             ".save_pretrained(DIR), copy its tokenizer to DIR, then --model DIR."
         )
-    return _checked(folder)
+    check_weight_files(folder)
+    return folder
 
 
 def _from_hf(

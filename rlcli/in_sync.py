@@ -8,7 +8,7 @@ unnoticed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -44,6 +44,19 @@ class Trainer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """Sampled bits of the weights sent last, and the log-probs of sampler and trainer then.
+
+    since: the first step at which these bits were sent.
+    """
+
+    since: int
+    answers: Sequence[tuple[Sequence[int], Sequence[float]]]
+    trainer_N: Tensor
+    sent_M: Tensor
+
+
 class CheckedSampler:
     """A sampler whose log-probs are compared with the trainer's after each weight update.
 
@@ -72,7 +85,7 @@ class CheckedSampler:
         self._params = SamplingParams(
             n=1, max_tokens=min(NUM_TOKENS, max_tokens), temperature=temperature
         )
-        self._before: tuple[int, object, Tensor, Tensor] | None = None
+        self._before: _Sent | None = None
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]], *, version: int) -> None:
         """Raises: SamplerError when the sampler does not have the trainer's policy afterwards."""
@@ -114,7 +127,7 @@ class CheckedSampler:
         self.sampler.close()
 
     def _trainer_logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
-        """What the trainer says of this rank's tokens [N]."""
+        """The trainer's log-probs of this rank's tokens [N]."""
         rewards = [Reward(value=0.0)] * len(rollouts)
         batch = collate(Collected(rollouts=rollouts, rewards=rewards, greedy={}), needs=frozenset())
         return self.trainer.response_logprobs(batch).cpu()[batch.response_mask_BT != 0]
@@ -143,17 +156,21 @@ class CheckedSampler:
         weights, and its log-probs by rounding, and not one bit of the bfloat16 weights.
         """
         answers = [(rollout.token_ids, rollout.logprobs) for rollout in rollouts]
-        if self._before is None or answers != self._before[1]:
-            self._before = (version, answers, trainer_N, sent_M)
+        before = self._before
+        if before is None or answers != before.answers:
+            since = version
+            # vLLM may batch the prompts anew, and round the log-probs of the same weights otherwise
+            if before is not None and torch.equal(sent_M, before.sent_M):
+                since = before.since
+            self._before = _Sent(since=since, answers=answers, trainer_N=trainer_N, sent_M=sent_M)
             return
-        since, _, trainer_before_N, sent_before_M = self._before
-        moved = float((trainer_N - trainer_before_N).abs().mean())
-        changed = float((sent_M != sent_before_M).float().mean())
+        moved = float((trainer_N - before.trainer_N).abs().mean())
+        changed = float((sent_M != before.sent_M).float().mean())
         if changed > MIN_CHANGED and moved > MIN_MOVED[self.dtype]:
             raise SamplerError(
-                f"the sampler still has the weights of step {since}: its log-probs are the same "
-                f"to the last digit, although {changed:.1%} of the weights sent at step {version} "
-                "are different.\n"
+                f"the sampler still has the weights of step {before.since}: its log-probs are the "
+                f"same to the last digit, although {changed:.1%} of the weights sent at step "
+                f"{version} are different.\n"
                 f"{CURE}"
             )
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from rlcli.config.schema import Config
+from rlcli.weight_files import ADAPTER, MERGED
 
 CARD = "README.md"
 PACKAGES = ("rlcli", "torch", "transformers", "peft")
@@ -31,9 +32,9 @@ def write_cards(
     name, scores = ("pass@1", evaluations)
     if not scores:
         name, scores = ("mean reward", held_out_rewards)
-    for place in (folder, folder / "merged"):
+    for place in (folder, folder / MERGED):
         if place.is_dir():
-            is_adapter = (place / "adapter_config.json").is_file()
+            is_adapter = (place / ADAPTER).is_file()
             text = _card(config, step, name, scores, is_adapter=is_adapter)
             (place / CARD).write_text(text, encoding="utf-8")
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rlcli.engines.torch_engine import TorchEngine
     from rlcli.rollout.base import Sampler
 
-SINGLE_THREAD_PARAMETERS = 20_000_000
-
 
 def set_up_cpu(device: torch.device, num_parameters: int) -> None:
     """Threads: one for tiny models, else the physical cores; OMP_NUM_THREADS wins. And memory.
@@ -43,6 +41,8 @@ def set_up_cpu(device: torch.device, num_parameters: int) -> None:
     keep_freed_memory()
     limit_kernels()
     if "OMP_NUM_THREADS" not in os.environ:
+        from rlcli.load_check import SINGLE_THREAD_PARAMETERS
+
         is_tiny = num_parameters < SINGLE_THREAD_PARAMETERS
         torch.set_num_threads(1 if is_tiny else usable_cores())
 
@@ -80,8 +80,9 @@ def build_models(
     _, pad_token_id = end_tokens(plan, plan.model_dir)
     parts = _choose_parts(engine_class, config)
     if parts is None:
-        more = {"pad_token_id": pad_token_id, "trains_half": trains_half}
-        policy, sampled, peft_model, critic = _load_whole(plan, compute, ranks, **more)
+        policy, sampled, peft_model, critic = _load_whole(
+            plan, compute, ranks, pad_token_id=pad_token_id, trains_half=trains_half
+        )
     else:
         policy, sampled, peft_model, critic = _load_parts(parts, plan, compute, pad_token_id)
     reference = None
@@ -92,14 +93,13 @@ def build_models(
             enable_gradient_checkpointing(model)
     if config.model.compile:
         _compile(policy.model, reference and reference.model, critic and critic.body)
+    is_exact = config.rollout.is_native and not is_half and not config.rollout.async_steps
     engine = engine_class(
         config,
         policy,
         total_steps=plan.num_steps,
         pad_token_id=pad_token_id,
-        sampler_is_exact=config.rollout.is_native
-        and not is_half
-        and not config.rollout.async_steps,
+        sampler_is_exact=is_exact,
         autocast_dtype=autocast,
         peft_model=peft_model,
         reference=reference,
@@ -182,7 +182,7 @@ def _load_policy(
     import torch
 
     from rlcli.causal_lm import load_causal_lm
-    from rlcli.engines.lora import add_lora, untrained_experts
+    from rlcli.engines.lora import adapt
 
     config, device, uses_lora = plan.config, plan.device, plan.config.lora.rank > 0
     load = partial(
@@ -195,9 +195,7 @@ def _load_policy(
     trained = compute if uses_lora or trains_half else torch.float32
     policy = load(dtype=trained)
     set_up_cpu(device, policy.model.num_parameters())
-    peft_model = add_lora(policy.model, config.lora) if uses_lora else None
-    if peft_model is not None and (note := untrained_experts(policy.model)):
-        policy.notes.append(note)
+    peft_model = adapt(policy, config.lora)
     ranks.equalize(policy.model)
     if not config.rollout.is_native:
         return policy, None, peft_model

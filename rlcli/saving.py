@@ -17,16 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcli.checkpoint import (
-    COPY_ROOM,
-    CheckpointFolder,
-    Resume,
-    Save,
-    Saved,
-    Scores,
-    damage,
-    seal,
-)
+from rlcli.checkpoint import COPY_ROOM, CheckpointFolder, Resume, Save, Saved, Scores, damage, seal
 from rlcli.disk import gib
 from rlcli.errors import CheckpointError, TrainingError
 from rlcli.machine import free_ram, memory_swing
@@ -300,12 +291,11 @@ class Checkpoints:
                 held_out_rewards=run.monitor.held_out_rewards,
             )
             seal(scratch, self.folder / "final")
-        except (OSError, TrainingError) as error:
+        except TrainingError as error:  # it was written, and is not the policy
             shutil.rmtree(scratch, ignore_errors=True)
-            if isinstance(error, TrainingError):  # it was written, and is not the policy
-                raise TrainingError(
-                    f"{error}\nTraining is done and saved as step {step}."
-                ) from error
+            raise TrainingError(f"{error}\nTraining is done and saved as step {step}.") from error
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
             raise TrainingError(
                 f"the final model could not be written to {self.folder}: {error}.\n"
                 f"Training is done and saved as step {step}: free some space, then --resume auto."

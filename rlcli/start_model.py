@@ -18,9 +18,7 @@ from rlcli import hub
 from rlcli.checkpoint import share, step_of
 from rlcli.errors import ModelError
 from rlcli.monitor.run_dir import RunDir, is_run
-from rlcli.weight_files import ADAPTER_WEIGHTS
-
-ADAPTER = "adapter_config.json"
+from rlcli.weight_files import ADAPTER, ADAPTER_WEIGHTS, MERGED
 
 
 def find_start(path: str, *, source: hub.Hub, trust_remote_code: bool, merges: bool) -> Path:
@@ -113,7 +111,7 @@ def _of_run(path: str) -> Path | None:
             "RUN/checkpoints/final. Export this, then give --model DEST:\n"
             f"rlcli ckpt export {run} DEST{option}{merge}"
         )
-    merged = final / "merged"
+    merged = final / MERGED
     return merged if merged.is_dir() else final
 
 

@@ -15,7 +15,10 @@ Use = Literal["train", "adapters", "read"]
 """All weights are trained, adapters on frozen weights are, or nothing is."""
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MERGED = "merged"
+"""Folder, inside that of an adapter, of the model with the adapter merged in."""
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 OTHER_LAYOUTS = ("*.safetensors", "*.gguf", "*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"

@@ -26,7 +26,6 @@ LEVELS = {
     "config": 1,
     "boxed": 1,
     "packed": -1,
-    "padded": 0,
     "forward": 0,
     "load_check": 1,
     "cpu_linear": 1,

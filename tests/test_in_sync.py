@@ -79,6 +79,26 @@ def set_sync(sampler: CheckedSampler, sync: Sync) -> None:
     sampler.sampler.sync = sync
 
 
+def expect_idle_sync_found(
+    engine: TorchEngine,
+    sampler: CheckedSampler,
+    change: Callable[[], None],
+    *,
+    versions: range,
+    since: int = 0,
+) -> None:
+    """A sync that does nothing stops the run within these steps, each after a change of weights."""
+    set_sync(sampler, lambda copy, weights, version: None)
+
+    def take_steps() -> None:
+        for version in versions:
+            change()
+            sampler.load_weights(engine.weights(), version=version)
+
+    with pytest.raises(SamplerError, match=f"still has the weights of step {since}:"):
+        take_steps()
+
+
 def answers(sampler: CheckedSampler) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
     """Tokens and log-probs, of the same seed each time."""
     asked = [Prompt(id=str(i), messages=(), token_ids=(5 + i, 6, 7)) for i in range(9)]
@@ -124,37 +144,61 @@ def test_a_sync_that_does_nothing_is_found_at_the_first_step_of_rounding(
     engine: TorchEngine, sampler: CheckedSampler
 ) -> None:
     sampler.load_weights(engine.weights(), version=0)
-    set_sync(sampler, lambda copy, weights, version: None)
-    move(engine, by=1e-6)
-    with pytest.raises(SamplerError, match="still has the weights of step 0"):
-        sampler.load_weights(engine.weights(), version=1)
+    expect_idle_sync_found(engine, sampler, lambda: move(engine, by=1e-6), versions=range(1, 2))
 
 
 def test_in_bfloat16_too_although_the_gap_is_rounding(
     engine: TorchEngine, half_sampler: CheckedSampler
 ) -> None:
     half_sampler.load_weights(engine.weights(), version=0)
-    set_sync(half_sampler, lambda copy, weights, version: None)
-    move(engine, by=2e-4)
-    with pytest.raises(SamplerError, match="still has the weights of step 0"):
-        half_sampler.load_weights(engine.weights(), version=1)
+    expect_idle_sync_found(
+        engine, half_sampler, lambda: move(engine, by=2e-4), versions=range(1, 2)
+    )
 
 
 def test_small_steps_add_up_until_a_sync_that_does_nothing_is_found(
     engine: TorchEngine, half_sampler: CheckedSampler
 ) -> None:
     half_sampler.load_weights(engine.weights(), version=0)
-    set_sync(half_sampler, lambda copy, weights, version: None)
 
-    def take_small_steps() -> None:
-        for version in range(1, 30):
-            with torch.no_grad():  # a 20th of what rounds to another bfloat16 number
-                for parameter in engine.policy.model.parameters():
-                    parameter.mul_(1 + 2**-13)
-            half_sampler.load_weights(engine.weights(), version=version)
+    @torch.no_grad()
+    def take_small_step() -> None:  # a 20th of what rounds to another bfloat16 number
+        for parameter in engine.policy.model.parameters():
+            parameter.mul_(1 + 2**-13)
 
-    with pytest.raises(SamplerError, match="still has the weights of step 0"):
-        take_small_steps()
+    expect_idle_sync_found(engine, half_sampler, take_small_step, versions=range(1, 30))
+
+
+def test_the_step_named_is_the_first_at_which_the_same_bits_were_sent(
+    engine: TorchEngine, half_sampler: CheckedSampler
+) -> None:
+    @torch.no_grad()
+    def load_with_other_rounding(
+        copy: NativeSampler, weights: Iterator[tuple[str, Tensor]], version: int
+    ) -> None:
+        NativeSampler.load_weights(copy, weights, version=version)
+        for parameter in copy.lm.model.parameters():
+            parameter.mul_(1 + 2**-7)
+
+    half_sampler.load_weights(engine.weights(), version=0)
+    before = answers(half_sampler)
+    set_sync(half_sampler, load_with_other_rounding)
+    half_sampler.load_weights(engine.weights(), version=1)
+    assert answers(half_sampler) != before
+    expect_idle_sync_found(
+        engine, half_sampler, lambda: move(engine, by=2e-4), versions=range(2, 3)
+    )
+
+
+def test_the_step_named_is_the_last_at_which_other_bits_were_sent(
+    engine: TorchEngine, half_sampler: CheckedSampler
+) -> None:
+    half_sampler.load_weights(engine.weights(), version=0)
+    move(engine, by=0.01)
+    half_sampler.load_weights(engine.weights(), version=1)
+    expect_idle_sync_found(
+        engine, half_sampler, lambda: move(engine, by=2e-4), versions=range(2, 3), since=1
+    )
 
 
 @torch.no_grad()

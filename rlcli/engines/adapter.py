@@ -14,6 +14,7 @@ from rlcli.causal_lm import CausalLM, load_tokenizer
 from rlcli.engines.export import save_pretrained
 from rlcli.engines.read_back import adapter_problems, not_finite, quiet
 from rlcli.errors import ModelError
+from rlcli.load_check import first_line
 from rlcli.model_loading import choose_class
 from rlcli.weight_files import check_adapter_file, check_pointers
 
@@ -77,8 +78,7 @@ def check_adapter(base: Path, adapter: Path, *, trust_remote_code: bool) -> None
 
 
 def _cannot_merge(adapter: Path, base: Path, error: Exception) -> ModelError:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return ModelError(f"adapter {adapter} cannot be merged into {base}: {first}")
+    return ModelError(f"adapter {adapter} cannot be merged into {base}: {first_line(error)}")
 
 
 def _untie(model: Any) -> bool:

@@ -9,14 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlcli.types import (
-    Advantages,
-    AnnotatedBatch,
-    Batch,
-    Gather,
-    StepRecord,
-    TokenLoss,
-)
+from rlcli.types import Advantages, AnnotatedBatch, Batch, Gather, StepRecord, TokenLoss
 
 Weights = Iterator[tuple[str, Tensor]]
 

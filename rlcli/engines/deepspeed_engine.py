@@ -14,7 +14,6 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -25,9 +24,9 @@ from torch import Tensor, nn
 from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import TrainConfig
 from rlcli.engines.critic import Critic
-from rlcli.engines.export import save_pretrained
+from rlcli.engines.merge import Whole
 from rlcli.engines.optimizer import MOMENTS, NamedParameters, Updater
-from rlcli.engines.ranks import Ranks, from_first, named_for_others
+from rlcli.engines.ranks import Ranks
 from rlcli.engines.torch_engine import TorchEngine
 from rlcli.errors import TrainingError
 
@@ -273,9 +272,15 @@ class DeepSpeedEngine(TorchEngine):
         return train.zero_stage == 3
 
     def _updater(self, model: nn.Module, *, lr: float, grad_clip: float) -> Updater:
-        train = self.config.train
-        more = {"lr": lr, "grad_clip": grad_clip, "ranks": self.ranks, "half": self.is_half}
-        updater = ShardedUpdater(Root(model), list(model.named_parameters()), train, **more)
+        updater = ShardedUpdater(
+            Root(model),
+            list(model.named_parameters()),
+            self.config.train,
+            lr=lr,
+            grad_clip=grad_clip,
+            ranks=self.ranks,
+            half=self.is_half,
+        )
         lm = model.lm if isinstance(model, Critic) else self.policy
         lm.root = updater.engine
         return updater
@@ -306,15 +311,6 @@ class DeepSpeedEngine(TorchEngine):
             with gathered([parameter for _, parameter in some]):
                 yield from ((name, parameter.detach()) for name, parameter in some)
 
-    @named_for_others
-    def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:
-        """See TorchEngine; all ranks take part."""
-        (merge_lora,) = from_first([merge_lora])
-        save_pretrained(
-            self.policy,
-            self.peft_model,
-            folder,
-            tokenizer,
-            merge_lora=merge_lora,
-            whole=gathered,
-        )
+    def _gatherer(self) -> Whole | None:
+        """See TorchEngine."""
+        return gathered

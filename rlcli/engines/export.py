@@ -22,6 +22,7 @@ from rlcli.engines.merge import Named, Whole, gather, plain_weights
 from rlcli.engines.read_back import gap_to, problems
 from rlcli.errors import TrainingError
 from rlcli.machine import free_ram
+from rlcli.weight_files import MERGED
 
 
 @contextmanager
@@ -81,7 +82,6 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-MERGED = "merged"
 SIDE_FILES = ("*.json", "*.jinja", "*.py", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 """Files of a model folder besides weights: processor, chat template, code, vocabulary, license."""
 NOT_COPIED = (

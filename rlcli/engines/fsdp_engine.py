@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 
 from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import TrainConfig
-from rlcli.engines.export import save_pretrained
+from rlcli.engines.merge import Whole
 from rlcli.engines.optimizer import MOMENTS, Updater
-from rlcli.engines.ranks import from_first, named_for_others
+from rlcli.engines.ranks import named_for_others
 from rlcli.engines.sharded_model import gather_whole, rows_of
 from rlcli.engines.shares import ShareState, ShareWriter, StateReader
 from rlcli.engines.torch_engine import TorchEngine
@@ -103,14 +103,10 @@ class FsdpEngine(TorchEngine):
 
         Given the folder, a rank other than 0 begins to write it.
         """
-        updaters = {"policy": self.policy_updater, "critic": self.critic_updater}
         tensors: dict[str, Tensor] = {}
         starts: dict[str, tuple[int, int]] = {}
-        for name, updater in updaters.items():
-            if updater is None:
-                continue
-            own = updater.state(name)
-            tensors |= own
+        for name, updater in self._updaters.items():
+            tensors |= updater.state(name)
             for key, parameter in updater.parameters.items():
                 place = rows_of(parameter)[0], parameter.shape[0]
                 starts |= {f"{name}.{kind}.{key}": place for kind in ("weight", *MOMENTS)}
@@ -119,26 +115,17 @@ class FsdpEngine(TorchEngine):
             self._writer.write(state, folder)
         return state
 
-    @named_for_others
-    def load_state(self, folder: Path) -> None:
+    def _reading(self, folder: Path) -> StateReader:
         """See TorchEngine; every rank reads its rows."""
-        with StateReader(folder) as tensors:
-            for name, updater in (("policy", self.policy_updater), ("critic", self.critic_updater)):
-                if updater is not None:
-                    updater.load_state(name, tensors)
+        return StateReader(folder)
 
-    @named_for_others
-    def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:
-        """See TorchEngine; all ranks take part."""
-        (merge_lora,) = from_first([merge_lora])
-        whole = _Gathered(self.policy)
-        save_pretrained(
-            self.policy, self.peft_model, folder, tokenizer, merge_lora=merge_lora, whole=whole
-        )
+    def _gatherer(self) -> Whole | None:
+        """See TorchEngine."""
+        return _Gatherer(self.policy)
 
 
-class _Gathered:
-    """Gathers parameters of a model in shards, for `merge.gather`."""
+class _Gatherer:
+    """Gathers parameters of a sharded model, for `merge.gather`."""
 
     def __init__(self, lm: CausalLM) -> None:
         self._device = lm.device
@@ -154,14 +141,17 @@ class _Gathered:
         """The whole tensors by id; inside, modules hold them in place of the shards."""
         found = {id(p): self._whole(p) for p in parameters}
         for parameter in parameters:
-            for module, name in self._owners.get(id(parameter), ()):
-                module._parameters[name] = found[id(parameter)]  # type: ignore[assignment]
+            self._replace(parameter, found[id(parameter)])
         try:
             yield dict(found)
         finally:
             for parameter in parameters:
-                for module, name in self._owners.get(id(parameter), ()):
-                    module._parameters[name] = parameter
+                self._replace(parameter, parameter)
+
+    def _replace(self, parameter: Tensor, value: Any) -> None:
+        """Put `value` into every module that `parameter` belongs to."""
+        for module, name in self._owners.get(id(parameter), ()):
+            module._parameters[name] = value
 
     def _whole(self, parameter: Tensor) -> Tensor:
         if id(parameter) in self._tied:

@@ -17,9 +17,23 @@ from transformers import PreTrainedModel
 from rlcli.config.schema import LoraConfig
 from rlcli.engines.read_back import empty_model
 from rlcli.errors import ConfigError
+from rlcli.forward import CausalLM
 from rlcli.model_loading import other_layers
 
 MAX_NAMES = 20
+
+
+def adapt(policy: CausalLM, config: LoraConfig) -> PeftModel | None:
+    """`policy` with adapters put into its model, and a note on experts that none trains.
+
+    None if lora.rank is 0. Raises: ConfigError as `add_lora`.
+    """
+    if not config.rank:
+        return None
+    peft_model = add_lora(policy.model, config)
+    if note := untrained_experts(policy.model):
+        policy.notes.append(note)
+    return peft_model
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
@@ -66,16 +80,17 @@ def adapters_with_values() -> Iterator[None]:
 
     peft (0.21.2) moves an adapter to the device of its layer, and so drops the values it drew.
     """
-    plain = nn.Module.to
+    module_class: Any = nn.Module
+    plain = module_class.to
 
     def to(module: nn.Module, *args: Any, **more: Any) -> nn.Module:
         return module if args and args[0] == torch.device("meta") else plain(module, *args, **more)
 
-    nn.Module.to = to  # type: ignore[method-assign]
+    module_class.to = to
     try:
         yield
     finally:
-        nn.Module.to = plain  # type: ignore[method-assign]
+        module_class.to = plain
 
 
 def check_lora(model_config: Any, config: LoraConfig, *, trust_remote_code: bool) -> None:

@@ -16,17 +16,16 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from rlcli.causal_lm import CausalLM
+from rlcli.forward import CausalLM
+from rlcli.load_check.probe import Probe, gap_between
 from rlcli.model_loading import choose_class
-from rlcli.packed import GroupLayout
+from rlcli.weight_files import ADAPTER
 
-ADAPTER = "adapter_config.json"
 MAX_GAP = 1e-4
 """Mean total variation of the next token's distribution that float32 rounding may make."""
 MAX_ROUNDED_GAP = 0.25
 """The same for weights stored or computed in fewer bits: rounding sends some tokens to other
 experts (0.035 in a random MoE in bfloat16), while a model with random weights is at 0.5 to 1."""
-NUM_TOKENS = 8
 OF_BASE = tuple(
     f"{end}{base}.weight" for end in ("embed_tokens", "lm_head") for base in ("", ".base_layer")
 )
@@ -50,51 +49,29 @@ def problems(folder: Path, *, trust_remote_code: bool = False) -> Iterator[str]:
     yield from found or not_finite(folder)
 
 
+@torch.no_grad()
 def gap_to(
     folder: Path, policy: CausalLM, *, trust_remote_code: bool = False
 ) -> tuple[float, float]:
     """(distance between next-token distributions of the saved model and `policy`, its limit).
 
-    The distance is the total variation, from 0 to 1, averaged over a few random tokens.
-
-    The caller sees to it that another copy of the model fits into the policy's device.
+    The distance is the total variation, from 0 to 1, averaged over a few random tokens. The
+    policy's device must have room for another copy of the model.
     """
-    config = policy.model.config.get_text_config()
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, config.vocab_size, (NUM_TOKENS,), generator=generator).to(policy.device)
     with quiet():
-        saved = _class_of(folder, trust_remote_code).from_pretrained(
+        model = _class_of(folder, trust_remote_code).from_pretrained(
             folder, dtype=policy.source_dtype, trust_remote_code=trust_remote_code
         )
-    saved = saved.to(policy.device).eval()
-    is_exact = saved.dtype == policy.model.dtype == torch.float32
-    gap = _distance(_plain_probabilities(saved.float(), ids), _probabilities(policy, ids))
-    return gap, MAX_GAP if is_exact else MAX_ROUNDED_GAP
-
-
-def _distance(one_TV: torch.Tensor, other_TV: torch.Tensor) -> float:
-    return float((one_TV - other_TV).abs().sum(-1).mean() / 2)
-
-
-@torch.no_grad()
-def _plain_probabilities(model: Any, ids_T: torch.Tensor) -> torch.Tensor:
-    return model(input_ids=ids_T[None], use_cache=False).logits[0].float().softmax(-1)
-
-
-@torch.no_grad()
-def _probabilities(policy: CausalLM, ids_T: torch.Tensor) -> torch.Tensor:
-    """[T, V] by the pass that training makes."""
+    model = model.to(policy.device).eval()
+    is_exact = model.dtype == policy.model.dtype == torch.float32
+    saved = CausalLM(model=model.float(), packed=False, source_dtype=policy.source_dtype)
     was_training = policy.model.training
     policy.model.eval()
     try:
-        if policy.packed:
-            layout = GroupLayout((1,), (len(ids_T),), (0,), policy.device)
-            hidden = policy.hidden(ids_T, layout.position_ids, layout)[: len(ids_T)]
-        else:
-            hidden = policy.padded_hidden(ids_T[None], torch.ones_like(ids_T)[None])[0]
-        return policy.logits(hidden).softmax(-1)
+        gap = gap_between(Probe(saved).plain(), Probe(policy).trained()) / 2
     finally:
         policy.model.train(was_training)
+    return gap, MAX_GAP if is_exact else MAX_ROUNDED_GAP
 
 
 def _class_of(folder: Path, trust_remote_code: bool) -> Any:
@@ -165,7 +142,8 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(str(file), "pt") as tensors:
-            shapes |= {n: tuple(tensors.get_slice(n).get_shape()) for n in tensors.keys()}  # noqa: SIM118
+            names = tensors.keys()
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     return shapes
 
 
@@ -174,7 +152,8 @@ def not_finite(folder: Path) -> Iterator[str]:
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(str(file), "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
+                names = tensors.keys()
+                for name in names:
                     if not tensors.get_tensor(name).isfinite().all():
                         yield f"{file} has values that are not finite in {name}"
         except SafetensorError as error:

@@ -153,7 +153,8 @@ def _open(path: Path, stack: ExitStack) -> Iterator[tuple[str, Any]]:
     for file in files_of_weights(path):
         if file.suffix == ".safetensors":
             tensors = stack.enter_context(safe_open(str(file), "pt"))
-            yield from ((key, _Stored(tensors, key)) for key in tensors.keys())  # noqa: SIM118
+            keys = tensors.keys()
+            yield from ((key, _Stored(tensors, key)) for key in keys)
         else:
             yield from torch.load(file, map_location="cpu", mmap=True, weights_only=True).items()
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 from rlcli.causal_lm import load_causal_lm
 from rlcli.config.schema import Config
 from rlcli.engines.critic import Critic
-from rlcli.engines.lora import adapters_with_values, add_lora, untrained_experts
+from rlcli.engines.lora import adapt, adapters_with_values, add_lora
 from rlcli.engines.sharded_model import build_empty_lm, load_shards
 from rlcli.forward import CausalLM
 
@@ -28,14 +28,17 @@ def load_policy(
         lm, weights = build_empty_lm(
             str(path), stack, dtype=dtype, trust_remote_code=config.model.trust_remote_code
         )
-        peft_model = None
-        if config.lora.rank:
-            with adapters_with_values():
-                peft_model = add_lora(lm.model, config.lora)
-            if note := untrained_experts(lm.model):
-                lm.notes.append(note)
-        more = {"compute": _half(compute), "offload": config.train.offloads}
-        return load_shards(lm, weights, lm.model, device, **more), peft_model
+        with adapters_with_values():
+            peft_model = adapt(lm, config.lora)
+        load_shards(
+            lm,
+            weights,
+            lm.model,
+            device,
+            compute=_half(compute),
+            offload=config.train.offloads,
+        )
+        return lm, peft_model
 
 
 def load_reference(
@@ -65,8 +68,14 @@ def load_critic(
             needs_head=False,
         )
         critic = Critic(lm, pad_token_id=pad_token_id, device=torch.device("cpu"))
-        more = {"compute": _half(compute), "offload": config.train.offloads}
-        load_shards(lm, weights, critic, device, **more)
+        load_shards(
+            lm,
+            weights,
+            critic,
+            device,
+            compute=_half(compute),
+            offload=config.train.offloads,
+        )
         return critic
 
 

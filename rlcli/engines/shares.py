@@ -61,8 +61,7 @@ class ShareState:
         if self._is_copy:
             return self
         tensors = {name: tensor.to("cpu", copy=True) for name, tensor in self._tensors.items()}
-        more = {"rank": self.rank, "size": self._size, "is_copy": True}
-        return ShareState(tensors, self._places, **more)
+        return ShareState(tensors, self._places, rank=self.rank, size=self._size, is_copy=True)
 
     def save(self, folder: Path) -> dict[str, str]:
         """Write this rank's share; rank 0 then waits for the others and writes the index.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rlcli.config.schema import Config, TrainConfig
 from rlcli.engines.base import EngineState, PolicyObjective
 from rlcli.engines.export import TensorFiles, save_pretrained
 from rlcli.engines.logprobs import Extra
+from rlcli.engines.merge import Whole
 from rlcli.engines.meter import Meter
 from rlcli.engines.optimizer import Updater, learning_rate_factor
 from rlcli.engines.packing import MiniBatch, index_rows, mini_batches, take_rows
@@ -268,24 +270,44 @@ class TorchEngine(Passes):
     @named_for_others
     def state(self, folder: Path | None = None) -> EngineState:
         """Weights and optimizer moments of policy and critic, as they are."""
-        updaters = {"policy": self.policy_updater, "critic": self.critic_updater}
-        files = {name: each.state(name) for name, each in updaters.items() if each is not None}
+        files = {name: updater.state(name) for name, updater in self._updaters.items()}
         return TensorFiles(files, is_copy=self.state_is_copy)
 
     @named_for_others
     def load_state(self, folder: Path) -> None:
         """What was saved into `folder`, to the bit."""
-        with self.ranks.reading(folder) as tensors:
-            for name, updater in (("policy", self.policy_updater), ("critic", self.critic_updater)):
-                if updater is not None:
-                    updater.load_state(name, tensors)
+        with self._reading(folder) as tensors:
+            for name, updater in self._updaters.items():
+                updater.load_state(name, tensors)
+
+    @property
+    def _updaters(self) -> dict[str, Updater]:
+        """By the name of their model in a saved state."""
+        found = {"policy": self.policy_updater, "critic": self.critic_updater}
+        return {name: updater for name, updater in found.items() if updater is not None}
+
+    def _reading(self, folder: Path) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """The tensors of a saved state."""
+        return self.ranks.reading(folder)
 
     @named_for_others
     def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:
-        """The policy in Hugging Face format, in the dtype it came in; by rank 0."""
-        if folder is None:
+        """The policy in Hugging Face format, in the dtype it came in; by rank 0.
+
+        If weights are sharded, all ranks take part in gathering them.
+        """
+        whole = self._gatherer()
+        if whole is not None:
+            merge_lora = self.ranks.first(merge_lora)
+        elif folder is None:
             return
-        save_pretrained(self.policy, self.peft_model, folder, tokenizer, merge_lora=merge_lora)
+        save_pretrained(
+            self.policy, self.peft_model, folder, tokenizer, merge_lora=merge_lora, whole=whole
+        )
+
+    def _gatherer(self) -> Whole | None:
+        """Gathers sharded weights; None if every rank has all of them."""
+        return None
 
 
 def _draw(batch: Batch, rows: Sequence[int], seed: tuple[int, ...]) -> Tensor:

@@ -15,7 +15,7 @@ from rlcli.causal_lm import load_unchecked, set_up_layers
 from rlcli.config.schema import Config
 from rlcli.engines.critic import Critic
 from rlcli.engines.deepspeed_engine import share_out
-from rlcli.engines.lora import add_lora, untrained_experts
+from rlcli.engines.lora import adapt
 from rlcli.forward import CausalLM
 from rlcli.load_check.finite import refuse_non_finite
 
@@ -25,9 +25,7 @@ def load_policy(
 ) -> tuple[CausalLM, PeftModel | None]:
     """(policy, the policy with adapters if there are any). Raises: ModelError."""
     lm = _load(config, path, device, compute)
-    peft_model = add_lora(lm.model, config.lora) if config.lora.rank else None
-    if peft_model is not None and (note := untrained_experts(lm.model)):
-        lm.notes.append(note)
+    peft_model = adapt(lm, config.lora)
     share_out(lm.model, device, config.train, dtype=None if peft_model else compute)
     return lm, peft_model
 

@@ -28,6 +28,7 @@ FLOOR_TIMES = 8
 MOST_TIMES = 100
 """Where the model's own two passes differ by so many least gates, it is not rounding."""
 SINGLE_THREAD_PARAMETERS = 20_000_000
+"""Below this, threads that wait for each other cost more than they compute."""
 FOREIGN_ERRORS = (
     RuntimeError,
     ValueError,
@@ -72,7 +73,7 @@ def _choose_passes(lm: CausalLM, *, samples: bool) -> None:
     except torch.OutOfMemoryError:
         raise
     except FOREIGN_ERRORS as error:
-        reason = _first_line(error)
+        reason = first_line(error)
     if reason is None:
         return
     lm.packed = False
@@ -181,12 +182,13 @@ def _window_setting(config: Any) -> str | None:
 
 def _cannot_run(model: PreTrainedModel, error: BaseException) -> ModelError:
     return ModelError(
-        f"{type(model).__name__} cannot compute a few tokens: {_first_line(error)}\n"
+        f"{type(model).__name__} cannot compute a few tokens: {first_line(error)}\n"
         "Choose another model, or another version of transformers."
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -196,7 +198,7 @@ def _own_mode_and_seed(model: PreTrainedModel) -> Iterator[None]:
     devices = [model.device] if model.device.type == "cuda" else []
     was_training, threads = model.training, torch.get_num_threads()
     if model.device.type == "cpu" and model.num_parameters() < SINGLE_THREAD_PARAMETERS:
-        torch.set_num_threads(1)  # threads that wait for each other cost more than they compute
+        torch.set_num_threads(1)
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         model.eval()

@@ -1,4 +1,4 @@
-"""A few random tokens through a model: as it computes them itself, as trained, and as sampled."""
+"""A few random tokens through a model's own forward, the trainer's pass and the sampler's."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlcli.forward import CausalLM, decode_packed
+from rlcli.forward import CausalLM, decode
 from rlcli.packed import GroupLayout
-from rlcli.padded import decode_padded
 
 PROMPT_LENGTHS, GROUP, RESPONSE_LENGTHS = (3, 7), (0, 0, 1), (3, 2, 3)
 
 
 class Probe:
-    """A few random tokens, and the distributions [P, V] that predict each response token."""
+    """Distributions [P, V] over each response token of a few random rows, computed in four ways."""
 
     def __init__(self, lm: CausalLM) -> None:
         self.lm = lm
@@ -45,7 +44,7 @@ class Probe:
         return _probabilities(out.logits[0, PROMPT_LENGTHS[1] - 1 : -1])
 
     def trained(self) -> Tensor:
-        """The trainer's pass."""
+        """The trainer's pass over the rows."""
         if self.lm.packed:
             layout = _ProbeLayout(PROMPT_LENGTHS, RESPONSE_LENGTHS, GROUP, self.lm.device)
             parts = [*self.prompts, *(response[:-1] for response in self.responses)]
@@ -58,15 +57,10 @@ class Probe:
         return _probabilities(self.lm.logits(hidden))
 
     def sampled(self) -> Tensor:
-        """The sampler's passes, one token after the other."""
+        """The sampler's passes, token by token."""
         prompts = [prompt.tolist() for prompt in self.prompts]
-        pad = self.pad_token_id
-        if self.lm.packed:
-            longest = max(RESPONSE_LENGTHS)
-            steps = decode_packed(self.lm, prompts, GROUP, max_new_tokens=longest, pad_token_id=pad)
-        else:
-            rows = [prompts[group] for group in GROUP]
-            steps = decode_padded(self.lm.model, rows, pad_token_id=pad)
+        longest, pad = max(RESPONSE_LENGTHS), self.pad_token_id
+        steps = decode(self.lm, prompts, GROUP, max_new_tokens=longest, pad_token_id=pad)
         found: list[list[Tensor]] = [[] for _ in GROUP]
         logits, live = next(steps)
         while True:
@@ -74,7 +68,7 @@ class Probe:
             for number, row in zip(numbers, logits, strict=True):
                 found[number].append(row)
             at = [len(found[number]) for number in numbers]
-            if max(at) == max(RESPONSE_LENGTHS):
+            if max(at) == longest:
                 break
             tokens = [self.responses[n][t - 1] for n, t in zip(numbers, at, strict=True)]
             ended = [t == RESPONSE_LENGTHS[n] for n, t in zip(numbers, at, strict=True)]
@@ -98,11 +92,12 @@ class Probe:
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
             predicts[row, start : start + RESPONSE_LENGTHS[row]] = True
-        return tuple(x.to(self.lm.device) for x in (ids, mask, predicts))  # type: ignore[return-value]
+        device = self.lm.device
+        return ids.to(device), mask.to(device), predicts.to(device)
 
 
 class _ProbeLayout(GroupLayout):
-    """A layout that notes the attention window of each layer."""
+    """A layout that records the attention window of each layer."""
 
     def __init__(self, *lengths: Any) -> None:
         super().__init__(*lengths)
@@ -124,7 +119,7 @@ class _ProbeLayout(GroupLayout):
 
 
 def _usable_ids(model: PreTrainedModel) -> Tensor:
-    """Token ids that stand for text: of the embedding, without those the configuration names."""
+    """Token ids of the embedding, without the special ones that the configuration names."""
     config: Any = model.config
     named: set[int] = set()
     for part in (config, config.get_text_config()):
@@ -139,7 +134,7 @@ def _usable_ids(model: PreTrainedModel) -> Tensor:
 
 
 def num_token_ids(model: PreTrainedModel) -> int:
-    """Rows of the embedding: a larger token id cannot be read."""
+    """Number of token ids that the embedding has rows for."""
     embeddings: Any = model.get_input_embeddings()
     rows = getattr(embeddings, "num_embeddings", None)
     return int(rows if rows is not None else embeddings.weight.shape[0])
@@ -150,7 +145,7 @@ def _probabilities(logits_PV: Tensor) -> Tensor:
 
 
 def gap_between(one_PV: Tensor, other_PV: Tensor) -> float:
-    """Mean over positions of sum |p - q|: no token's probability differs by more on average."""
+    """Mean over positions of sum |p - q|, which bounds the mean difference of any probability."""
     if one_PV.shape != other_PV.shape:
         return math.inf
     return float((one_PV - other_PV).abs().sum(-1).mean())

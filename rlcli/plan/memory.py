@@ -188,7 +188,7 @@ class _Step:
     def _reference(self) -> float:
         """As exact as the policy computes; whole on every rank under torch."""
         numerics = self.numerics
-        if numerics.fsdp or numerics.deepspeed:
+        if numerics.is_sharded:
             return numerics.width * self.models.policy.parameters / numerics.ranks
         return FLOAT * self.models.policy.parameters
 
@@ -312,8 +312,7 @@ class _Step:
         logits = copies * passes.chunk_bytes(shape, rows)
         hidden = 2 * FLOAT * shape.hidden * rows.tokens
         moves = self._moves_reference and algorithm.needs_reference
-        is_whole = not (self.numerics.fsdp or self.numerics.deepspeed)
-        fetched = self._reference() if moves and is_whole else 0.0
+        fetched = self._reference() if moves and not self.numerics.is_sharded else 0.0
         fetched += gathered_bytes(shape, self.numerics, trains=False)
         if logits + hidden > passing:
             return Moment(activations=casts + hidden + fetched, logits=logits)

@@ -84,7 +84,7 @@ def passing_bytes(shape: ModelShape, rows: Rows, numerics: Numerics) -> float:
 
 def cast_bytes(shape: ModelShape, numerics: Numerics) -> float:
     """Half-precision copies of float32 weights, which autocast keeps during a pass."""
-    if not numerics.half or numerics.is_lora or numerics.deepspeed or numerics.fsdp:
+    if not numerics.half or numerics.is_lora or numerics.is_sharded:
         return 0.0
     return HALF * (shape.parameters - (0 if shape.tied else shape.embedding))
 

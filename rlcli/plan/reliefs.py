@@ -122,8 +122,7 @@ def _candidates(config: Config, plan: MemoryPlan) -> Iterator[tuple[list[Change]
     if not config.lora.rank:
         yield [{"lora.rank": RANK}], "adapters instead of all weights"
     yield from _tasks(config)
-    is_sharded = plan.numerics.deepspeed or plan.numerics.fsdp
-    if train.offload_params is False and is_sharded:
+    if train.offload_params is False and plan.numerics.is_sharded:
         yield [{"train.offload_params": True}], "much speed"
 
 
@@ -171,7 +170,7 @@ def _halves(number: int, fewest: int) -> list[int]:
 def _sharing(config: Config, plan: MemoryPlan) -> Iterator[tuple[list[Change], str]]:
     """States kept elsewhere: on the host, or on other ranks."""
     train, numerics = config.train, plan.numerics
-    if not (numerics.deepspeed or numerics.fsdp):
+    if not numerics.is_sharded:
         if plan.processes > 1:
             yield [{"train.engine": "fsdp"}], "more communication"
         return

@@ -190,7 +190,7 @@ def _warnings(config: Config, machine: Machine, memory: MemoryPlan) -> list[str]
     train = config.train
     asked = {"train.n_gpus": train.n_gpus or machine.devices, "train.nnodes": train.nnodes}
     asked = [f"{key}={number}" for key, number in asked.items() if number > 1]
-    if asked and not (memory.numerics.deepspeed or memory.numerics.fsdp):
+    if asked and not memory.numerics.is_sharded:
         notes.append(
             f"{', '.join(asked)}: every process holds the whole of it, and the numbers are those "
             "of one device. train.engine=fsdp shares the states out."

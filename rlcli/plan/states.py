@@ -26,6 +26,11 @@ class Numerics:
     fsdp: bool = False
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether processes share states."""
+        return self.deepspeed or self.fsdp
+
+    @property
     def width(self) -> int:
         """Bytes of one number in the linear layers."""
         return HALF if self.half else FLOAT

@@ -12,12 +12,7 @@ from rlcli.preflight.batches import (
     settle_batches,
     step_line,
 )
-from rlcli.preflight.engines import (
-    check_engines,
-    settle_address,
-    settle_ahead,
-    settle_sharding,
-)
+from rlcli.preflight.engines import check_engines, settle_address, settle_ahead, settle_sharding
 from rlcli.preflight.rewards import settle_reward
 from rlcli.preflight.sampler import settle_sampler
 from rlcli.preflight.unused import unused_notes
@@ -40,7 +35,6 @@ def check(resolved: Resolved) -> Resolved:
         ConfigError: a name that is not in the tables, something the algorithm needs and the run
             does not have, or settings that contradict each other.
     """
-    resolved = settle_reward(settle_ahead(settle_address(resolved)))
-    resolved = settle_sharding(resolved)
+    resolved = settle_sharding(settle_reward(settle_ahead(settle_address(resolved))))
     resolved = settle_batches(check_algorithm(resolved))
     return resolved.tell(*unused_notes(resolved), *advice(resolved))

@@ -14,8 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlcli.forward import CausalLM, decode_packed
-from rlcli.padded import decode_padded
+from rlcli.forward import CausalLM, decode
 from rlcli.rollout.base import OnFinish, SamplingParams, finished_rollout
 from rlcli.rollout.choose import choose_tokens
 from rlcli.rollout.stop import StopTexts
@@ -121,7 +120,13 @@ class _Call:
         dtype = self.sampler.autocast_dtype
         cast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
         with cast:
-            steps = self._steps()
+            steps = decode(
+                self.sampler.lm,
+                [prompt.token_ids for prompt in self.prompts],
+                self.group,
+                max_new_tokens=self.params.max_tokens,
+                pad_token_id=self.sampler.pad_token_id,
+            )
             logits, rows = next(steps)
             for t in range(self.params.max_tokens):
                 tokens, logprobs = self._choose(logits, rows, t)
@@ -151,20 +156,6 @@ class _Call:
             return torch.zeros(len(rows), dtype=torch.bool, device=self.device)
         last = self.tokens_RT[rows, max(0, length - self.stops.window) : length].tolist()
         return torch.tensor(self.stops.ended(last), dtype=torch.bool, device=self.device)
-
-    def _steps(self) -> Any:
-        """Yields (logits of live rows, their row numbers); is sent (tokens, ended)."""
-        lm, pad = self.sampler.lm, self.sampler.pad_token_id
-        if not lm.packed:
-            rows = [self.prompts[g].token_ids for g in self.group]
-            return decode_padded(lm.model, rows, pad_token_id=pad)
-        return decode_packed(
-            lm,
-            [prompt.token_ids for prompt in self.prompts],
-            self.group,
-            max_new_tokens=self.params.max_tokens,
-            pad_token_id=pad,
-        )
 
     def _finish(self, rows: Tensor, length: int, reason: Literal["stop", "length"]) -> None:
         if not len(rows):

@@ -228,6 +228,5 @@ def test_in_bfloat16_what_is_sent_decides(
         with torch.no_grad():
             for parameter in trained:
                 parameter.mul_(1 + 2**-7)
-        # 5 where vLLM has batched the prompts of step 5 in another way than those of step 4
-        with pytest.raises(SamplerError, match=r"still has the weights of step [45]"):
+        with pytest.raises(SamplerError, match="still has the weights of step 4"):
             sampler.load_weights(pair.engine.weights(), version=6)
