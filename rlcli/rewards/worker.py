@@ -69,7 +69,7 @@ def _serve(pipe: ParentPipe, fn: str, *, timeout_s: float, allows_unsafe: bool) 
 
 
 def _always(function: Callable[..., Any], data_source: str) -> Callable[..., Any]:
-    """A user's function scores the rows of every data source."""
+    """Resolver of a user's function: the same for every data source."""
     return function
 
 

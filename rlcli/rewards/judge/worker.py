@@ -1,7 +1,7 @@
-"""A judge in a process of its own: serves calls from its parent until their connection closes.
+"""A judge in its own process: serves calls from its parent until the pipe closes.
 
-Runs as `python -m rlcli.rewards.judge.worker CONNECTION_FD`. What comes first says what to judge
-with, keys included, so that neither the command line nor the environment has them.
+Runs as `python -m rlcli.rewards.judge.worker CONNECTION_FD`. The first message holds the judge's
+configuration and its keys, which therefore appear on no command line and in no environment.
 """
 
 from __future__ import annotations
