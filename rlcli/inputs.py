@@ -1,4 +1,4 @@
-"""What a run reads: data, models and reward, found and checked before anything is loaded."""
+"""Finds and checks the data, models and reward of a run before anything is loaded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,6 @@ LOAD_CHECK_NOTE = (
 NO_WEIGHTS_NOTE = "weights are not on this machine: their files are checked once they are."
 TRIED_GOLDS = 200
 TRIED_ROWS = 20
-THINKING_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 MAX_BAD_GOLDS = 0.2
 """Share of ground truths that cannot be graded above which the data is refused."""
 
@@ -51,7 +50,7 @@ def refuse_early(
 ) -> None:
     """Checks that need neither torch nor data, so that bad settings fail fast.
 
-    is_rank: a launcher has started the processes. Raises: ConfigError.
+    is_rank: whether a launcher started this process. Raises: ConfigError.
     """
     checked = preflight.check_engines(preflight.check(resolved))
     if not is_rank:
@@ -89,7 +88,7 @@ def check_context(resolved: Resolved, positions: int | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainData:
-    """The rows of data.train, without those held out for evaluation, and remarks on them."""
+    """Training rows, rows held out from data.train for evaluation, and remarks on them."""
 
     rows: list[Row]
     held_out: list[Row]
@@ -98,13 +97,13 @@ class TrainData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data(TrainData):
-    """The same with the rows to evaluate on."""
+    """Training data and the rows to evaluate on."""
 
     val: list[Row]
 
 
 def load_data(config: Config) -> Data:
-    """All rows of a run. Raises: DataError; DataNotFoundError where a file is not here."""
+    """All rows of a run. Raises: DataError; DataNotFoundError if a file is missing."""
     train = load_train(config)
     if is_held_out(config.data.val) or not config.data.val:
         val, notes = limit_val(config, train.held_out), train.notes
@@ -136,7 +135,7 @@ def load_train(config: Config) -> TrainData:
 
 
 def load_val(config: Config) -> list[Row]:
-    """Rows to evaluate on, none where data.val is empty. Raises: as `load_data`."""
+    """Rows to evaluate on; [] if data.val is empty. Raises: as `load_data`."""
     if not config.data.val:
         return []
     if is_held_out(config.data.val):
@@ -145,13 +144,13 @@ def load_val(config: Config) -> list[Row]:
 
 
 def limit_val(config: Config, rows: list[Row]) -> list[Row]:
-    """The first data.val_limit rows."""
+    """The first data.val_limit rows, or all without a limit."""
     limit = config.data.val_limit
     return rows[:limit] if limit > 0 else rows
 
 
 def read_data(config: Config, files: Sequence[str], *, base: Path | None = None) -> list[Row]:
-    """The rows of data files. Raises: DataError; DataNotFoundError where one is not here."""
+    """The rows of data files. Raises: DataError; DataNotFoundError if one is missing."""
     return _read(config, files, base=base).rows
 
 
@@ -166,7 +165,7 @@ def _read(config: Config, files: Sequence[str], *, base: Path | None = None) -> 
 
 
 def chat_format(config: Config) -> ChatFormat:
-    """How this run's messages become text."""
+    """Options for rendering this run's messages."""
     data = config.data
     return ChatFormat(system_prompt=data.system_prompt, template_kwargs=data.chat_template_kwargs)
 
@@ -175,8 +174,8 @@ def chat_format(config: Config) -> ChatFormat:
 class OpenedModel:
     """A model folder that passed every check that reads no weights.
 
-    config: of transformers. positions: None if the model has no limit. embeddings: token ids that
-    it has a vector for.
+    config: of transformers. positions: longest sequence in tokens; None if there is no limit.
+    embeddings: number of token embeddings.
     """
 
     folder: Path
@@ -217,9 +216,10 @@ def open_model(config: Config, folder: Path, use: Use, *, where: str) -> OpenedM
     if use == "adapters":
         from rlcli.engines.lora import check_lora
 
+        values = hub.read_config(folder)
         if config.run.merge_lora:
-            check_merge(hub.read_config(folder), where=where)
-        if quantization_of(hub.read_config(folder)) is None:
+            check_merge(values, where=where)
+        if quantization_of(values) is None:
             check_lora(model_config, config.lora, trust_remote_code=trust)
     positions = positions_of(model_config.get_text_config().to_dict())
     return OpenedModel(
@@ -266,7 +266,7 @@ def check_token_ids(prompts: Sequence[Any], model: OpenedModel) -> None:
 
 
 def check_local_models(resolved: Resolved) -> list[str]:
-    """Notes, after the checks of policy and critic whose files are on this machine already.
+    """Check policy and critic if their files are on this machine; returns notes.
 
     Raises: ModelError as `open_model`.
     """
@@ -282,7 +282,7 @@ def check_local_models(resolved: Resolved) -> list[str]:
 
 
 def _check_local(config: Config, path: str, use: Use, *, where: str) -> bool:
-    """Whether the model's weights are on this machine; checked then."""
+    """Check a model if its weights are on this machine; returns whether they are."""
     try:
         path = plain_path(path, source=config.model.hub)
         values = hub.find_model_config(path, hub=config.model.hub, offline=True)
@@ -300,9 +300,9 @@ def _check_local(config: Config, path: str, use: Use, *, where: str) -> bool:
 def find_model(config: Config, path: str, *, merges: bool = True) -> Path:
     """The folder of a model, a run's final model, or an adapter merged into its base.
 
-    merges: False leaves an adapter out, for checks that need no weights.
+    merges: False skips the adapter, for checks that need no weights.
 
-    Raises: ModelError; ModelNotFoundError where it is not to be had.
+    Raises: ModelError; ModelNotFoundError if it is found neither locally nor on the hub.
     """
     trust = config.model.trust_remote_code
     return find_start(path, source=config.model.hub, trust_remote_code=trust, merges=merges)
@@ -357,11 +357,13 @@ def check_rewards(
 
 
 def check_tags(config: Config, tokenizer: Any, data: Sequence[Sequence[Any]]) -> list[str]:
-    """Notes on tags that the tokenizer leaves out of responses.
+    """Notes on tags that are missing from responses because they are special tokens.
 
-    Raises: RewardError where a rule needs them.
+    Raises: RewardError if a rule needs them.
     """
-    special = [tag for tag in THINKING_TAGS if tag not in _decoded(tokenizer, tag)]
+    from rlcli.rewards.rules.format import FORM_TAGS
+
+    special = [tag for tag in FORM_TAGS if tag not in _decoded(tokenizer, tag)]
     if not special or config.reward.keep_special_tokens:
         return []
     from rlcli.rewards import rules_in_use

@@ -100,9 +100,9 @@ def _not_used(resolved: Resolved, key: str, reason: str) -> Resolved:
 
 
 def settle_function(winners: MutableMapping[str, Setting]) -> str | None:
-    """Put the function that custom_reward_function.name names behind the file of reward.fn.
+    """Append custom_reward_function.name to reward.fn, as FILE.py:FUNCTION.
 
-    Returns a note when there is no file that it could be in.
+    Returns a note if reward.fn names no file.
     """
     name = winners.pop(FUNCTION_KEY, None)
     if name is None or name.value is None:
@@ -118,10 +118,10 @@ def settle_function(winners: MutableMapping[str, Setting]) -> str | None:
 def settle_validation(
     winners: MutableMapping[str, Setting], read: Sequence[Setting], dumps: Collection[str]
 ) -> str | None:
-    """Evaluate on rows of the user's data.train where the user named no data.val.
+    """Evaluate on rows held out from data.train if the user sets data.train and not data.val.
 
-    read: every setting that was read. dumps: origins of files that hold every setting. Returns a
-    note when a recipe's data.val gives way.
+    read: all settings read, in order. dumps: origins of files that hold every setting. Returns a
+    note if this replaces a recipe's data.val.
     """
     train, val = winners[TRAIN], winners[VAL]
     if not train.is_explicit or _is_named(val, train, dumps):
@@ -142,14 +142,21 @@ def settle_validation(
 
 
 def _is_named(val: Setting, train: Setting, dumps: Collection[str]) -> bool:
-    """Whether the user chose `val`. A file that holds every setting names built-in data only for
-    the training data beside it: that of a run, or built-in data too."""
+    """Whether the user chose `val`.
+
+    Built-in validation data in a file that holds every setting counts only together with that
+    file's training data, and only in a run's file or if the training data is built-in too.
+    """
     if not val.is_explicit:
         return False
     if val.origin not in dumps or not _is_builtin(val):
         return True
-    is_run = val.origin.endswith("config.json")
-    return train.origin == val.origin and (is_run or _is_builtin(train))
+    return train.origin == val.origin and (is_from_run(val) or _is_builtin(train))
+
+
+def is_from_run(setting: Setting) -> bool:
+    """Whether a run's own config.json gives this setting."""
+    return setting.origin.endswith("config.json")
 
 
 def _is_builtin(setting: Setting) -> bool:

@@ -18,25 +18,25 @@ from rlcli.config.schema import defaults
 from rlcli.config.verl_keys import FLAG_KEYS, NOT_USED, SHORT_FORMS, VERL_KEYS
 
 CLOSE: Final = 0.86
-"""difflib ratio from which a name is offered as a correction of another (lrr is 0.8 from lr)."""
+"""Smallest difflib ratio at which one name is suggested for another (0.8 for lrr and lr)."""
 CLOSE_IF_SHORT: Final = 0.8
 SHORT_NAME: Final = 4
-"""Characters up to which one wrong letter costs more than 1 - CLOSE."""
+"""Longest name, in characters, to which CLOSE_IF_SHORT applies: one letter weighs more in it."""
 
 OTHER_MODELS: Final = frozenset({"critic", "ref", "reward", "reward_model", "eval", "teacher"})
-"""Sections whose settings are not the policy's: critic.optim.x does not mean train.x."""
+"""Sections of models other than the policy: critic.optim.x is not train.x."""
 
 
 @cache
 def peer_names() -> dict[str, list[str]]:
-    """Setting to the names that other trainers have for it, or for something it decides."""
+    """Each setting with its names in other trainers, those of broader settings included."""
     text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
 
 
 @cache
 def _settings_by_name() -> dict[str, tuple[str, ...]]:
-    """Name without its prefixes, joined by underscores, to the settings it may mean."""
+    """Name, joined by underscores and without sections, to the settings it may mean."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for key in defaults():
         section, _, last = key.rpartition(".")
@@ -51,7 +51,7 @@ def _settings_by_name() -> dict[str, tuple[str, ...]]:
 
 
 def _suffixes(name: str) -> Iterator[str]:
-    """`a.b_c` as a_b_c, then b_c: what is left of a dotted name as its sections go."""
+    """`a.b_c` as a_b_c, then b_c: the dotted name with fewer and fewer of its sections."""
     parts = name.lstrip("-+").replace("-", "_").lower().split(".")
     for first, part in enumerate(parts):
         yield "_".join(parts[first:])
@@ -60,13 +60,13 @@ def _suffixes(name: str) -> Iterator[str]:
 
 
 def settings_for(name: str) -> tuple[str, ...]:
-    """Our settings for the option or key `name` of another trainer; () if there are none."""
+    """Our settings for another trainer's option or key `name`; () if there are none."""
     known = _settings_by_name()
     return next((known[suffix] for suffix in _suffixes(name) if suffix in known), ())
 
 
 def nearest(name: str) -> str | None:
-    """The known setting most like `name`, one of its own section first; None if none is alike."""
+    """The most similar known setting, preferably of the same section; None if none is similar."""
     name = name.lstrip("+")
     if option := difflib.get_close_matches(name, FLAG_KEYS, n=1, cutoff=CLOSE):
         return FLAG_KEYS[option[0]]
@@ -87,7 +87,7 @@ def nearest(name: str) -> str | None:
 
 
 def suggestion(name: str) -> str:
-    """A sentence that names the settings meant by `name`, after a space; "" if none is alike."""
+    """Hint with the settings that `name` may mean, after a space; "" if there are none."""
     meant = settings_for(name)
     if len(meant) == 1:
         return f" Use {meant[0]}."

@@ -11,7 +11,14 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from rlcli.config import files as config_files
-from rlcli.config.meaning import VAL, settle_clip, settle_function, settle_kl, settle_validation
+from rlcli.config.meaning import (
+    VAL,
+    is_from_run,
+    settle_clip,
+    settle_function,
+    settle_kl,
+    settle_validation,
+)
 from rlcli.config.peer_names import suggestion
 from rlcli.config.presets import Preset, load_preset
 from rlcli.config.resolved import Resolved, show
@@ -312,7 +319,7 @@ def _weigh(
     user = [
         item
         for item in user
-        if item.origin not in dumps or _of_run(item) or not _says_nothing(item, base)
+        if item.origin not in dumps or _is_val_of_run(item) or not _is_default(item, base)
     ]
     user.append(_named(selection, NAME_KEY, preset.name))
     if selection.advantage is not None:
@@ -325,13 +332,13 @@ def _named(selection: Selection, key: str, value: str) -> Setting:
     return Setting(key=key, value=value, origin=selection.origin, level=selection.level)
 
 
-def _of_run(setting: Setting) -> bool:
-    """Whether this is the validation data of a run, which goes on with it when it is resumed."""
-    return setting.key == VAL and setting.origin.endswith("config.json")
+def _is_val_of_run(setting: Setting) -> bool:
+    """Whether this is the validation data of a run: it is kept when the run is resumed."""
+    return setting.key == VAL and is_from_run(setting)
 
 
-def _says_nothing(setting: Setting, base: Mapping[str, Setting]) -> bool:
-    """A run's own config.json repeats every default: those are not the user's words."""
+def _is_default(setting: Setting, base: Mapping[str, Setting]) -> bool:
+    """Whether a setting repeats its default, as most in a run's config.json do."""
     present = base.get(setting.key)
     return present is not None and present.value == setting.value
 

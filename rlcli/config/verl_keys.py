@@ -15,7 +15,7 @@ ESTIMATOR_KEY = "algorithm.adv_estimator"
 """Not a setting of ours: it selects the preset of that name."""
 
 FUNCTION_KEY = "custom_reward_function.name"
-"""Not a setting of ours: the function in the file of reward.fn."""
+"""Not a setting of ours: it selects the function in the file of reward.fn."""
 
 VERL_KEYS: dict[str, str] = {
     ESTIMATOR_KEY: ESTIMATOR_KEY,

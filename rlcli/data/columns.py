@@ -1,4 +1,4 @@
-"""Our fields of a data row, whatever its columns are called."""
+"""Reads our fields from the columns of a data row."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "data_source": ("data_source",),
     "extra_info": ("extra_info",),
 }
-"""Our field -> columns it is read from, in this order, when `data.fields` does not name one."""
+"""Columns tried for each of our fields, in this order, unless `data.fields` names one."""
 MISSING = object()
 
 
 def value_of(record: Any, name: str, mapping: Mapping[str, str]) -> tuple[Any, str]:
-    """(value, column it is from) of one of our fields; (MISSING, "") where there is none."""
+    """(value, column) of one of our fields; (MISSING, "") if the row has none."""
     columns = (mapping[name],) if name in mapping else FIELDS[name]
     for column in columns:
         value = column_value(record, column)
@@ -30,7 +30,7 @@ def value_of(record: Any, name: str, mapping: Mapping[str, str]) -> tuple[Any, s
 
 
 def _layout_value(record: Mapping[str, Any], name: str) -> tuple[Any, str]:
-    """The same from the columns of a public data set's layout."""
+    """(value, column) of prompt or ground truth in a row of a public data set; see `value_of`."""
     has_prompt = record.get("prompt") is not None
     layout = None if has_prompt else find_layout(record)
     if name == "prompt":
@@ -42,7 +42,7 @@ def _layout_value(record: Mapping[str, Any], name: str) -> tuple[Any, str]:
 
 
 def column_value(record: Any, column: str) -> Any:
-    """The value of a column; `a.b` reaches into an object. MISSING where there is none."""
+    """The value of a column, or MISSING. `a.b` is the entry b of the object in column a."""
     if not isinstance(record, dict):
         return MISSING
     if column in record:

@@ -50,7 +50,7 @@ def printable(value: Any, limit: int = 300) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words: `null`, `a number (3)`, `text`, `a list`."""
+    """The type of a JSON value, for messages: `null`, `a number (3)`, `text`, `a list`."""
     if value is None:
         return "null"
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -13,17 +13,30 @@ TRANSCRIPT_COLUMNS = ("messages", "conversations", "conversation", "dialog", "di
 _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 
 
+def _plain(record: Record, column: str) -> Any:
+    return _with_system(record, record[column])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """One form of rows. needs: columns that mark it; golds: the first one present is the answer.
+    """Columns of one public format.
 
-    prompt: the prompt of a row, text or messages. column: the one it is read from, for remarks.
+    needs: columns that identify it; the first holds the prompt. read: (row, prompt column) to the
+    prompt, text or messages. golds: columns of the reference answer; the first with a value counts.
     """
 
     needs: tuple[str, ...]
-    column: str
-    prompt: Callable[[Record], Any]
+    read: Callable[[Record, str], Any] = _plain
     golds: tuple[str, ...] = ()
+
+    @property
+    def column(self) -> str:
+        """The prompt column, for remarks."""
+        return self.needs[0]
+
+    def prompt(self, record: Record) -> Any:
+        """The prompt of a row: text or messages."""
+        return self.read(record, self.column)
 
     def ground_truth(self, record: Record) -> Any:
         """The reference answer of a row, or None. `... #### 7` (GSM8K) is 7."""
@@ -41,7 +54,7 @@ class Layout:
 
 
 def find_layout(record: Record) -> Layout | None:
-    """The layout of a row without a column `prompt`; None for an unknown one."""
+    """The layout of a row without a column `prompt`; None if it matches none."""
     for layout in LAYOUTS:
         if all(record.get(name) is not None for name in layout.needs):
             return layout
@@ -49,16 +62,12 @@ def find_layout(record: Record) -> Layout | None:
 
 
 def other_gold(record: Record) -> str | None:
-    """The column beside `prompt` that holds the reference answer under another name."""
+    """The column with the reference answer in a row that has a prompt, or None."""
     return next((name for name in GOLDS if record.get(name) not in (None, "", [])), None)
 
 
-def _column(name: str) -> Callable[[Record], Any]:
-    return lambda record: _with_system(record, record[name])
-
-
 def _with_system(record: Record, prompt: Any) -> Any:
-    """Messages with what columns `system` and `history` ([question, answer] pairs) hold."""
+    """Messages, preceded by columns `system` and `history` ([question, answer] pairs)."""
     system, history = record.get("system"), record.get("history")
     before: list[Any] = []
     for pair in cast("list[Any]", history) if isinstance(history, list) else []:
@@ -80,34 +89,31 @@ def _opens_with_system(messages: Any) -> bool:
     return isinstance(first, dict) and "system" in (first.get("role"), first.get("from"))
 
 
-def _alpaca(record: Record) -> Any:
+def _alpaca(record: Record, column: str) -> Any:
     more = record.get("input")
-    text = record["instruction"]
+    text = record[column]
     if isinstance(text, str) and isinstance(more, str) and more.strip():
         text = f"{text}\n\n{more}"
     return _with_system(record, text)
 
 
-def _with_starter(column: str) -> Callable[[Record], Any]:
-    def prompt(record: Record) -> Any:
-        text, code = record[column], record.get("starter_code")
-        if isinstance(text, str) and isinstance(code, str) and code.strip():
-            return f"{text}\n\nComplete this code:\n```python\n{code.rstrip()}\n```"
-        return text
-
-    return prompt
+def _with_starter(record: Record, column: str) -> Any:
+    text, code = record[column], record.get("starter_code")
+    if isinstance(text, str) and isinstance(code, str) and code.strip():
+        return f"{text}\n\nComplete this code:\n```python\n{code.rstrip()}\n```"
+    return text
 
 
-def _mbpp(record: Record) -> Any:
-    text, tests = record["text"], record["test_list"]
+def _mbpp(record: Record, column: str) -> Any:
+    text, tests = record[column], record["test_list"]
     if isinstance(text, str) and isinstance(tests, list) and tests:
         return f"{text}\nYour code should pass these tests:\n" + "\n".join(map(str, tests))
     return text
 
 
-def _chosen(record: Record) -> Any:
-    """Messages of `chosen`; a transcript (`Human: ...`, `Assistant: ...`) is cut into messages."""
-    chosen = record["chosen"]
+def _chosen(record: Record, column: str) -> Any:
+    """The chosen conversation; a transcript (`Human: ...`, `Assistant: ...`) as messages."""
+    chosen = record[column]
     if not isinstance(chosen, str):
         return chosen
     parts = _HH_TURN.split(chosen)
@@ -122,74 +128,55 @@ GOLDS = ("solution", "answer", "golden_answers", "reference_answer", "test_list"
 LAYOUTS = (
     Layout(  # LiveCodeBench
         needs=("question_content", "public_test_cases"),
-        column="question_content",
-        prompt=_with_starter("question_content"),
+        read=_with_starter,
         golds=("public_test_cases",),
     ),
     Layout(  # APPS
         needs=("question", "input_output"),
-        column="question",
-        prompt=_with_starter("question"),
+        read=_with_starter,
         golds=("input_output",),
     ),
     Layout(  # MBPP
         needs=("text", "test_list"),
-        column="text",
-        prompt=_mbpp,
+        read=_mbpp,
         golds=("test_list",),
     ),
     Layout(  # Open-R1, MATH
         needs=("problem",),
-        column="problem",
-        prompt=_column("problem"),
         golds=("answer", "solution", "expected_answer"),
     ),
     Layout(  # GSM8K, FlashRAG
         needs=("question",),
-        column="question",
-        prompt=_column("question"),
         golds=("golden_answers", "answer", "final_answer", "solution", "target"),
     ),
     Layout(  # Alpaca
         needs=("instruction",),
-        column="instruction",
-        prompt=_alpaca,
+        read=_alpaca,
         golds=("output", "response", "answer"),
     ),
     Layout(  # ms-swift
         needs=("query",),
-        column="query",
-        prompt=_column("query"),
         golds=("solution", "response", "answer"),
     ),
     Layout(
         needs=("messages",),
-        column="messages",
-        prompt=_column("messages"),
         golds=("solution", "answer"),
     ),
     Layout(  # OpenRLHF
         needs=("context_messages",),
-        column="context_messages",
-        prompt=_column("context_messages"),
         golds=("solution", "answer", "label"),
     ),
     Layout(  # ShareGPT
         needs=("conversations",),
-        column="conversations",
-        prompt=_column("conversations"),
         golds=("solution", "answer"),
     ),
     Layout(
         needs=("conversation",),
-        column="conversation",
-        prompt=_column("conversation"),
         golds=("solution", "answer"),
     ),
     Layout(  # preference pairs, HH
         needs=("chosen", "rejected"),
-        column="chosen",
-        prompt=_chosen,
+        read=_chosen,
     ),
 )
-"""In this order: the first whose columns a row has."""
+"""The first layout whose `needs` a row has is used."""

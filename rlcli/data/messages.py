@@ -1,4 +1,4 @@
-"""Prompt values of a data row as text or chat messages, whatever form they are stored in."""
+"""Converts the prompt column of a data row, in any of its formats, to text or chat messages."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ ROLE_ALIASES = {
     "function": "tool",
     "ipython": "tool",
 }
-"""Role names of other tools (compared in lower case) to ours."""
+"""Role names of other tools, in lower case, to ours."""
 MEDIA_COLUMNS = (
     *("image", "images", "video", "videos", "audio", "audios"),
     *("image_path", "image_url", "multi_modal_data", "multi_modal_inputs"),
 )
 TRAINING_MARKS = ("loss", "weight", "train", "trainable")
-"""Keys of a message that other tools use to choose the tokens of supervised training."""
+"""Message keys with which other tools select tokens for supervised training."""
 MAX_SHOWN = 40
 
 
 def read_prompt(row_id: str, value: Any, *, column: str) -> str | tuple[Message, ...]:
-    """Text, or chat messages: a list, a single message, JSON text of either, from/value pairs.
+    """The prompt as text or chat messages.
+
+    Messages may be a list, a single message, or JSON text of either, and have keys role and
+    content or from and value.
 
     Raises: DataError with row, field and cure.
     """
@@ -64,7 +67,7 @@ def read_prompt(row_id: str, value: Any, *, column: str) -> str | tuple[Message,
 
 
 def refuse_media(row_id: str, record: Mapping[str, Any]) -> None:
-    """Raises: DataError for a row with images, video or audio in a column of its own."""
+    """Raises: DataError if a column with images, video or audio is not empty."""
     for column in MEDIA_COLUMNS:
         if _holds_something(record.get(column)):
             raise DataError(
@@ -74,7 +77,7 @@ def refuse_media(row_id: str, record: Mapping[str, Any]) -> None:
 
 
 def check_filled(row_id: str, text: str, column: str) -> str:
-    """`text`. Raises: DataError for a blank one, or one that is no valid Unicode."""
+    """Return `text`. Raises: DataError if it is blank or not valid Unicode."""
     if not text.strip():
         raise DataError(f"{row_id}: field '{column}' is empty. Fill it in, or remove the row.")
     check_text(row_id, text, column)
@@ -82,7 +85,7 @@ def check_filled(row_id: str, text: str, column: str) -> str:
 
 
 def check_text(row_id: str, value: Any, column: str) -> None:
-    """Raises: DataError where a text, however deep inside `value`, cannot be written as UTF-8."""
+    """Raises: DataError if any text in `value`, at any depth, cannot be encoded as UTF-8."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     try:
         text.encode("utf-8")
@@ -101,7 +104,7 @@ def _no_prompt(row_id: str, column: str, found: str) -> DataError:
 
 
 def _holds_something(value: Any) -> bool:
-    """Whether there is any value in `value`: not null, blank, empty, or a list or dict of these."""
+    """Whether `value` is anything but null, blank, empty, zero, or a list or dict of these."""
     if isinstance(value, dict):
         return any(_holds_something(each) for each in cast("dict[str, Any]", value).values())
     if isinstance(value, list):
@@ -117,7 +120,7 @@ def _is_message(value: Any) -> bool:
 
 
 def _from_json(text: str) -> Any:
-    """The messages that `text` is JSON of; any other text as it is."""
+    """The messages in JSON text; any other text unchanged."""
     bare = text.strip()
     if not (bare.startswith(("[{", "{", "[ ", "[\n")) and bare.endswith(("}", "]"))):
         return text
@@ -178,7 +181,7 @@ def _role(row_id: str, role: Any, *, where: str) -> str:
 
 
 def _content(row_id: str, content: Any, *, where: str) -> str:
-    """Text of a message; text parts are put one behind the other, as chat templates do."""
+    """Text of a message; text parts are concatenated, as chat templates do."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):

@@ -89,7 +89,7 @@ def _opening_notes(prompts: Sequence[Prompt]) -> list[str]:
 def prompt_tokens(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None = None
 ) -> tuple[list[tuple[int, ...]], list[str]]:
-    """(token ids of every prompt, of any length; remarks on how they were rendered).
+    """(token ids of every prompt without a length limit, remarks on how they were rendered).
 
     Raises:
         DataError: the chat template refuses a row.
@@ -101,7 +101,7 @@ def prompt_tokens(
 def token_counts(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, chat: ChatFormat | None = None
 ) -> tuple[list[int], list[str], list[str]]:
-    """(tokens of every row that the template takes, a message per row it refuses, remarks)."""
+    """(token count of every accepted row, a message for every refused row, remarks)."""
     rendering = Rendering(tokenizer, chat or ChatFormat())
     texts: list[str] = []
     refused: list[str] = []

@@ -12,21 +12,21 @@ from rlcli.data.columns import FIELDS, MISSING, value_of
 from rlcli.data.files import find_files, iter_records, kind_of, nearest, printable
 from rlcli.data.layouts import TRANSCRIPT_COLUMNS
 from rlcli.data.messages import check_text, read_prompt, refuse_media
-from rlcli.data.templates import check_template, fill_template
+from rlcli.data.templates import MAX_COLUMNS, MAX_VALUE, check_template, fill_template
 from rlcli.errors import DataError
 from rlcli.types import Message
 
 JSON_COLUMNS = ("reward_model", "extra_info")
 """Columns that hold an object, or JSON text of one."""
 SHOWN_ERRORS = 3
-MAX_COLUMNS, MAX_VALUE, MAX_MESSAGE = 12, 40, 600
+MAX_MESSAGE = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One line of a data file. `id` is `file.jsonl:17`; `prompt` is text or chat messages.
 
-    columns: everything the line holds, by name.
+    columns: all values of the line by column name.
     """
 
     id: str
@@ -39,12 +39,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How rows are read.
+    """Options for reading rows.
 
-    fields: our field name to the column that holds it (`reward_model.ground_truth` reaches into a
-    nested one). template: the prompt, with columns in braces. drop_last_assistant: whether a
-    prompt's last assistant message is taken out as the reference answer; None: where the column
-    holds whole conversations, or the message is the ground truth. without: columns left unread.
+    fields: our field name to its column (`reward_model.ground_truth` is nested). template: the
+    prompt, with columns in braces. drop_last_assistant: use a prompt's last assistant message as
+    the reference answer and remove it; None: only if the column holds whole conversations or the
+    message equals the ground truth. without: columns to ignore.
     """
 
     fields: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -55,7 +55,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """The good rows of some files, one message per bad row, and remarks on how rows were read."""
+    """Valid rows of some files, one message per invalid row, and remarks on how rows were read."""
 
     rows: list[Row]
     errors: list[str]
@@ -63,7 +63,7 @@ class Scan:
 
 
 class _Remarks:
-    """Remarks on rows, each with its number of rows and the first row."""
+    """Remarks on rows, each with the number of rows and the first of them."""
 
     def __init__(self) -> None:
         self._seen: dict[str, list[Any]] = {}
@@ -93,7 +93,7 @@ def read_rows(
 
 
 def read_scan(sources: Sequence[str], reading: Reading, *, base: Path | None = None) -> Scan:
-    """The same with remarks. Raises: DataError as `read_rows`."""
+    """The rows of `read_rows` with remarks on how they were read. Raises: DataError."""
     scan = scan_rows(sources, reading, base=base)
     if scan.errors:
         more = len(scan.errors) - SHOWN_ERRORS
@@ -105,7 +105,7 @@ def read_scan(sources: Sequence[str], reading: Reading, *, base: Path | None = N
 def scan_rows(
     sources: Sequence[str], reading: Reading | None = None, *, base: Path | None = None
 ) -> Scan:
-    """The same rows, with bad ones as messages instead of an exception.
+    """All valid rows, with a message for each invalid row instead of an exception.
 
     Raises:
         DataError: a file that is missing, empty or unreadable as a whole.
@@ -163,7 +163,7 @@ def _scan_file(
 
 
 def _prepared(record: Any, reading: Reading) -> Any:
-    """The columns to read, with JSON text in `reward_model` and `extra_info` as objects."""
+    """The columns to read, with JSON text in `JSON_COLUMNS` decoded."""
     if not isinstance(record, dict):
         return record
     read: dict[str, Any] = {}
@@ -227,7 +227,7 @@ def _remark(
     *,
     is_json: bool,
 ) -> None:
-    """Note every column that was chosen without the user's word, and messages kept as text."""
+    """Add remarks on columns the user did not name, and on messages stored as JSON text."""
     prompt, gold = found["prompt"][1], found["ground_truth"][1]
     is_guessed = reading.template is None and prompt not in ("", "prompt")
     if is_guessed and "prompt" not in reading.fields:
@@ -239,7 +239,7 @@ def _remark(
 
 
 def _may_drop(found: tuple[Any, str], reading: Reading) -> bool:
-    """Whether the reference answer may be the prompt's own last message."""
+    """Whether the prompt's last message may serve as the reference answer."""
     if reading.drop_last_assistant is not None:
         return reading.drop_last_assistant
     return found[1] in TRANSCRIPT_COLUMNS
@@ -254,10 +254,7 @@ def _last_assistant(
     drop: bool | None,
     remarks: _Remarks,
 ) -> tuple[tuple[Message, ...], Any]:
-    """(messages, ground truth) of a prompt whose last message is the assistant's.
-
-    Raises: DataError where no user message is left.
-    """
+    """(messages, ground truth) of a prompt whose last message is the assistant's."""
     answer = prompt[-1]["content"]
     if drop is None:
         is_gold = isinstance(gold, str | int | float) and answer.strip() == str(gold).strip()

@@ -1,4 +1,4 @@
-"""Rows to the text that the model continues: chat template, system prompt, prefill."""
+"""Renders rows to the model's input text: chat template, system prompt, prefill."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ KNOWN_MARKERS = (
     *("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "[INST]", "<|user|>"),
     *("<｜User｜>", "<|turn>", "<|start|>", "<|start_of_role|>", "<|begin_of_text|>"),
 )
-"""How rendered prompts of common models begin."""
+"""First tokens of rendered prompts of common models."""
 PROBE = "PROBE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatFormat:
-    """How messages become text. template_kwargs: further variables of the chat template."""
+    """Options for rendering messages. template_kwargs: extra variables for the chat template."""
 
     system_prompt: str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Rendering:
-    """Renders rows for one model and counts what the user should know about them."""
+    """Renders rows for one model and counts special cases for `notes`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> None:
-        """Raises: DataError for template variables that rlcli sets itself."""
+        """Raises: DataError if `template_kwargs` has a variable of `OWN_ARGUMENTS`."""
         own = sorted(OWN_ARGUMENTS & chat.template_kwargs.keys())
         if own:
             raise DataError(f"data.chat_template_kwargs.{own[0]} is set by rlcli. Remove it.")
@@ -56,7 +56,7 @@ class Rendering:
         self._count: Counter[str] = Counter()
 
     def messages(self, row: Row) -> tuple[Message, ...]:
-        """The row as messages, with the system prompt where it has none of its own."""
+        """The row as messages, with the system prompt unless it has one already."""
         prompt = row.prompt
         messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
         system = self.chat.system_prompt
@@ -65,7 +65,7 @@ class Rendering:
         return ({"role": "system", "content": system}, *messages)
 
     def render(self, row: Row) -> str:
-        """The text that the model continues. Raises: DataError when the template refuses it."""
+        """The model's input text. Raises: DataError if the template refuses the row."""
         rendered = self._rendered(row)
         if rendered is not None:
             self._count["rendered"] += 1
@@ -78,8 +78,7 @@ class Rendering:
             self._count["own_system"] += 1
         if not self.tokenizer.chat_template:
             return "\n\n".join(message["content"] for message in messages)
-        first = messages[-1]["content"].lstrip()
-        if first.startswith(KNOWN_MARKERS):
+        if messages[-1]["content"].lstrip().startswith(KNOWN_MARKERS):
             self._count["foreign"] += 1
         return self._apply(row.id, messages)
 
@@ -90,7 +89,7 @@ class Rendering:
             notes.append("the tokenizer has no chat template: prompts go in as raw text")
             if self.chat.template_kwargs:
                 notes.append("data.chat_template_kwargs is not used: there is no chat template")
-        total = count.total() - count["own_system"] - count["foreign"]
+        total = count["rendered"] + count["plain"]
         if count["rendered"]:
             notes.append(
                 f"{count['rendered']} of {total} prompts are rendered by the chat template "
@@ -131,13 +130,13 @@ class Rendering:
             ) from error
 
     def _continue(self, messages: Sequence[Message]) -> str:
-        """Text that ends with the last message, left open."""
+        """Text that ends inside the last message, for the model to continue."""
         prefill = messages[-1]["content"]
         with suppress(ValueError):
             text = self._template(messages, continues=True)
             if text.endswith(prefill):
                 return text
-        # the template rewrites the last message: it cuts reasoning out of it, for example
+        # The template changes the last message: some remove its reasoning.
         return self._template(messages[:-1]) + prefill
 
     def _template(self, messages: Sequence[Message], *, continues: bool = False) -> str:
@@ -151,7 +150,7 @@ class Rendering:
         return str(text)
 
     def _turn_markers(self) -> frozenset[str]:
-        """What the chat template writes before a system or user message."""
+        """Markers that the chat template writes before a system or user message."""
         from jinja2 import TemplateError
 
         user, system = {"role": "user", "content": PROBE}, {"role": "system", "content": "PRE"}
@@ -168,7 +167,7 @@ class Rendering:
         return frozenset(found - ends)
 
     def _rendered(self, row: Row) -> str | None:
-        """The text of a row that this model's template has rendered already; else None."""
+        """The row's text if it is already rendered with this model's template, else None."""
         prompt = row.prompt
         if not isinstance(prompt, str):
             if len(prompt) != 1:

@@ -1,4 +1,4 @@
-"""What a set of rows has in common: repeated prompts, and the rows held out for evaluation."""
+"""Checks and splits of a whole set of rows: repeated prompts, held-out rows, overlap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlcli.data.readers import Row
 from rlcli.errors import DataError
 
 MIN_ROWS = 200
-"""Rows from which some are held out for evaluation."""
+"""Smallest data set from which rows are held out for evaluation."""
 MAX_HELD_OUT = 200
 HELD_OUT_PERCENT = 5
 MAX_SHOWN = 40
@@ -29,9 +29,9 @@ class Split:
 
 
 def is_held_out(val: Sequence[str]) -> bool:
-    """Whether `data.val` means rows held out from data.train.
+    """Whether `data.val` asks for rows held out from data.train.
 
-    Raises: DataError where it stands beside other files.
+    Raises: DataError if it names files too.
     """
     if HELD_OUT in val and len(val) > 1:
         raise DataError(f"data.val has {HELD_OUT} beside other data. Keep one of them.")
@@ -39,7 +39,7 @@ def is_held_out(val: Sequence[str]) -> bool:
 
 
 def num_held_out(num_rows: int, num_prompts: int | None = None) -> int:
-    """Prompts to hold out: 5 % of the distinct ones, at most 200; none of fewer than 200 rows."""
+    """Number of prompts to hold out: 5 % of the distinct ones up to 200, or 0 below 200 rows."""
     if num_rows < MIN_ROWS:
         return 0
     distinct = num_rows if num_prompts is None else num_prompts
@@ -47,9 +47,9 @@ def num_held_out(num_rows: int, num_prompts: int | None = None) -> int:
 
 
 def hold_out(rows: Sequence[Row]) -> Split:
-    """Split rows by a hash of their prompts: the same data is split alike on every machine.
+    """Split rows by a hash of their prompts: the same data gives the same split everywhere.
 
-    A prompt is on one side only, however often it is repeated; one row of it is evaluated.
+    All rows of a prompt are on one side. Of a held-out prompt the first row is evaluated.
     """
     keys = [prompt_key(row) for row in rows]
     digests = {key: hashlib.sha256(repr(key).encode()).digest() for key in keys}
@@ -64,7 +64,7 @@ def hold_out(rows: Sequence[Row]) -> Split:
 
 
 def repeat_notes(rows: Sequence[Row]) -> list[str]:
-    """Remarks on equal rows, and on prompts with more than one reference answer."""
+    """Remarks on repeated rows and on prompts with more than one reference answer."""
     first: dict[Hashable, dict[str, Row]] = {}
     equal: list[tuple[Row, Row]] = []
     conflicts: dict[Hashable, tuple[Row, Row]] = {}
@@ -95,7 +95,7 @@ def repeat_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def overlap_notes(train: Sequence[Row], val: Sequence[Row]) -> list[str]:
-    """A remark on validation prompts that are trained on."""
+    """A remark on validation prompts that are also in the training data."""
     places: dict[Hashable, Row] = {}
     for row in train:
         places.setdefault(prompt_key(row), row)
@@ -117,14 +117,14 @@ def prompt_key(row: Row) -> Hashable:
 
 
 def name_of(sources: Sequence[str]) -> str:
-    """A short name of data: `test.parquet`, `a.jsonl and 2 more`."""
+    """A short name for data sources: `test.parquet`, `a.jsonl and 2 more`."""
     name = PurePath(sources[0]).name if sources else "no data"
     name = name.removeprefix("builtin:")
     return printable(name, MAX_SHOWN) + (f" and {len(sources) - 1} more" * (len(sources) > 1))
 
 
 def val_name(train: Sequence[str], val: Sequence[str]) -> str:
-    """The name of the validation data: that of data.val, or `5 % of train.parquet`."""
+    """A short name for the validation data: of data.val, or `5 % of train.parquet`."""
     if HELD_OUT in val:
         return f"{HELD_OUT_PERCENT} % of {name_of(train)}"
     return name_of(val)

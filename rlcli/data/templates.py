@@ -1,4 +1,4 @@
-"""data.prompt_template: one prompt out of several columns."""
+"""data.prompt_template: builds a prompt from several columns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _template_value(record: Mapping[str, Any], name: str, mapping: Mapping[str, 
 def check_template(
     template: str, records: Sequence[Any], mapping: Mapping[str, str], *, label: str
 ) -> None:
-    """Raises: DataError for a column in braces that no row of the file has."""
+    """Raises: DataError if the template names a column that no row of the file has."""
     rows = [cast("dict[str, Any]", record) for record in records if isinstance(record, dict)]
     for match in _PLACE.finditer(template):
         name = match[2]
@@ -42,7 +42,7 @@ def check_template(
 def fill_template(
     row_id: str, template: str, record: Mapping[str, Any], mapping: Mapping[str, str]
 ) -> str:
-    """The template with this row's values, in one pass: braces in a value stay as they are."""
+    """The template with this row's values; braces inside a value are not expanded."""
 
     def filled(match: re.Match[str]) -> str:
         name = match[2]

@@ -1,4 +1,4 @@
-"""Prompts that end in an opened `<think>`: their responses begin behind it."""
+"""Marks prompts that end with `<think>`: their responses begin inside a thought."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _OPENED = re.compile(r"<think>\s*\Z")
 
 
 def mark_openings(prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
-    """The prompts, with the `<think>` that one ends in as `extra_info["response_prefix"]`.
+    """The prompts; a final `<think>` is copied to `extra_info["response_prefix"]`.
 
-    Without it a reward cannot know that a response is inside a thought from its first token on.
+    Rewards need it to see that the response begins inside a thought.
     """
     tails = {prompt.token_ids[-TAIL_TOKENS:] for prompt in prompts}
     opened = {

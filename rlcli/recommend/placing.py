@@ -93,7 +93,7 @@ def largest_that_fits(s: Situation, pick: Pick) -> str | None:
 
 
 def place_sharded(s: Situation, pick: Pick) -> Fitted:
-    """All weights trained and all states shared among the GPUs, by the fsdp engine."""
+    """Full training, with all states sharded over the GPUs by the fsdp engine."""
     settings = {"train.engine": "fsdp", "train.n_gpus": s.gpus}
     resolved = command_of(s, pick).resolve().adjust(settings)
     machine = _machine(s)

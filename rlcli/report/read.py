@@ -80,7 +80,7 @@ class RunReport:
 
     @property
     def val_name(self) -> str:
-        """The name of the data that held-out scores are measured on."""
+        """A short name for the validation data."""
         train, val = (
             [
                 name

@@ -16,17 +16,17 @@ from rlcli.types import Reward
 Progress = Callable[[str, int, int], None]
 """Told what goes on, and how many of how many responses are through it."""
 LEAST_LOST = 5
-"""Responses in a row without an answer that end a trial, at least."""
+"""Fewest consecutive outages that end a trial."""
 NOT_SCORED = Reward(value=None, error="not scored: the trial ended before")
 
 
 class Feed:
-    """Keeps `window` responses with the scorer: a response's seconds hold no wait for others.
+    """Keeps `window` responses at the scorer, so that no response's time includes a queue.
 
-    A service that answers none of `window` responses in a row ends it: each was waited for as long
-    as a service gets, so thousands would take days.
-    seconds: of every response, in the order they came back. end: what ended it early; what is
-    asked later is not scored.
+    Ends the trial after `window` consecutive outages: each takes the full time of all retries, so
+    thousands would take days.
+    seconds: of every response, in the order of completion. end: reason for an early end; later
+    responses are not scored.
     """
 
     def __init__(self, scorer: Scorer, *, window: int, progress: Progress) -> None:
@@ -78,7 +78,7 @@ class Feed:
             self._count_lost(rewards[at])
 
     def _count_lost(self, reward: Reward) -> None:
-        """Raises: Paused after too many responses in a row without an answer."""
+        """Count consecutive outages. Raises: Paused if there are too many."""
         if reward.value is not None:
             self._lost = 0
         self._lost += reward.is_outage

@@ -9,6 +9,7 @@ from typing import Literal
 
 from rlcli.data.readers import Row
 from rlcli.errors import DataError
+from rlcli.rewards.base import text_rollout
 from rlcli.rewards.function_check import SOLUTION, answer_text, prompt_of
 from rlcli.rewards.rules import gold_problem
 from rlcli.types import Rollout
@@ -29,14 +30,7 @@ class Case:
 
     def rollout(self) -> Rollout:
         """The same as a sampler would hand it over, without tokens."""
-        return Rollout(
-            prompt=prompt_of(self.row),
-            text=self.response,
-            token_ids=(),
-            logprobs=(),
-            finish_reason="stop",
-            policy_version=0,
-        )
+        return text_rollout(prompt_of(self.row), self.response)
 
 
 def own_answers(rows: Sequence[Row], *, runs_code: Collection[str] = ()) -> list[Case]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rlcli.types import Prompt, Reward, Rollout, StepRecord
+
+T = TypeVar("T")
 
 
 class Scorer(Protocol):
@@ -46,8 +48,8 @@ class Scorer(Protocol):
     def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
         """This rank's rewards of one step, or of one evaluation, on their final scale.
 
-        Every rank calls it at the same places, and `metrics`.
-        learns: whether a running mean and deviation may take them in.
+        Collective, like `metrics`: all ranks call both in the same order.
+        learns: whether to update a running mean and deviation.
         """
         ...
 
@@ -65,7 +67,7 @@ class Scorer(Protocol):
 
 
 class StatelessScorer:
-    """The part of a `Scorer` without state, metrics and canaries."""
+    """Base class of scorers without state, metrics, canaries or a final scale."""
 
     def canaries(self, step: int, prompts: Sequence[Prompt]) -> list[Future[Reward]]:
         """None."""
@@ -93,10 +95,11 @@ class StatelessScorer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peers:
-    """The ranks of a run, as its scorers see them. Every rank calls the same methods in turn.
+    """Collectives and facts of the ranks for their scorers. All ranks call them in the same order.
 
-    local_size: ranks on this machine. host: rank 0's address for the others. gather: a value of
-    every rank. first: rank 0's value. prompts: all that may be scored, the same on every rank.
+    local_size: number of ranks on this machine. host: rank 0's address. gather: collects a value
+    from every rank. first: broadcasts rank 0's value. prompts: all prompts that may be scored, the
+    same on every rank.
     """
 
     is_first: bool
@@ -105,6 +108,23 @@ class Peers:
     gather: Callable[[Any], list[Any]]
     first: Callable[[Any], Any]
     prompts: Sequence[Prompt]
+
+
+def single_rank(value: T) -> list[T]:
+    """`Peers.gather` of a run with one rank."""
+    return [value]
+
+
+def text_rollout(prompt: Prompt, text: str) -> Rollout:
+    """A complete response without tokens."""
+    return Rollout(
+        prompt=prompt,
+        text=text,
+        token_ids=(),
+        logprobs=(),
+        finish_reason="stop",
+        policy_version=0,
+    )
 
 
 def score_all(scorer: Scorer, rollouts: Sequence[Rollout]) -> list[Reward]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rlcli.rewards.base import Scorer
+from rlcli.rewards.base import Scorer, single_rank
 from rlcli.rewards.combination import PART_OF
 from rlcli.rewards.normalize import Normalizer
 from rlcli.types import Prompt, Reward, Rollout, StepRecord
@@ -25,7 +25,7 @@ class CompositeScorer:
     """A `Scorer` whose reward is the weighted sum of others'; each part is kept by its name.
 
     scale: of the reward model's part, applied in `settle`; the parts stay raw. None: it is raw.
-    gather: one value of every rank, whose scores make one scale.
+    gather: collects the scores of every rank, so that all ranks share one scale.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class CompositeScorer:
         weights: Mapping[str, float],
         *,
         scale: Normalizer | None = None,
-        gather: Callable[[list[float]], list[list[float]]] = lambda own: [own],
+        gather: Callable[[list[float]], list[list[float]]] = single_rank,
     ) -> None:
         assert scorers.keys() == weights.keys()
         self._scorers = dict(scorers)

@@ -1,4 +1,4 @@
-"""A user's reward function, tried on right and wrong answers of the data before a model loads."""
+"""Tries a user's reward function on right and wrong answers before any model is loaded."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 
 from rlcli.errors import RewardError
+from rlcli.rewards.base import text_rollout
 from rlcli.rewards.pool import call_of, read_reply, with_key_hint
 from rlcli.rewards.process import CallFailed, NotStarted, ScoringProcess
 from rlcli.rewards.rules.references import alternatives
 from rlcli.rewards.rules.undecided import Ungradable
-from rlcli.types import Message, Prompt, Reward, Rollout
+from rlcli.types import Message, Prompt, Reward
 
 MAX_SOURCES, MIN_ROWS = 4, 2
-"""Rows tried: the first of up to so many data sources, and so many in any case."""
+"""Data sources tried at most, one row each, and rows tried at least."""
 SOLUTION = "canonical_solution"
-"""In a row's extra_info: an answer in full, where the ground truth is none."""
+"""Key in a row's extra_info with a full answer, for ground truths that are not answers (tests)."""
 FORMS = ("#### {}", "\\boxed{{{}}}", "<think>\n...\n</think>\n<answer>{}</answer>")
-"""Forms of an answer that functions ask for."""
+"""Answer formats that reward functions often require."""
 
 
 class Row(Protocol):
-    """What a reward reads of a row of data."""
+    """The fields of a data row that rewards read."""
 
     @property
     def id(self) -> str: ...
@@ -49,13 +50,13 @@ def check_function(
     weights: Mapping[str, float] | None = None,
     may_abstain: bool = False,
 ) -> list[str]:
-    """Notes on the user's function `reward.fn`, when it can be loaded and scores some of `rows`.
+    """Load the user's function `reward.fn`, try it on some of `rows`, and return notes.
 
     weights: of the parts it returns. may_abstain: whether None leaves the rollout to a judge.
 
     Raises:
-        RewardError: no such file or function, a syntax error, no way to call it: with file and
-            line; it hangs, ends its process, or scores none of the answers.
+        RewardError: it cannot be loaded or called (with file and line), hangs, ends its process,
+            or scores none of the answers.
     """
     with closing(ScoringProcess(fn, timeout_s=timeout_s)) as process:
         try:
@@ -71,7 +72,7 @@ def check_function(
 
 
 def answer_text(answer: Any) -> str:
-    """An answer as a model writes it; the first of several alternatives."""
+    """An answer as text, the first if there are alternatives."""
     with suppress(Ungradable):
         answer = alternatives(answer)[0]
     return (
@@ -90,10 +91,22 @@ class _Pair:
     right: Reward
     wrong: Reward | None
 
+    @property
+    def scores(self) -> tuple[float, float] | None:
+        """Scores of the right and the wrong answer; None unless both have one."""
+        if self.wrong is None or self.right.value is None or self.wrong.value is None:
+            return None
+        return self.right.value, self.wrong.value
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the right answer has the higher score."""
+        return self.scores is not None and self.scores[0] > self.scores[1]
+
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """Calls of one function in a process of its own."""
+    """Trial calls of one function, in a scoring process."""
 
     fn: str
     process: ScoringProcess
@@ -101,15 +114,16 @@ class _Trial:
     may_abstain: bool
 
     def notes(self, rows: Sequence[Row]) -> list[str]:
-        """What the calls came to. Raises: RewardError when none has a score."""
+        """Notes on the results. Raises: RewardError if no call returns a score."""
         some = _chosen(rows)
         pairs = [self._pair(row, rows) for row in some]
         if all(map(self._is_failure, _rewards(pairs))):
             others = [row for row in rows if row not in some]
             pairs += self._until_scored(others)
-        failed = [(pair.row, one) for pair in pairs for one in _rewards([pair]) if one.error]
-        failed = [(row, one) for row, one in failed if self._is_failure(one)]
-        count = len([*_rewards(pairs)])
+        failed = [
+            (pair.row, one) for pair in pairs for one in _rewards([pair]) if self._is_failure(one)
+        ]
+        count = len(_rewards(pairs))
         if len(failed) == count:
             raise RewardError(
                 f"reward.fn={self.fn} was tried on a row's own ground truth and fails: "
@@ -126,14 +140,12 @@ class _Trial:
         right = _answer(row)
         others = (_answer(other) for other in rows if other.ground_truth is not None)
         wrong = next((text for text in others if text != right), None)
-        if row.ground_truth is None:
-            wrong = None
-        return _Pair(
-            row, wrong, self._ask(row, right), None if wrong is None else self._ask(row, wrong)
-        )
+        if row.ground_truth is None or wrong is None:
+            return _Pair(row, None, self._ask(row, right), None)
+        return _Pair(row, wrong, self._ask(row, right), self._ask(row, wrong))
 
     def _until_scored(self, rows: Iterable[Row]) -> list[_Pair]:
-        """Right answers of more rows, up to the first with a score."""
+        """Right answers of more rows, until one gets a score."""
         pairs: list[_Pair] = []
         for row in rows:
             pairs.append(_Pair(row, None, self._ask(row, _answer(row)), None))
@@ -145,16 +157,8 @@ class _Trial:
         prompt = prompt_of(row)
         if ground_truth is not None:
             prompt = replace(prompt, ground_truth=ground_truth)
-        rollout = Rollout(
-            prompt=prompt,
-            text=answer,
-            token_ids=(),
-            logprobs=(),
-            finish_reason="stop",
-            policy_version=0,
-        )
         try:
-            reply = self.process.call(call_of(rollout, is_rule=False))
+            reply = self.process.call(call_of(text_rollout(prompt, answer), is_rule=False))
         except CallFailed as error:
             raise RewardError(
                 f"reward.fn={self.fn} was tried on {row.id} and fails: {error}.\n"
@@ -166,21 +170,17 @@ class _Trial:
         return reward.value is None and not (self.may_abstain and reward.is_undecided)
 
     def _doubts(self, pairs: Sequence[_Pair]) -> list[str]:
-        """A note when no right answer gets more than a wrong one, with the cause if it shows."""
-        both = [pair for pair in pairs if pair.wrong_answer is not None and _is_scored(pair)]
-        if not both or any(_is_above(pair.right, pair.wrong) for pair in both):
+        """A note if no right answer scores higher than a wrong one, with the likely cause."""
+        scored = [(pair, scores) for pair in pairs if (scores := pair.scores)]
+        if not scored or any(pair.is_apart for pair, _ in scored):
             return []
-        pair = both[0]
-        assert pair.right.value is not None
-        assert pair.wrong is not None
-        assert pair.wrong.value is not None
-        scores = pair.right.value, pair.wrong.value
+        pair, scores = scored[0]
         gold = pair.row.ground_truth
         other = _other_type(gold)
-        if other is not None and self._tells(pair, "{}", ground_truth=other):
+        if other is not None and self._separates(pair, "{}", ground_truth=other):
             return [_type_note(self.fn, scores, gold)]
         for form in FORMS:
-            if self._tells(pair, form):
+            if self._separates(pair, form):
                 example = " ".join(form.format(_answer(pair.row)).split())
                 return [
                     f"reward.fn={self.fn} pays for a row's own ground truth only in the form "
@@ -192,16 +192,16 @@ class _Trial:
             "writes them."
         ]
 
-    def _tells(self, pair: _Pair, form: str, *, ground_truth: Any = None) -> bool:
-        """Whether the right answer gets more when both are written in `form`."""
+    def _separates(self, pair: _Pair, form: str, *, ground_truth: Any = None) -> bool:
+        """Whether the right answer scores higher when both are written in `form`."""
         texts = (_answer(pair.row), pair.wrong_answer or "")
         try:
             right, wrong = (
                 self._ask(pair.row, form.format(text), ground_truth=ground_truth) for text in texts
             )
-        except RewardError:  # the question is ours: a function need not survive it
+        except RewardError:  # the data has no such answers, so a function may fail on them
             return False
-        return _is_above(right, wrong)
+        return replace(pair, right=right, wrong=wrong).is_apart
 
 
 def _type_note(fn: str, scores: tuple[float, float], gold: Any) -> str:
@@ -219,7 +219,7 @@ def _type_note(fn: str, scores: tuple[float, float], gold: Any) -> str:
 
 
 def _form_notes(fn: str, form: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
-    """What a function is given, where its signature is not the usual one."""
+    """Notes on the arguments of a function with an unusual signature."""
     notes: list[str] = []
     columns = [name for name in form["columns"] if rows and name in rows[0].columns]
     if columns:
@@ -233,7 +233,7 @@ def _form_notes(fn: str, form: Mapping[str, Any], rows: Sequence[Row]) -> list[s
 
 
 def _chosen(rows: Sequence[Row]) -> list[Row]:
-    """The first row of each data source, and more when those are few."""
+    """The first row of each of `MAX_SOURCES` data sources, and more up to `MIN_ROWS`."""
     firsts = {row.data_source: row for row in reversed(rows)}
     some = [row for row in rows if firsts[row.data_source] is row][:MAX_SOURCES]
     more = [row for row in rows if row not in some]
@@ -250,7 +250,7 @@ def _answer(row: Row) -> str:
 
 
 def prompt_of(row: Row) -> Prompt:
-    """The prompt of a row as a reward reads it, without tokens."""
+    """The prompt of a row for scoring, without tokens."""
     messages = ({"role": "user", "content": row.prompt},)
     return Prompt(
         id=row.id,
@@ -263,17 +263,8 @@ def prompt_of(row: Row) -> Prompt:
     )
 
 
-def _is_scored(pair: _Pair) -> bool:
-    return pair.right.value is not None and pair.wrong is not None and pair.wrong.value is not None
-
-
-def _is_above(right: Reward, wrong: Reward | None) -> bool:
-    scores = (right.value, None if wrong is None else wrong.value)
-    return scores[0] is not None and scores[1] is not None and scores[0] > scores[1]
-
-
 def _other_type(gold: Any) -> Any:
-    """Text as a number and a number as text; None for anything else."""
+    """Numeric text as a number, a number as text, anything else as None."""
     if isinstance(gold, int | float) and not isinstance(gold, bool):
         return str(gold)
     if not isinstance(gold, str):

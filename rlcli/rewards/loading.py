@@ -33,10 +33,10 @@ def is_rule(fn: str) -> bool:
 
 
 def load_rules(fn: str, *, timeout_s: float, allows_unsafe: bool = False) -> Resolver:
-    """The built-in rule for each data source under `reward.fn`: `rules`, or the name of one.
+    """Resolver to built-in rules: the rule `fn`, or under `rules` that of the data source.
 
-    timeout_s, allows_unsafe: of rules that run the model's code; the sandbox is found at the first
-    row of one.
+    timeout_s, allows_unsafe: for rules that run the model's code. The sandbox is looked for when
+    such a rule scores its first row.
     """
     find = cache(partial(find_sandbox, allows_unsafe=allows_unsafe))
 

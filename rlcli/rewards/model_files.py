@@ -98,7 +98,7 @@ def is_pickled(folder: Path) -> bool:
 
 
 def check_model_files(folder: Path) -> list[str]:
-    """Notes, when `folder` may hold a reward model that can be run here.
+    """Notes on a folder with a reward model that can be loaded.
 
     Raises:
         RewardError: another architecture (a causal LM, code that comes with the checkpoint), or

@@ -1,4 +1,4 @@
-"""From what a reward function returned to a score and its parts."""
+"""Converts return values of reward functions to a score and its parts."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from rlcli.rewards.rules.explained import Explained
 from rlcli.rewards.rules.undecided import Undecided
 
 TOTALS = ("score", "reward")
-"""Entries of a dict that are its score; the first that is there counts."""
+"""Keys of a dict's score, the first one present counts."""
 
 
 class NotANumber(Exception):
-    """A reward returned something that is no score."""
+    """A reward function returned a value that cannot be used as a score."""
 
 
 class NoOpinion(NotANumber):
-    """A reward returned None: a judge may be asked if there is one behind it."""
+    """A reward function returned None, which leaves the response to a judge if there is one."""
 
 
 def read_outcome(outcome: Any) -> dict[str, Any]:
-    """{"score": float | None, "parts": {name: float}} of what a reward returned.
+    """The return value of a reward as {"score": float | None, "parts": {name: float}}.
 
-    The score of a dict is its entry `score`, else `reward`, else its only number; its other numbers
-    are parts, the rest is left out. True and False are 1.0 and 0.0. A rule may add its reason.
+    The score of a dict is its entry `score`, else `reward`, else its only number. Its other numbers
+    are parts; all other entries are ignored. True and False are 1.0 and 0.0. A rule may add a
+    "reason".
 
     Raises:
-        NotANumber: it is not a finite number, nor a dict of such; NoOpinion: it is None.
+        NotANumber: the value is not a finite number or a dict of finite numbers.
+        NoOpinion: the value is None.
     """
     if isinstance(outcome, Undecided):
         return {"score": 0.0, "parts": {}, "undecided": True}
@@ -59,9 +61,9 @@ def read_outcome(outcome: Any) -> dict[str, Any]:
 
 
 def only_item(scores: Any) -> Any:
-    """The score of one response, out of the list that a function for many returned.
+    """The only score in the list returned by a function that takes lists.
 
-    Raises: NotANumber when it is no list, or not as long as the list of responses.
+    Raises: NotANumber if it is not a list with one score.
     """
     if hasattr(scores, "tolist"):
         scores = scores.tolist()
@@ -74,7 +76,7 @@ def only_item(scores: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Type and value, at most 120 characters."""
+    """Type and value for messages, at most 120 characters."""
     return f"{type(value).__name__} {value!r}"[:120]
 
 

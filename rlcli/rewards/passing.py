@@ -32,7 +32,10 @@ def pass_scores(config: RewardConfig, rewards: Sequence[Reward]) -> list[float |
 
 
 def accuracy_scores(config: RewardConfig, rewards: Sequence[Reward]) -> list[float | None] | None:
-    """`pass_scores` where a rule or a function decides each; None: a judge's 0.5 is no accuracy."""
+    """`pass_scores` if a rule or a function decides every response, else None.
+
+    A judge's 0.5 is not an accuracy.
+    """
     combination = combine(config)
     if combination.is_rule_first or not combination.uses("fn"):
         return None

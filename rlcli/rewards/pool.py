@@ -120,7 +120,7 @@ class _Lane:
 
 
 def call_of(rollout: Rollout, *, is_rule: bool) -> dict[str, Any]:
-    """The keywords of one call; a user's function chooses from more than a rule needs."""
+    """Keyword arguments of one call; users' functions may choose from more than rules get."""
     prompt = rollout.prompt
     call: dict[str, Any] = {
         "data_source": prompt.data_source,
@@ -174,7 +174,7 @@ def _no_score(parts: Mapping[str, float]) -> str:
 
 
 def with_key_hint(error: str) -> str:
-    """The error, with a word on keys when it names one that is kept from reward functions."""
+    """The error, with a hint if it names an environment variable withheld from rewards."""
     for name in os.environ:
         if is_secret(name) and name in error:
             return f"{error} (keys are kept from reward functions: see --use_api_reward)"

@@ -24,7 +24,7 @@ START_LIMIT_S = 120.0
 """Seconds to import a reward: its clock has not started yet, but it may hang here as well."""
 
 SHORTEST_S = 0.05
-"""Seconds that a call is given once more, at least."""
+"""Smallest extension of a call's time."""
 _SECRET = re.compile(r"API_?KEY|SECRET|PASSWORD|PASSWD|(?:^|_)(?:TOKEN|CREDENTIALS?|ACCESS_KEY)$")
 
 
@@ -39,9 +39,9 @@ class NotStarted(CallFailed):
 class ScoringProcess:
     """A child that runs one reward. Methods are called from the thread that made it.
 
-    The child dies with that thread. timeout_s: of one call, which the child is told so that it
-    can stop code of its own before. allows_unsafe: such code may run without a sandbox.
-    form: of a user's function once it is ready, "lists" and "columns" of its `UserFunction`.
+    The child dies with that thread. timeout_s: of one call; the child gets it too, to stop the
+    model's code earlier. allows_unsafe: such code may run without a sandbox. form: "lists" and
+    "columns" of the loaded `UserFunction`.
     """
 
     def __init__(
@@ -118,10 +118,9 @@ class ScoringProcess:
         return obituary(self._process, "the scoring process")
 
     def _receive_in_time(self) -> bytes:
-        """The next message within the timeout, which leaves out time spent waiting for a CPU.
+        """The next message within the timeout, not counting the child's waits for a CPU.
 
-        A machine under load must not turn a right answer into a timeout, and three of them into
-        the end of a run.
+        Otherwise a loaded machine turns right answers into timeouts, and three timeouts end a run.
         """
         begun, waited_s = time.monotonic(), self._waited_s()
         allowed_s = self._timeout_s
@@ -135,7 +134,7 @@ class ScoringProcess:
                 allowed_s = longer_s
 
     def _waited_s(self) -> float:
-        """Seconds that the child's main thread was ready to run and had no CPU; 0 if unknown."""
+        """Seconds that the child's main thread has waited for a CPU; 0 if unknown."""
         try:
             fields = Path(f"/proc/{self._process.pid}/schedstat").read_text().split()
             return int(fields[1]) / 1e9

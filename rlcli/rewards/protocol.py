@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 READY = b"ready"
-"""The reward is loaded; JSON follows: what a user's function takes ("lists" and "columns").
+"""The reward is loaded; its form follows as JSON ("lists" and "columns" of a user's function).
 
 Anything else at this point is the message of a RewardError.
 """

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from rlcli.rewards.base import Scorer
+from rlcli.rewards.base import Scorer, single_rank
 from rlcli.rewards.combination import PART_OF
 from rlcli.types import Prompt, Reward, Rollout, StepRecord
 
@@ -17,11 +17,11 @@ RULE, JUDGE = PART_OF["fn"], PART_OF["judge"]
 
 
 class RuleFirstScorer:
-    """A `Scorer` whose judge is asked the moment the rule finds nothing to compare.
+    """A `Scorer` that calls its judge for each response on which the rule is undecided.
 
-    The value is the rule's where it decides, else the judge's; so is the only part. A rule that
-    fails leaves its rollout unscored: a bug is not for a judge to cover. gather: one value of every
-    rank, which count their rollouts together.
+    Value and part are the rule's if it decides, else the judge's. A rule that fails leaves its
+    rollout unscored: a judge must not hide a bug. gather: collects the counts of every rank, so
+    that `judge/asked_share` is that of all ranks.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class RuleFirstScorer:
         rule: Scorer,
         judge: Scorer,
         *,
-        gather: Callable[[list[int]], list[list[int]]] = lambda own: [own],
+        gather: Callable[[list[int]], list[list[int]]] = single_rank,
     ) -> None:
         self._rule, self._judge, self._gather = rule, judge, gather
         self._lock = threading.Lock()

@@ -6,10 +6,10 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from rlcli.errors import RewardError
-from rlcli.rewards.base import Peers, Scorer
+from rlcli.rewards.base import Peers, Scorer, single_rank
 from rlcli.rewards.batched import BatchScorer
 from rlcli.rewards.combination import PART_OF, Combination, Source, combine
 from rlcli.rewards.composite import CompositeScorer
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from rlcli.config.rewards import RewardConfig
-
-T = TypeVar("T")
 
 
 def check_reward(
@@ -92,7 +90,7 @@ def needs_model(config: RewardConfig) -> bool:
 
 
 def gold_problems(config: RewardConfig, rows: Iterable[Row]) -> list[str]:
-    """One message per row that a built-in rule cannot grade; none for a user's function."""
+    """One message per row that its built-in rule cannot grade; [] for a user's function."""
     combination = combine(config)
     if not combination.uses("fn") or not is_rule(config.fn):
         return []
@@ -128,10 +126,10 @@ def build_scorer(
     dtype: torch.dtype | None = None,
     peers: Peers | None = None,
 ) -> Scorer:
-    """A scorer that is ready or starting. `check_reward` has been asked before.
+    """Start a scorer. Call `check_reward` before.
 
-    peers: several ranks, each of which builds one; the judge is that of rank 0. reward.workers is
-    the number of processes on a machine.
+    peers: in a run of several ranks, of which each builds a scorer. All ranks use rank 0's judge
+    and divide the reward.workers processes of a machine.
 
     log: file for what a user's function prints; none: nowhere. run_dir: where a judge, then a
     process of its own, keeps verdicts and what it cost; none: no run is on. model_dir, device:
@@ -164,7 +162,7 @@ def build_scorer(
             scorers[name] = build(source)
             running.callback(scorers[name].close)
         running.pop_all()
-    gather = peers.gather if peers else _alone
+    gather = peers.gather if peers else single_rank
     if combination.is_rule_first:
         return RuleFirstScorer(scorers[PART_OF["fn"]], scorers[PART_OF["judge"]], gather=gather)
     scale = _normalizer(config, combination)
@@ -177,10 +175,6 @@ def build_scorer(
     return CompositeScorer({part: only}, {part: 1.0}, scale=scale, gather=gather)
 
 
-def _alone(value: T) -> list[T]:
-    return [value]
-
-
 def _judge(
     config: RewardConfig,
     *,
@@ -190,7 +184,7 @@ def _judge(
     log: Path | None,
     peers: Peers | None,
 ) -> Scorer:
-    """The judge, in a process of its own where a run is on; that of rank 0 for all ranks."""
+    """The judge: in its own process during a run, and shared by all ranks."""
     from rlcli.rewards.judge import JudgeProcess, JudgeScorer, RemoteJudge, SharedJudge
 
     keys = os.environ if env is None else env

@@ -1,7 +1,8 @@
-"""How a user's function is called: the names of its parameters say what it takes.
+"""Calls users' reward functions with the arguments that their parameter names ask for.
 
 Four forms are known: one response (verl), and lists of responses as in verl's batch manager, TRL
-and OpenRLHF. Lists hold one response: a failure concerns it alone, and no score depends on timing.
+and OpenRLHF. Lists always hold one response, so that a failure affects no other response and no
+score depends on timing.
 """
 
 from __future__ import annotations
@@ -18,24 +19,25 @@ from rlcli.rewards.outcomes import NotANumber, only_item, shown
 
 CONTRACT = "compute_score(data_source, solution_str, ground_truth, extra_info=None)"
 RESPONSES = ("solution_str", "response", "completion")
-"""Names of the response in a function for one; the first that a function has."""
+"""Parameter names for a single response, by priority."""
 LISTS = {"solution_strs": "verl", "completions": "TRL", "queries": "OpenRLHF"}
-"""The parameter that tells a form with lists, and whose it is."""
+"""Parameter that identifies a form with lists, and the tool it comes from."""
 SINGLE = ("data_source", "solution_str", "ground_truth", "extra_info")
 TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 OWN = frozenset(
     [*SINGLE, *(f"{name}s" for name in SINGLE), *TRL, "prompt", "messages", "queries", "labels"]
 )
-"""Names that are never columns of the data."""
+"""Parameter names that never mean a column of the data."""
 
 _VAR = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserFunction:
-    """A user's function for one response. Called with a call's values as keywords.
+    """A user's function, adapted to take one response as keyword arguments.
 
-    lists: whose form it has when it takes lists. columns: parameters read from columns of the row.
+    lists: the tool whose form with lists it has, or None. columns: parameters taken from columns of
+    the row.
     """
 
     call: Callable[..., Any]
@@ -44,7 +46,7 @@ class UserFunction:
 
 
 def adapt(function: Any, *, name: str, where: str) -> UserFunction:
-    """Raises: RewardError for what cannot be called, or takes no response."""
+    """Adapt a function. Raises: RewardError if it cannot be called or takes no response."""
     place = f"{where}:{_line(function)}"
     if inspect.isclass(function):
         try:
@@ -79,7 +81,7 @@ def adapt(function: Any, *, name: str, where: str) -> UserFunction:
 
 @dataclass(frozen=True, slots=True)
 class _Caller:
-    """Calls `function` with the values that its parameters ask for."""
+    """Calls `function` with the values of its parameters."""
 
     function: Any
     name: str
@@ -103,8 +105,8 @@ class _Caller:
                 f"{self.name} asks for {', '.join(missing)}, and the row has no such column (it "
                 f"has: {columns}). Expected {CONTRACT}, with other columns by their names"
             )
-        is_positional = inspect.Parameter.POSITIONAL_ONLY
-        first = [k for k, one in self.wanted.items() if one.kind is is_positional and k in values]
+        positional = inspect.Parameter.POSITIONAL_ONLY
+        first = [k for k, one in self.wanted.items() if one.kind is positional and k in values]
         names = values.keys() - self.fixed if self.takes_any else self.wanted.keys() & values.keys()
         outcome = self.function(
             *(values[key] for key in first), **{k: values[k] for k in names if k not in first}
@@ -115,7 +117,7 @@ class _Caller:
 
 
 def _single(call: Mapping[str, Any], response: str | None) -> dict[str, Any]:
-    """What a function for one response may take."""
+    """Arguments for a function that takes one response."""
     own = {name: call[name] for name in SINGLE}
     messages = call["messages"]
     values = {**call["columns"], **own, "prompt": _text(messages), "messages": messages}
@@ -123,9 +125,9 @@ def _single(call: Mapping[str, Any], response: str | None) -> dict[str, Any]:
 
 
 def _lists(form: str, call: Mapping[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
-    """What a function for lists may take: columns, and the names of its form.
+    """Arguments for a function that takes lists: columns, and the names of its form.
 
-    metrics: gets what a function for TRL logs.
+    metrics: filled by `log_metric` of TRL.
     """
     text, messages, gold = call["solution_str"], call["messages"], call["ground_truth"]
     columns = {key: [value] for key, value in call["columns"].items()}
@@ -149,7 +151,7 @@ def _lists(form: str, call: Mapping[str, Any], metrics: dict[str, Any]) -> dict[
 
 
 def _item(outcome: Any, metrics: Mapping[str, Any]) -> Any:
-    """The outcome for the one response of a list; what was logged beside it becomes parts."""
+    """The outcome of the only response in a list; logged metrics become parts."""
     if not isinstance(outcome, Mapping):
         item = only_item(outcome)
         if not metrics or isinstance(item, Mapping) or item is None:
@@ -166,7 +168,7 @@ def _item(outcome: Any, metrics: Mapping[str, Any]) -> Any:
 
 
 def _text(messages: Any) -> str:
-    """A prompt's messages as one text."""
+    """The contents of a prompt's messages as one text."""
     return "\n\n".join(str(message.get("content") or "") for message in messages)
 
 
@@ -176,7 +178,7 @@ async def _awaited(outcome: Any) -> Any:
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """One loop for all calls: clients that a file keeps belong to it."""
+    """One event loop for all calls: async clients in the user's file stay bound to it."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     return loop

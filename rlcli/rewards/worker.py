@@ -1,4 +1,4 @@
-"""A scoring process: loads one reward, then scores one call after the other until told to stop.
+"""A scoring process: loads one reward, then scores one call after the other.
 
 Runs as `python -m rlcli.rewards.worker CONNECTION_FD PARENT_PID REWARD_FN TIMEOUT_S [unsafe]`. A
 reward may print, hang, raise, or kill the process; what it can never do is write into the protocol.
@@ -12,8 +12,8 @@ import pickle
 import resource
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any
 
 from rlcli.errors import RewardError
@@ -27,6 +27,7 @@ from rlcli.rewards.loading import (
     load_rules,
 )
 from rlcli.rewards.outcomes import NoOpinion, NotANumber, read_outcome
+from rlcli.rewards.parent_pipe import ParentGone, ParentPipe
 from rlcli.rewards.protocol import READY, STARTED, UNSAFE
 from rlcli.rewards.rules.undecided import NoRule, Ungradable
 
@@ -35,48 +36,50 @@ RULE_MEMORY_BYTES = 4 << 30
 
 
 def main() -> None:
-    """Serve calls from the connection until it closes."""
+    """Serve calls from the parent until its end of the pipe closes."""
     fd, parent_pid, fn, timeout_s, *others = sys.argv[1:]
     del sys.argv[1:]
     _die_with(int(parent_pid))
     be_killed_first()
     if is_rule(fn) and sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (RULE_MEMORY_BYTES, RULE_MEMORY_BYTES))
-    connection = Connection(int(fd))
+    with suppress(ParentGone):
+        _serve(ParentPipe(int(fd)), fn, timeout_s=float(timeout_s), allows_unsafe=UNSAFE in others)
+
+
+def _serve(pipe: ParentPipe, fn: str, *, timeout_s: float, allows_unsafe: bool) -> None:
+    """Load the reward and score. Returns when it cannot be loaded. Raises: ParentGone."""
     form: dict[str, Any] = {}
     try:
         if is_rule(fn):
             file = None
-            resolve = load_rules(fn, timeout_s=float(timeout_s), allows_unsafe=UNSAFE in others)
+            resolve = load_rules(fn, timeout_s=timeout_s, allows_unsafe=allows_unsafe)
         else:
             file, function = find_file(fn), load_function(fn)
             form = {"lists": function.lists, "columns": function.columns}
             resolve = partial(_always, function.call)
     except RewardError as error:
-        connection.send_bytes(str(error).encode())
+        pipe.send(str(error).encode())
         return
-    connection.send_bytes(READY + json.dumps(form).encode())
+    pipe.send(READY + json.dumps(form).encode())
     while True:
-        try:
-            call = pickle.loads(connection.recv_bytes())
-        except EOFError:
-            return
-        reply = _score(connection, resolve, call, file=str(file) if file else None)
-        connection.send_bytes(json.dumps(reply).encode())
+        call = pickle.loads(pipe.receive())
+        reply = _score(pipe, resolve, call, file=str(file) if file else None)
+        pipe.send(json.dumps(reply).encode())
 
 
 def _always(function: Callable[..., Any], data_source: str) -> Callable[..., Any]:
-    """A user's function scores the rows of every data source."""
+    """Resolver of a user's function: the same for every data source."""
     return function
 
 
 def _score(
-    connection: Connection, resolve: Resolver, call: Mapping[str, Any], *, file: str | None
+    pipe: ParentPipe, resolve: Resolver, call: Mapping[str, Any], *, file: str | None
 ) -> dict[str, Any]:
     """{"score", "parts"} of one call, or {"error"}; with {"undecided": True}, not the last word."""
     try:
         function = resolve(call["data_source"])
-        connection.send_bytes(STARTED)
+        pipe.send(STARTED)
         return read_outcome(function(**call))
     except (NoOpinion, NoRule, Ungradable) as error:
         return {"error": str(error), "undecided": True}

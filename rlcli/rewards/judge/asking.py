@@ -51,10 +51,10 @@ class Verdict:
 
 @dataclass(slots=True, kw_only=True)
 class _Course:
-    """Where one verdict stands.
+    """State of one verdict.
 
-    folds_system: the next call puts the system prompt in front of the user's. has_folded: a call
-    without the system role was tried in this form of reply.
+    folds_system: whether the next call puts the system prompt into the user message. has_folded:
+    whether a call without the system role was tried in this form of reply.
     """
 
     most_tries: int
@@ -129,7 +129,7 @@ class Asker:
                     continue
                 self._tally.add(f"unscored_{fault.kind.name.lower()}")
                 return verdict
-            # Learnt for the run only when the laxer form is answered: one prompt may be at fault.
+            # Kept for the run only once the laxer form gets an answer: one prompt may be at fault.
             self._mode = max(self._mode, course.mode)
             self._folds_system |= course.folds_system
             verdict.fault = None
@@ -194,7 +194,7 @@ class Asker:
         is_billed = False
         try:
             await self._turns.take()
-            # It may have closed while money or a turn was waited for.
+            # The gate may have closed during the wait for money or a turn.
             await self._governor.gate()
             is_billed = True  # also when it is cancelled: nobody knows how far it came
             async with asyncio.timeout(self._timeout_s):
@@ -234,7 +234,7 @@ class Asker:
         return fault.kind is Kind.TRANSIENT and await self._waits(course)
 
     async def _waits(self, course: _Course) -> bool:
-        """Whether to call again after a call without an answer, once the wait for it is over."""
+        """Wait after a call without an answer; returns whether to call again."""
         course.tries += 1
         if course.tries >= course.most_tries:
             was_answering = self._governor.answered > course.answered_before
@@ -251,13 +251,13 @@ class Asker:
 
 
 def _relaxes(course: _Course, fault: Fault) -> bool:
-    """Whether there is a laxer form left to ask in, now that of `course`."""
-    if _refuses_system(fault):  # then the role was not the reason
+    """Switch `course` to the next laxer form of call; returns whether there was one left."""
+    if _refuses_system(fault):  # folding the prompt did not help, so the role was not the reason
         course.folds_system = False
     if course.mode + 1 < len(MODES):
         course.mode += 1
         return True
-    # In the laxest form it is tried once more: gateways refuse by mistake, too.
+    # Try the laxest form twice: gateways also refuse by mistake.
     if not course.was_refused:
         course.was_refused = True
         return True
@@ -267,7 +267,7 @@ def _relaxes(course: _Course, fault: Fault) -> bool:
 
 
 def _refuses_system(fault: Fault) -> bool:
-    """Whether an error may be about the system role. A guess: the message may quote a response."""
+    """Whether an error seems to be about the system role (its message may quote a response)."""
     refused = fault.kind is Kind.REQUEST or (fault.kind is Kind.TRANSIENT and fault.status >= 500)
     return refused and _SYSTEM_ROLE.search(fault.text) is not None
 

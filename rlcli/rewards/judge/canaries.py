@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from rlcli.rewards.base import text_rollout
 from rlcli.rewards.judge.templates import is_chinese
 from rlcli.types import Prompt, Rollout
 
@@ -77,14 +78,5 @@ def bad_answers(step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
     for place, kind in enumerate(kinds):
         prompt = prompts[chosen[place % len(chosen)]]
         lang = "zh" if any(is_chinese(m.get("content", "")) for m in prompt.messages) else "en"
-        answers.append(
-            Rollout(
-                prompt=prompt,
-                text=draw.choice(kind[lang]),
-                token_ids=(),
-                logprobs=(),
-                finish_reason="stop",
-                policy_version=0,
-            )
-        )
+        answers.append(text_rollout(prompt, draw.choice(kind[lang])))
     return answers

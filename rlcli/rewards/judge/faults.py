@@ -27,14 +27,14 @@ FATAL = frozenset({Kind.KEY, Kind.MODEL, Kind.MONEY})
 """No later call can fare better."""
 
 OUTAGES = frozenset({Kind.THROTTLE, Kind.TRANSIENT})
-"""The judge gave no answer, to this verdict or to any."""
+"""The judge service did not answer."""
 
 
 class Fault(Exception):
     """One call without a verdict. Its text may be shown: it is cut short and holds no key.
 
     is_billed: the provider may have worked, so the call counts at its full estimate.
-    retry_after_s: no call may start before that. status: of the HTTP answer; 0: there was none.
+    retry_after_s: time until the next call may start. status: HTTP status, 0 without a response.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ def _seconds(text: str) -> float:
 
 
 def _until(date: str, *, sent: str | None) -> float:
-    """Seconds from `sent`, the server's own clock, to an HTTP date; 0 for anything else."""
+    """Seconds to an HTTP date from `sent`, the server's date header; 0 for anything else."""
     until = _timestamp(date)
     start = _timestamp(sent or "") or time.time()
     return max(0.0, until - start) if until else 0.0

@@ -153,7 +153,7 @@ class Governor:
         self.hold(wait_s)
 
     def hold(self, wait_s: float) -> None:
-        """Start no call for `wait_s`, MAX_WAIT_S at most."""
+        """Start no call for `wait_s` seconds, at most MAX_WAIT_S."""
         now = asyncio.get_running_loop().time()
         self._open_at = max(self._open_at, now + min(MAX_WAIT_S, wait_s))
 

@@ -13,7 +13,7 @@ from rlcli.errors import JudgeNotHereError, RewardError
 class Provider:
     """One API. keys: accepted environment variables, the first wins. module: its SDK.
 
-    url_variables: environment variables with which its SDKs are sent elsewhere, and we are not.
+    url_variables: environment variables that set the address for its SDKs; rlcli ignores them.
     """
 
     name: str

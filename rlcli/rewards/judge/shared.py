@@ -1,6 +1,7 @@
-"""One judge for all ranks: rank 0 has it, and the other ranks send it what they sampled.
+"""One judge for all ranks: rank 0 runs it, and the other ranks send it their responses.
 
-So there is one rate limiter, one cache and one budget. A text is sent the moment it is sampled.
+This gives one rate limiter, one cache and one budget. Each response is sent as soon as it is
+sampled.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from rlcli.errors import RankLostError
-from rlcli.rewards.base import Scorer, StatelessScorer
+from rlcli.rewards.base import Scorer, StatelessScorer, text_rollout
 from rlcli.rewards.judge.apart import JudgeProcess, slim
 from rlcli.rewards.judge.scorer import can_come_back
 from rlcli.types import Prompt, Reward, Rollout
@@ -32,7 +33,7 @@ Outcome = Reward | BaseException
 
 @dataclass(frozen=True, slots=True)
 class JudgeAddress:
-    """Where rank 0's judge is asked, by those who know the key."""
+    """Address of rank 0's judge, and the key that authenticates the ranks."""
 
     host: str
     port: int
@@ -41,7 +42,7 @@ class JudgeAddress:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A response to judge. prompt: its id where both sides have it."""
+    """A response to judge. prompt: its id if both sides have it."""
 
     number: int
     prompt: str | Prompt
@@ -49,9 +50,9 @@ class _Question:
 
 
 class _Line:
-    """Sends and receives objects, many at a time where many wait, by a thread for each direction.
+    """Sends and receives objects, with one thread per direction. Objects that queue up are batched.
 
-    on_end: called once, when the other side is gone or `close` was called.
+    on_end: called once, when the peer is gone or `close` is called.
     """
 
     def __init__(
@@ -71,11 +72,11 @@ class _Line:
             thread.start()
 
     def put(self, value: Any) -> None:
-        """Send it soon."""
+        """Queue an object for sending."""
         self._waiting.put(value)
 
     def close(self) -> None:
-        """Send and receive nothing more."""
+        """Stop sending and receiving."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._waiting.put(None)
@@ -94,7 +95,7 @@ class _Line:
             try:
                 self._connection.send_bytes(zlib.compress(pickle.dumps(batch), 1))
             except OSError:
-                return  # the reader sees that too
+                return  # the reading thread sees the error too
             if value is None:
                 return
 
@@ -107,7 +108,7 @@ class _Line:
 
 
 class JudgeServer:
-    """Rank 0's judge, asked by the other ranks. prompts: those that both sides have."""
+    """Serves rank 0's judge to the other ranks. prompts: those that both sides have."""
 
     def __init__(self, judge: Scorer, host: str, key: bytes, prompts: Iterable[Prompt]) -> None:
         self._judge, self._key = judge, key
@@ -120,12 +121,12 @@ class JudgeServer:
 
     @property
     def address(self) -> JudgeAddress:
-        """For the other ranks."""
+        """Address for the other ranks."""
         host, port = self._door.getsockname()[:2]
         return JudgeAddress(host, port, self._key)
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop serving."""
         with suppress(OSError):
             self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
@@ -139,7 +140,7 @@ class JudgeServer:
                 guest, _ = self._door.accept()
             except OSError:
                 return
-            # a guest that shows no key keeps nobody else waiting
+            # In a thread of its own: a client that does not authenticate must not block the rest.
             threading.Thread(target=self._greet, args=(guest,), daemon=True).start()
 
     def _greet(self, guest: socket.socket) -> None:
@@ -155,18 +156,10 @@ class JudgeServer:
     def _submit(self, line: _Line, question: _Question) -> None:
         known = question.prompt
         prompt = self._prompts[known] if isinstance(known, str) else known
-        rollout = Rollout(
-            prompt=prompt,
-            text=question.text,
-            token_ids=(),
-            logprobs=(),
-            finish_reason="stop",
-            policy_version=0,
-        )
         number = question.number
         try:
-            future = self._judge.submit(rollout)
-        except Exception as error:  # closed, or ended as it started: who asked must see it
+            future = self._judge.submit(text_rollout(prompt, question.text))
+        except Exception as error:  # closed, or failed to start: the calling rank must see it
             line.put((number, error))
             return
         future.add_done_callback(lambda done: line.put((number, _outcome(done))))
@@ -179,26 +172,26 @@ def _outcome(done: Future[Reward]) -> Outcome:
 
 
 class SharedJudge(JudgeProcess):
-    """A judge's process that other ranks ask too, once it is served."""
+    """A judge's process that the other ranks can use too, once it is served."""
 
     _server: JudgeServer | None = None
 
     def serve(self, host: str, prompts: Iterable[Prompt]) -> JudgeAddress:
-        """Answer other ranks from now on. host: an address of this machine."""
+        """Start serving the other ranks. host: an address of this machine."""
         self._server = JudgeServer(self, host, secrets.token_bytes(KEY_BYTES), prompts)
         return self._server.address
 
     def close(self) -> None:
-        """See JudgeProcess; other ranks are answered no more."""
+        """Stop serving and end the process."""
         if self._server is not None:
             self._server.close()
         super().close()
 
 
 class RemoteJudge(StatelessScorer):
-    """The judge of rank 0, as a `Scorer` of another rank. prompts: those that both sides have.
+    """The judge of rank 0 as a `Scorer` on another rank. prompts: those that both sides have.
 
-    Rank 0 reports what concerns all ranks: metrics, canaries, spending.
+    Only rank 0 has metrics, canaries and spending.
 
     Raises:
         RankLostError: rank 0 does not answer.
@@ -243,7 +236,7 @@ class RemoteJudge(StatelessScorer):
         return can_come_back(unscored)
 
     def close(self) -> None:
-        """Ask nothing more; what is being scored is given up."""
+        """Disconnect; responses being scored are given up."""
         with self._lock:
             if self._is_closed:
                 return
@@ -260,7 +253,7 @@ class RemoteJudge(StatelessScorer):
             future.set_result(outcome)
 
     def _give_up(self) -> None:
-        """Rank 0 is gone, or this scorer was closed."""
+        """Fail all pending responses: rank 0 is gone, or this scorer was closed."""
         with self._lock:
             self._is_gone = True
             pending, self._pending = self._pending, {}

@@ -8,9 +8,9 @@ from collections import deque
 SENDING = 2
 """Rounds of the loop in which an SDK puts a call on the wire: head and body yield once each.
 
-An event loop builds all calls that start together before the first is sent. They come back
-together, too, and each waits for the work on all the others, round after round: at 32 calls
-of 0.1 s it took 6 ms from an answer to the next call; in turn it takes 2.4 ms.
+An event loop builds all calls that start together before it sends the first. Their answers also
+arrive together, and each waits for the work on all the others: with 32 calls of 0.1 s, the next
+call started 6 ms after an answer. With calls in turn it starts after 2.4 ms.
 """
 
 

@@ -172,9 +172,9 @@ def text_of(value: Any) -> str | None:
 
 
 def content_text(content: Any) -> str:
-    """The text of a message: one string, or the text parts of a list without a model's thinking.
+    """The text of a message: a string, or the text parts of a list, without thinking parts.
 
-    Raises: TypeError for content that is neither.
+    Raises: TypeError for any other content.
     """
     if content is None or isinstance(content, str):
         return content or ""
@@ -188,5 +188,5 @@ def content_text(content: Any) -> str:
 def _part_text(part: Any) -> str:
     if isinstance(part, str):
         return part
-    is_text = fields(part).get("type", "text") in TEXT_PARTS
-    return text_of(part.get("text")) or "" if is_text and isinstance(part, Mapping) else ""
+    part = fields(part)
+    return text_of(part.get("text")) or "" if part.get("type", "text") in TEXT_PARTS else ""

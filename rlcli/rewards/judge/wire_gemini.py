@@ -26,7 +26,7 @@ BLOCKED = "BLOCKED"
 BLOCKS = frozenset(
     {"SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", BLOCKED}
 )
-"""Reasons that the next try would meet again; any other that is new here is tried again."""
+"""Finish reasons that a retry would get again; calls with unknown reasons are retried."""
 NO_FUNCTIONS = types.AutomaticFunctionCallingConfig(disable=True)
 
 
@@ -98,7 +98,7 @@ def _read(answer: Any) -> Reply:
 
 
 def _content(answer: Any) -> tuple[str, list[str]]:
-    """(why it ended, its texts). Raises: Fault when there is no answer and no filter said why."""
+    """(finish reason, texts). Raises: Fault if there is no answer and no filter blocked it."""
     candidates = answer.get("candidates")
     if not candidates:
         if fields(answer.get("promptFeedback")).get("blockReason"):

@@ -1,12 +1,13 @@
-"""A judge in a process of its own: serves calls from its parent until their connection closes.
+"""A judge in its own process: serves calls from its parent until the pipe closes.
 
-Runs as `python -m rlcli.rewards.judge.worker CONNECTION_FD`. What comes first says what to judge
-with, keys included, so that neither the command line nor the environment has them.
+Runs as `python -m rlcli.rewards.judge.worker CONNECTION_FD`. The first message holds the judge's
+configuration and its keys, which therefore appear on no command line and in no environment.
 """
 
 from __future__ import annotations
 
 import fcntl
+import pickle
 import signal
 import sys
 import threading
@@ -16,7 +17,6 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,21 @@ from rlcli.errors import RlcliError
 from rlcli.machine import be_killed_first
 from rlcli.rewards.judge.messages import Answer, Call, Opening
 from rlcli.rewards.judge.scorer import CLOSE_S, LEDGER, JudgeScorer
+from rlcli.rewards.parent_pipe import ParentGone, ParentPipe
 
 
 def main() -> None:
-    """Serve calls; the end of the connection is the end of the process."""
+    """Serve calls from the parent until its end of the pipe closes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the trainer decides; without it the pipe ends
     be_killed_first()
-    connection = Connection(int(sys.argv[1]))
-    opening: Opening = connection.recv()
+    with suppress(ParentGone):
+        _judge(ParentPipe(int(sys.argv[1])))
+
+
+def _judge(pipe: ParentPipe) -> None:
+    """Judge as the opening message asks, until the last call. Raises: ParentGone."""
+    opening: Opening = pickle.loads(pipe.receive())
     with _alone(opening.run_dir / LEDGER):
         try:
             scorer = JudgeScorer(
@@ -43,11 +49,11 @@ def main() -> None:
                 template=opening.template,
             )
         except RlcliError as error:
-            connection.send(error)
+            pipe.send(pickle.dumps(error))
             return
         scorer.load_state(opening.state)
         try:
-            _serve(connection, scorer)
+            _serve(pipe, scorer)
         finally:
             scorer.close()
 
@@ -65,12 +71,12 @@ def _alone(ledger: Path) -> Iterator[None]:
         yield
 
 
-def _serve(connection: Connection, scorer: JudgeScorer) -> None:
+def _serve(pipe: ParentPipe, scorer: JudgeScorer) -> None:
     lock = threading.Lock()  # answers come from the judge's thread too
 
     def send(answer: Answer) -> None:
-        with lock, suppress(OSError):  # a parent that is gone needs no answer
-            connection.send(answer)
+        with lock, suppress(ParentGone):  # the next `receive` ends the process
+            pipe.send(pickle.dumps(answer))
 
     def send_outcome(number: int, future: Future[Any]) -> None:
         try:
@@ -86,10 +92,7 @@ def _serve(connection: Connection, scorer: JudgeScorer) -> None:
                 traceback.print_exception(error)
 
     while True:
-        try:
-            call: Call = connection.recv()
-        except (EOFError, OSError):
-            return
+        call: Call = pickle.loads(pipe.receive())
         if call.method is None:
             return
         outcome = getattr(scorer, call.method)(*call.arguments)

@@ -113,7 +113,7 @@ def gold_problem(
 
 
 def text_only(data_source: str, ground_truth: Any) -> str | None:
-    """The reference answer of a row that is compared as text, because its value is not read."""
+    """A row's reference answer if it is only compared as text, because its value is not parsed."""
     if rule_name(data_source) not in ("math", "math_reasoning"):
         return None
     if gold_problem(rule_name(data_source), ground_truth):

@@ -22,7 +22,7 @@ from rlcli.types import RESPONSE_PREFIX
 MAX_STATEMENT = 2000
 """Characters read behind "the answer is"."""
 MARKER_CHARS = 200
-"""Characters at the end of a response in which markers of a chat template are looked for."""
+"""Length of a response's end, in characters, that is searched for chat template markers."""
 MAX_MARKS = 32
 """Statements looked at, from the last on: a response that only repeats itself costs no more."""
 MAX_TAIL = 10_000
@@ -85,7 +85,7 @@ _WHY = re.compile(r"\b(?:since|because|as|so|where|check|from|when|for|if)\b|[,;
 
 
 def with_opening(response: str, extra_info: Mapping[str, Any] | None) -> str:
-    """The response behind what its prompt opened: `<think>`, where a chat template writes it."""
+    """The response, preceded by the `<think>` with which its prompt ends, if any."""
     prefix = (extra_info or {}).get(RESPONSE_PREFIX)
     return prefix + response if isinstance(prefix, str) else response
 
@@ -125,7 +125,7 @@ def stated_answers(text: str) -> Iterator[str]:
 
 
 def without_label(statement: str) -> str:
-    """58 of "the smallest $k$ is 58": what a sentence says of a thing that it names first."""
+    """The value in a sentence with a subject: 58 in "the smallest $k$ is 58"."""
     labelled = _LABELLED.match(statement)
     if labelled and re.search(r"[\d$\\]", labelled["value"]):
         return labelled["value"].strip()

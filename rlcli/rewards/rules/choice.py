@@ -75,10 +75,9 @@ def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None)
 
 
 def parse_gold(ground_truth: Any, choices: Sequence[str] = ()) -> str | None:
-    """The letter of `B`, `(b)`, `B. Paris`, of a place from 0, or of the text of a choice.
+    """The letter of `B`, `(b)`, `B. Paris`, an index from 0, or the text of a choice.
 
-    Several ways to write one letter are that letter; several letters are none, because a list may
-    mean that all of them are right.
+    None if several references name different letters: a list may mean that all of them are right.
     """
     try:
         letters = {_gold_letter(reference, choices) for reference in alternatives(ground_truth)}

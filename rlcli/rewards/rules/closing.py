@@ -1,4 +1,4 @@
-"""Closing words behind an answer: offers of help, thanks, and a check of the result."""
+"""Removes closing words after an answer: offers of help, thanks, a check of the result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _REMARK = re.compile(
     r"(?:\s*/\s*\d+)?|(?:置信度|信心)\s*[:：为是]\s*\d[\d.]*\s*%?))[*).。\s]*\Z",
     re.IGNORECASE,
 )
-"""A last remark: how sure the model is of its answer, and how often it verified it."""
+"""A final remark on the model's confidence, or on how often it verified its answer."""
 _SENTENCE = re.compile(r"[^.!?。！？\n]+(?:\.(?=\S)[^.!?。！？\n]*)*")
 _DIGITS = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _TO_THE_READER = re.compile(
@@ -56,16 +56,16 @@ _CONCLUSION = re.compile(
     _START + r"(?:(?:so|therefore|thus|hence)\b|所以|因此)[^\n]*\d", re.IGNORECASE | re.MULTILINE
 )
 MAX_REMARK = 100
-"""A remark must begin within this many characters of the end."""
+"""Distance from the end, in characters, within which a remark begins."""
 MAX_CLOSING = 32
-"""Places looked at, so that a text that repeats one phrase takes no longer."""
+"""Matches examined per text, to bound the time for texts that repeat one phrase."""
 
 
 def without_closing(text: str) -> str:
     """The text without its closing words. They stay if they state an answer or no digit precedes.
 
     An offer ("I hope this helps", "If you need 3 more examples, just ask") states none if every
-    later sentence with a digit speaks to the reader. A check ("Check: 42 / 7 = 6") states none if
+    later sentence with a digit addresses the reader. A check ("Check: 42 / 7 = 6") states none if
     it repeats the number it checks and draws no conclusion.
     """
     digit = re.search(r"\d", text)

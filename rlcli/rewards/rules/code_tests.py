@@ -99,7 +99,7 @@ def _read_cases(gold: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_records(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """LiveCodeBench's tests, each an object: `{"input", "output", "testtype"}`."""
+    """Tests in LiveCodeBench's format: objects with "input", "output" and "testtype"."""
     lacking = next((test for test in tests if not {"input", "output"} <= test.keys()), None)
     if lacking is not None:
         found = ", ".join(map(str, lacking)) or "nothing"
@@ -117,10 +117,10 @@ def _read_records(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _function_name(extra_info: Mapping[str, Any], code: str) -> str | None:
-    """The function that functional tests call.
+    """Name of the function that functional tests call, or None.
 
-    From `metadata.func_name` or the starter code in extra_info, else the only public method of the
-    response's class Solution, or its only function.
+    Taken from `metadata.func_name` or the starter code in extra_info, else the only public method
+    of the response's class Solution, or its only function.
     """
     metadata = _read(extra_info.get("metadata"))
     for place in (extra_info, metadata if isinstance(metadata, Mapping) else {}):

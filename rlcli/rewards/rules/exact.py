@@ -15,12 +15,12 @@ def compute_score(
     ground_truth: Any,
     extra_info: Mapping[str, Any] | None = None,
 ) -> float:
-    """1.0 when the response is the reference answer, apart from space at both ends, else 0.0.
+    """1.0 when the response equals the reference answer, ignoring outer whitespace, else 0.0.
 
-    Of a list of reference answers any counts. JSON text is one text.
+    Any of a list of reference answers counts. JSON text is compared as text.
 
     Raises:
-        Ungradable: the reference answer is empty or no text.
+        Ungradable: the reference answer is empty or not text or a number.
     """
     return score_any(
         ground_truth, lambda reference: _score(solution_str, reference), reads_json=False

@@ -1,7 +1,7 @@
 """Compares two mathematical answers: as texts, as numbers, then as sympy objects by math-verify.
 
-math-verify's own clock is off: it needs the main thread and turns a timeout into a wrong answer.
-The pool's clock kills the process instead, and the rollout is unscored.
+math-verify's timeout is disabled: it needs the main thread and scores a timeout as a wrong answer.
+Instead the pool kills a process that takes too long, and the rollout is unscored.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Match(enum.Enum):
     EQUAL = 1.0
     DIFFERENT = 0.0
     UNDECIDED = None
-    """The texts differ, and one of the two was not read to its end."""
+    """The texts differ, and at least one could not be parsed completely."""
 
 
 def same_answer(gold: str, answer: str) -> bool:
@@ -115,9 +115,9 @@ def same_answer(gold: str, answer: str) -> bool:
 def compare(gold: str, answer: str) -> Match:
     """Compare two answers: by their texts, by their numbers, then as expressions.
 
-    Two expressions are only compared if both were read to their end. A reference answer that is
-    a number wants a number, and others no operation that they lack themselves: an answer that
-    repeats the problem in a box is no answer.
+    Expressions are only compared if both were parsed completely. If the reference answer is a
+    number, the answer must be one. Otherwise it may contain no operation that the reference answer
+    lacks: repeating the problem in a box does not answer it.
     """
     if len(answer) > MAX_ANSWER_CHARS:
         return Match.DIFFERENT
@@ -148,13 +148,13 @@ def _same_expression(gold: str, answer: str) -> Match:
 
 
 def _readings(answer: str) -> list[Any]:
-    """What an answer may be read as: `x<0, x>1` as two inequalities, and as their union."""
+    """Parses of an answer: `x<0, x>1` as two inequalities and as their union."""
     forms = [answer, _as_union(answer)]
     return [value for form in forms if form and (value := read(form)) is not None]
 
 
 def _as_union(answer: str) -> str | None:
-    """The intervals of inequalities that `or` joined (a comma by now); None for anything else."""
+    """Inequalities separated by commas (formerly `or`) as a union of intervals, or None."""
     bounds = [_BOUND.fullmatch(part.strip()) for part in answer.split(",")]
     names = {bound["name"] for bound in bounds if bound}
     if len(bounds) < 2 or not all(bounds) or len(names) != 1:
@@ -175,7 +175,7 @@ def is_balanced(gold: str) -> bool:
 
 
 def reads_whole(gold: str) -> bool:
-    """Whether an answer is compared by its value, or is words and nothing else."""
+    """Whether an answer is compared by its value, or consists of words only."""
     gold = tidy(gold)
     bare = TEXT.sub(r"\1", gold)
     is_words = not re.search(r"[\d\\{}^_=+*/<>]", bare)
@@ -232,7 +232,7 @@ def _same_words(gold: str, answer: str) -> bool | None:
 
 
 def _same_choice(letter: str, value: str, answer: str) -> bool | None:
-    """Compare with a reference answer such as `(C) 12`: its letter, its value, or both."""
+    """Compare with a reference answer such as `(C) 12` by its letter, its value, or both."""
     labelled = _LABELLED.fullmatch(answer)
     if labelled:
         return labelled[1] == letter and (same_answer(value, labelled[2]) or None)
@@ -256,7 +256,7 @@ def _same_base(gold: str, answer: str) -> Match | None:
 
 
 def _numeral(text: str) -> re.Match[str] | None:
-    """The match of a numeral with its base; CO_2 is none, because base 2 has no digit C."""
+    """Match of a numeral with its base, or None. CO_2 is not one: base 2 has no digit C."""
     match = _BASE.fullmatch(text)
     if match and all(int(d, 36) < int(match["base"]) for d in re.findall("[0-9A-Z]", match[1])):
         return match
@@ -264,7 +264,7 @@ def _numeral(text: str) -> re.Match[str] | None:
 
 
 def _same_value(gold: str, answer: str) -> Match | None:
-    """Compare with a reference answer that is a number; None if it is none, or more is to read."""
+    """Compare with a numeric reference answer; None if it is not numeric, or if undecided here."""
     (gold_sides, value), (sides, text) = _sides(gold), _sides(answer)
     if not all(_LABEL.fullmatch(side) for side in gold_sides):
         return None
@@ -286,7 +286,7 @@ def _same_value(gold: str, answer: str) -> Match | None:
     bare = TEXT.sub("", text)
     if _PLAIN.fullmatch(bare) and not _CALCULATION.search(bare):
         return None
-    # `11 + 1` for 12 is right, but the problem's own words may be no more than that.
+    # `11 + 1` equals 12, but may only repeat the problem.
     found = Match.DIFFERENT if _is_beyond(gold, text) else _same_expression(value, text)
     return Match.UNDECIDED if found is Match.EQUAL else found
 
@@ -346,7 +346,7 @@ def _drops_variable(one: str, other: str) -> bool:
 
 
 def _letters(text: str) -> str:
-    """The words of a text; of signs those that may change its meaning."""
+    """The words of a text, and the signs that may change its meaning."""
     words = re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])", "", TEXT.sub(r"\1", text))
     return re.sub(r"[^\w,:<>=+~≠≤≥-]", "", words).lower()
 

@@ -20,7 +20,7 @@ def compute_score(
     ground_truth: Any = None,
     extra_info: Mapping[str, Any] | None = None,
 ) -> float:
-    """1.0 when each tag stands there once, in order, around some text, else 0.0.
+    """1.0 when each tag occurs once, in order, and both parts contain text, else 0.0.
 
     A `<think>` that the chat template writes counts.
     """

@@ -20,10 +20,10 @@ def compute_score(
 ) -> float:
     """1.0 when the response's final number equals the reference answer, else 0.0.
 
-    Undecided without a final number. Of several reference answers any counts.
+    Undecided without a final number. Any of several reference answers counts.
 
     Raises:
-        Ungradable: the reference answer is no number.
+        Ungradable: the reference answer is not a number.
     """
     solution_str = with_opening(solution_str, extra_info)
     return score_any(ground_truth, lambda reference: _score(solution_str, reference))
@@ -34,7 +34,7 @@ def _score(solution_str: str, reference: Any) -> float:
     if gold is None:
         raise Ungradable(_problem(reference))
     answers = [final_number(solution_str)]
-    if gold.value.denominator != 1:  # 3,85 may be a list, and it may be a decimal number
+    if gold.value.denominator != 1:  # 3,85 may be a list or a decimal number
         answers.append(final_number(with_decimal_points(solution_str)))
     if any(answer and same_number(gold, answer) for answer in answers):
         return 1.0

@@ -23,7 +23,7 @@ def compute_score(
 
 
 def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
-    """Why a row cannot be graded: it has no positive target_length; None when it has one."""
+    """Why a row cannot be graded (no positive target_length); None when it can."""
     target = (extra_info or {}).get("target_length")
     if isinstance(target, bool) or not isinstance(target, int | float) or not target > 0:
         return f"extra_info.target_length is {target!r}, expected a number above 0"

@@ -57,7 +57,7 @@ def compute_score(
     The last box counts; boxes with nothing but "or", "and" or a comma between them count
     together, so that two different ones match no single gold. Undecided: no answer, or several.
 
-    Of several reference answers any counts.
+    Any of several reference answers counts.
 
     Raises:
         Ungradable: the reference answer cannot be read, and the answer is not the same text.
@@ -85,7 +85,7 @@ def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None)
 
 
 def gold_note(ground_truth: Any) -> str | None:
-    """The reference answer that is only compared as text, because its value is not understood."""
+    """The first reference answer that is only compared as text, because it cannot be parsed."""
     references = [str(reference) for reference in alternatives(ground_truth)]
     return next((text for text in references if not reads_whole(_gold(text))), None)
 
@@ -128,7 +128,7 @@ def _gold(ground_truth: Any) -> str:
 
 
 def _is_equal_with_decimal_points(gold: str, response: str) -> bool:
-    """Whether a response means this decimal number, with a comma as its decimal point."""
+    """Whether the response equals this decimal number if its commas are decimal points."""
     number = parse_number(gold, with_unit=True)
     pointed = with_decimal_points(response)
     if number is None or number.value.denominator == 1 or pointed == response:
@@ -151,7 +151,7 @@ def _one_or_all(boxed: list[str]) -> str:
 
 
 def _without_words(boxed: str) -> str:
-    """What a sentence in a box states: 42 of `\\text{The answer is } 42`."""
+    """The answer of a sentence in a box: 42 in `\\text{The answer is } 42`."""
     text = TEXT.sub(r" \1 ", boxed).strip()
     stated = next(stated_answers(text), None)
     if stated is None and (stated := without_label(text)) == text:
@@ -177,9 +177,9 @@ def _formula(stated: str) -> str:
 
 
 def _last_formula(text: str) -> str | None:
-    """The last formulas that are joined by "or", or the number that a formula is said to be.
+    """The last formulas, if joined by "or" all of them, or the number a sentence gives for them.
 
-    A number in a later sentence comes before both.
+    A number in a later sentence takes precedence.
     """
     formulas = _formulas(text[-TAIL_CHARS:])
     if not formulas:
@@ -202,9 +202,9 @@ def _is_formula(text: str) -> bool:
 
 
 def _formulas(text: str) -> list[re.Match[str]]:
-    """The formulas between dollar signs and the like; `$5 and $` is none.
+    """Formulas between dollar signs or `\\(`, `\\[`; `$5 and $` is not one.
 
-    Takes quadratic time when brackets are never closed, so pass a short text.
+    Takes quadratic time if brackets are never closed, so pass a short text.
     """
     return [match for match in _INLINE_MATH.finditer(text) if not _words(_inside(match))]
 

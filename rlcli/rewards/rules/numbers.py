@@ -89,7 +89,7 @@ _NO_UNIT = re.compile(
 
 
 def with_decimal_points(text: str) -> str:
-    """The text with `3,85` as `3.85`; `1,234` and `1, 5` stay."""
+    """The text with `3,85` as `3.85`; `1,234` and `1, 5` are unchanged."""
     return _DECIMAL_COMMA.sub(".", text)
 
 

@@ -1,9 +1,9 @@
-"""Reads an answer in LaTeX as a sympy object, all of it or not at all.
+"""Parses an answer in LaTeX as a sympy object, completely or not at all.
 
 math-verify searches a text for something that parses and drops the rest: it reads
-`1, 2, \\ldots, n` as 1 and `10 \\text{ km east}` as 10. Here the whole text goes through its
-grammar, which ends at the end of the text, and everything outside the grammar is refused before:
-unknown commands, words, and notation that the grammar accepts with another meaning.
+`1, 2, \\ldots, n` as 1 and `10 \\text{ km east}` as 10. Here its grammar must parse the whole text.
+Texts outside the grammar are refused first: unknown commands, words, and notation that the grammar
+accepts with another meaning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COMMAND_LIST = (
     "hbar imath jmath"
 )
 _COMMANDS = frozenset(_COMMAND_LIST.split())
-"""Commands that the grammar reads for what they are. It takes `\\cdots` for `\\cdot` and an s."""
+"""Commands that the grammar parses correctly. It parses `\\cdots` as `\\cdot` and an s."""
 _STYLES = r"\\(?:text(?:bf|rm|it|normal|sf|tt)?|math(?:rm|bf|it|sf|tt|normal)|mbox|boldsymbol|bm)"
 _STYLED_LETTER = re.compile(_STYLES + r"\s*\{\s*([A-Za-z]|\\[ij]math)\s*\}")
 _FUNCTION = re.compile(
@@ -84,7 +84,7 @@ logging.getLogger("latex2sympy2_extended").setLevel(logging.ERROR)
 
 @lru_cache(maxsize=4096)
 def read(answer: str) -> Any | None:
-    """The sympy object that a tidied answer is; None when any part of it is not understood.
+    """A tidied answer as a sympy object; None if any part of it cannot be parsed.
 
     Cached, because a group of rollouts shares one reference answer.
     """
@@ -94,7 +94,7 @@ def read(answer: str) -> Any | None:
         return _parse(text)
     if not all(sign[0] == signs[0][0] for sign in signs) and len(signs) > 2:
         return None
-    # Inside a fraction the grammar knows no sign of both kinds.
+    # The grammar has no \pm inside fractions.
     both = [_parse(_SIGNS.sub(replace, text)) for replace in (_upper_sign, _lower_sign)]
     if any(value is None or not isinstance(value, Basic) for value in both):
         return None
@@ -111,7 +111,7 @@ def _lower_sign(sign: re.Match[str]) -> str:
 
 
 def _canonical(answer: str) -> str:
-    """One spelling of commands, and letters without a typeface: `\\mathrm{i}` is i."""
+    """One spelling of each command, and letters without a typeface: `\\mathrm{i}` as i."""
     text = answer
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
@@ -137,7 +137,7 @@ def _parse(text: str) -> Any | None:
         return None
     normal = normalize_latex(text, _NORMAL)
     letters = _ENVIRONMENT.sub("", re.sub(r"\\[A-Za-z]+", "", normal))
-    # The grammar takes R for r unless told otherwise, and R - r for 0.
+    # By default the grammar parses R as r, and R - r as 0.
     has_both_cases = any(letter.lower() in letters for letter in set(letters) if letter.isupper())
     config = ConversionConfig(lowercase_symbols=not has_both_cases)
     try:
@@ -147,13 +147,13 @@ def _parse(text: str) -> Any | None:
             normalization_config=None,
             conversion_config=config,
         )
-    except Exception:  # the grammar raises bare exceptions, sympy of many kinds
+    except Exception:  # the grammar raises plain Exception, sympy many types
         return None
     return _with_imaginary_unit(value) if _is_whole(value) else None
 
 
 def _with_imaginary_unit(value: Any) -> Any:
-    """The value with the letter i as the imaginary unit, unless a sum counts with it."""
+    """The value with the letter i as the imaginary unit, unless i may be an index of a sum."""
     if isinstance(value, SetInOrder):
         return SetInOrder(*map(_with_imaginary_unit, getattr(value, "_unsorted_args", value.args)))
     if isinstance(value, Tuple):
@@ -167,7 +167,7 @@ def _with_imaginary_unit(value: Any) -> Any:
 
 
 def _is_known(text: str) -> bool:
-    """Whether a text has only notation that the grammar reads for what it is."""
+    """Whether a text has only notation that the grammar parses correctly."""
     if text.count("{") != text.count("}") or text.count("|") % 2:
         return False
     plain = _ENVIRONMENT.sub(" ", _ACCENTED.sub(" x ", text))
@@ -179,7 +179,7 @@ def _is_known(text: str) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether a value has kept what the text said: `dy/dx` of a plain y would be 0."""
+    """Whether parsing has kept the meaning: `dy/dx` of a plain symbol y evaluates to 0."""
     if not isinstance(value, Basic | MatrixBase):
         return False
     if isinstance(value, Basic) and value.has(nan, zoo):

@@ -1,4 +1,4 @@
-"""Reference answers: one, or several of which any counts."""
+"""Reference answers of a row: one, or several alternatives."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def alternatives(ground_truth: Any, *, reads_json: bool = True) -> list[Any]:
 def score_any(
     ground_truth: Any, score: Callable[[Any], float], *, reads_json: bool = True
 ) -> float:
-    """The best score against any reference answer; undecided if one is and none is equal.
+    """The best score against any reference answer; undecided if none matches and one is undecided.
 
     Raises:
-        Ungradable: no answer is equal, and a reference answer cannot be read.
+        Ungradable: none matches, and at least one cannot be parsed.
     """
     unread: Ungradable | None = None
     best = 0.0
@@ -86,7 +86,7 @@ def problem_of_any(
 
 
 def _from_json(ground_truth: Any) -> Any:
-    """The list of texts, or the object, that a text is in JSON; else the ground truth itself."""
+    """JSON text of a list of texts or an object, decoded; any other ground truth unchanged."""
     if not isinstance(ground_truth, str) or ground_truth.lstrip()[:1] not in ("[", "{"):
         return ground_truth
     try:

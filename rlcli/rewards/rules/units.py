@@ -1,4 +1,4 @@
-"""Units behind an answer: which there are, and whether two answers have the same."""
+"""Finds the unit after an answer, and compares the units of two answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS = (
 )  # fmt: skip
 _UNIT = re.compile("|".join(f"(?P<u{i}>{unit})" for i, unit in enumerate(_UNITS)))
 _POWERS = {match.lastindex for word in ("squared", "cubed") if (match := _UNIT.fullmatch(word))}
-"""Of the numbers of units: area and volume, which tell cm^2 from cm."""
+"""Indices in `_UNITS`, from 1, of the words for powers, which distinguish cm^2 from cm."""
 _NEUTRAL_LIST = (
     "a an the of total all altogether exactly about approximately roughly only just long tall high "
     "wide deep away old each there are is so respectively"
@@ -36,7 +36,7 @@ _TAIL = re.compile(
 
 
 def split_unit(answer: str) -> tuple[str, str]:
-    """An answer without the known unit behind it, and that unit; "" without one."""
+    """(answer without its known unit, that unit or "")."""
     tail = _TAIL.search(answer[-120:])
     if tail is None:
         return answer, ""
@@ -48,9 +48,9 @@ def split_unit(answer: str) -> tuple[str, str]:
 
 
 def same_unit(gold: str, answer: str) -> bool | None:
-    """Whether two answers have one unit, or one of them leaves out what the other has.
+    """Whether two answers have the same unit, or one of them omits it.
 
-    None if both have words that the other lacks, and nothing is known of them.
+    None if each has words that the other lacks and these are not known units.
     """
     units, others = _words_of(gold), _words_of(answer)
     known, other_known = ({word for word in words if isinstance(word, int)}
@@ -65,7 +65,7 @@ def same_unit(gold: str, answer: str) -> bool | None:
 
 
 def _words_of(answer: str) -> set[int | str]:
-    """The words of an answer, known units as numbers."""
+    """The words of an answer; known units as indices in `_UNITS`, from 1."""
     found: set[int | str] = set()
     text = _SIGNS.sub(_name_of_sign, _TEXT.sub(r" \1 ", answer))
     for word in _WORD.findall(_CUBED.sub(r"\1 cubed ", _SQUARED.sub(r"\1 squared ", text))):
