@@ -18,13 +18,10 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from rlcli import trainer  # noqa: E402
-from rlcli.cli.main import main  # noqa: E402
-from rlcli.trainer import Run  # noqa: E402
-from rlcli.types import StepRecord  # noqa: E402
+from rlcli import trainer
+from rlcli.cli.main import main
+from rlcli.trainer import Run
+from rlcli.types import StepRecord
 
 
 def cpu_s() -> float:

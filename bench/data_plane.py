@@ -22,14 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 STEPS, LEFT_OUT = 5, 1
 WORDS = (
     *("the", "sum", "of", "two", "numbers", "is", "first", "we", "add", "these", "so", "then"),
@@ -102,23 +100,18 @@ class Counted:
         times = {"all_gather": 2 * others, "gather": others, "broadcast": others}
         for name, factor in times.items():
             place = 1 if name == "all_gather" else 0
-            self._wrap(dist, name, lambda args, place=place, f=factor: f * args[place].nbytes)
-        self._wrap(Connection, "send_bytes", lambda args: len(args[1]))
-        receive = Connection.recv_bytes
+            self._wrap(dist, name, lambda args, _, place=place, f=factor: f * args[place].nbytes)
+        self._wrap(Connection, "send_bytes", lambda args, _: len(args[1]))
+        self._wrap(Connection, "recv_bytes", lambda _, received: len(received))
 
-        def received(connection: Any, *limit: int) -> bytes:
-            data = receive(connection, *limit)
-            self.bytes += len(data)
-            return data
-
-        Connection.recv_bytes = received  # type: ignore[method-assign]
-
-    def _wrap(self, owner: Any, name: str, size: Any) -> None:
+    def _wrap(self, owner: Any, name: str, size: Callable[[Any, Any], int]) -> None:
+        """Count `size(arguments, result)` bytes at every call of `owner.name`."""
         inner = getattr(owner, name)
 
         def counted(*args: Any, **more: Any) -> Any:
-            self.bytes += size(args)
-            return inner(*args, **more)
+            result = inner(*args, **more)
+            self.bytes += size(args, result)
+            return result
 
         setattr(owner, name, counted)
 

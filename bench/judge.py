@@ -27,16 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlcli.config.rewards import JudgeConfig
+from rlcli.rewards.base import score_all
+from rlcli.rewards.judge import JudgeScorer
+from rlcli.rewards.judge.templates import load_template, render
+from rlcli.rewards.judge.wire import verdict_schema
+from rlcli.types import Prompt, Rollout
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from rlcli.config.rewards import JudgeConfig  # noqa: E402
-from rlcli.rewards.base import score_all  # noqa: E402
-from rlcli.rewards.judge import JudgeScorer  # noqa: E402
-from rlcli.rewards.judge.templates import load_template, render  # noqa: E402
-from rlcli.rewards.judge.wire import verdict_schema  # noqa: E402
-from rlcli.types import Prompt, Rollout  # noqa: E402
-
 MODELS = {"openai": "gpt-4o-mini", "claude": "claude-haiku-4-5", "gemini": "gemini-2.5-flash"}
 KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY")
 MAX_TOKENS = 2048

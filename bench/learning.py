@@ -14,20 +14,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import learning_sums
 
+from rlcli.comparison import Job, Result, Stop, read_result, run_job, tabulate
+from rlcli.config.presets import list_presets
+from rlcli.config.schema import Config
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from rlcli.comparison import Job, Result, Stop, read_result, run_job, tabulate  # noqa: E402
-from rlcli.config.presets import list_presets  # noqa: E402
-from rlcli.config.schema import Config  # noqa: E402
-
 SETTINGS: dict[str, list[str]] = {
     # a value head starts from nothing: give it a rate at which it can learn in 40 steps
     "ppo": ["critic.lr=1e-3"],

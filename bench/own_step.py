@@ -10,25 +10,22 @@ those of the plain logits, so that the update is on-policy to rounding.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from fixed_work import LEARNING_RATE, Watch, Work, force_ends
+
+from rlcli.build import build_run, make_plan
+from rlcli.config.sources import resolve
+from rlcli.rollout import native
+from rlcli.run_path import open_run_dir
+from rlcli.trainer import Run, train
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
-from fixed_work import LEARNING_RATE, Watch, Work, force_ends  # noqa: E402
-
-from rlcli.build import build_run, make_plan  # noqa: E402
-from rlcli.config.sources import resolve  # noqa: E402
-from rlcli.rollout import native  # noqa: E402
-from rlcli.run_path import open_run_dir  # noqa: E402
-from rlcli.trainer import Run, train  # noqa: E402
-
 KL_COEF = {
     "grpo": ("algorithm.kl_loss", "algorithm.kl_loss_coef"),
     "rloo": ("algorithm.kl_in_reward", "algorithm.kl_coef"),

@@ -17,6 +17,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from rlcli.config.sources import resolve
+from rlcli.plan import plan_run
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
@@ -110,17 +114,18 @@ CASES = [
 ]  # fmt: skip
 
 
-def make_model(folder: Path, *, kind: str, **shape: int | bool) -> None:
+def make_model(folder: Path, shape: dict[str, Any]) -> None:
     """A model of random weights with the quickstart's tokenizer, made in its own process."""
     code = (
         "import json, shutil, sys, torch, transformers\n"
-        "folder, kind, shape = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
-        "config = getattr(transformers, kind + 'Config')(pad_token_id=1, eos_token_id=3,\n"
+        "folder, shape = sys.argv[1], json.loads(sys.argv[2])\n"
+        "config_class = getattr(transformers, shape.pop('kind') + 'Config')\n"
+        "config = config_class(pad_token_id=1, eos_token_id=3,\n"
         "    bos_token_id=None, max_position_embeddings=4096, **shape)\n"
         "torch.manual_seed(0)\n"
         "transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)\n"
     )
-    arguments = [sys.executable, "-c", code, str(folder), kind, json.dumps(shape)]
+    arguments = [sys.executable, "-c", code, str(folder), json.dumps(shape)]
     subprocess.run(arguments, check=True, env=ENV, stderr=subprocess.DEVNULL)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         source = ROOT / "rlcli" / "assets" / "quickstart" / name
@@ -155,10 +160,6 @@ def settings_of(case: Case, data: Path) -> list[str]:
 
 def predict(case: Case, model: Path, data: Path) -> tuple[str, float]:
     """(largest phase, its predicted peak in bytes)."""
-    sys.path.insert(0, str(ROOT))
-    from rlcli.config.sources import resolve
-    from rlcli.plan import plan_run
-
     resolved = resolve(
         flags={"model": str(model)},
         overrides=settings_of(case, data),
@@ -185,8 +186,7 @@ def run_case(case: Case, folder: Path, base: int) -> tuple[str, float]:
     """(row of the table, predicted / measured)."""
     model = folder / case.model.replace(" ", "-").replace(",", "")
     if not model.is_dir():
-        shape = dict(MODELS[case.model])
-        make_model(model, kind=str(shape.pop("kind")), **shape)  # type: ignore[arg-type]
+        make_model(model, MODELS[case.model])
     length = next(
         int(text.partition("=")[2])
         for text in reversed([*COMMON, *case.settings])

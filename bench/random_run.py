@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +15,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rlcli.rollout.native import _Call
     from rlcli.trainer import Run
 
+ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "rlcli" / "assets" / "quickstart"
 EOS, OTHER = 3, 4
 

@@ -26,11 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from collectives import SENT, Count, watch_process  # noqa: E402
-from fixed_work import Work, force_ends, save_model  # noqa: E402
+from collectives import SENT, Count, watch_process
+from fixed_work import Work, force_ends, save_model
 
 LEFT_OUT = 2
 STEP = ("sampling", "passes", "update", "weights")

@@ -262,7 +262,7 @@ def run_peer(row: Row, out: Path, python: str, cpu_s: float, folder: Path) -> di
     evaluate = [
         sys.executable, "-m", "rlcli.cli.main", "eval", str(model), "--json",
         "--data", str(out / f"{row.task}_val.jsonl"), "--dtype", "float32",
-        "--reward", f"{SCORE}",
+        "--reward", SCORE,
         f"--max-response-tokens={row.max_tokens}",
     ]  # fmt: skip
     scored = subprocess.run(
