@@ -18,9 +18,9 @@ from pathlib import Path
 
 import psutil
 
-from rlcli import trainer
 from rlcli.cli.main import main
-from rlcli.trainer import Run
+from rlcli.trainer import loop
+from rlcli.trainer.loop import Run
 from rlcli.types import StepRecord
 
 
@@ -37,7 +37,7 @@ def cpu_s() -> float:
 
 def clock_evaluations(curve: Path) -> None:
     """Have every evaluation of this process write a line to `curve`."""
-    evaluate = trainer.evaluate
+    evaluate = loop.evaluate
     left_out: list[float] = []
 
     def clocked(run: Run, *, step: int) -> StepRecord:
@@ -54,7 +54,7 @@ def clock_evaluations(curve: Path) -> None:
         left_out.append(cpu_s() - begun if left_out else cpu_s())
         return record
 
-    trainer.evaluate = clocked
+    loop.evaluate = clocked
 
 
 if __name__ == "__main__":

@@ -137,8 +137,8 @@ def watch_process(count: Count) -> None:
     from torch.distributed import distributed_c10d
 
     from rlcli.engines.deepspeed_engine import DeepSpeedEngine, ShardedUpdater
+    from rlcli.engines.forward_passes import Passes
     from rlcli.engines.optimizer import Updater
-    from rlcli.engines.passes import Passes
     from rlcli.engines.torch_engine import TorchEngine
     from rlcli.rollout.native import NativeSampler
 

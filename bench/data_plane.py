@@ -188,14 +188,14 @@ def measure(args: argparse.Namespace) -> None:
     """One rank: some steps, and on rank 0 what they came to."""
     import torch
 
-    from rlcli.collate import collate
-    from rlcli.collect import collect
     from rlcli.config.resolved import with_values
     from rlcli.config.schema import Config
-    from rlcli.crew.live_ranks import LiveRanks
-    from rlcli.crew.meet import process_group
-    from rlcli.rank_env import read_rank
+    from rlcli.distributed.live_ranks import LiveRanks
+    from rlcli.distributed.process_group import process_group
+    from rlcli.distributed.rank_env import read_rank
     from rlcli.rewards.judge.shared import JudgeServer, RemoteJudge
+    from rlcli.rollout.collate import collate
+    from rlcli.trainer.rollout_step import collect
     from rlcli.types import Prompt
 
     torch.set_num_threads(1)

@@ -30,8 +30,8 @@ from typing import Any
 from rlcli.config.rewards import JudgeConfig
 from rlcli.rewards.base import score_all
 from rlcli.rewards.judge import JudgeScorer
+from rlcli.rewards.judge.client import verdict_schema
 from rlcli.rewards.judge.templates import load_template, render
-from rlcli.rewards.judge.wire import verdict_schema
 from rlcli.types import Prompt, Rollout
 
 ROOT = Path(__file__).resolve().parent.parent

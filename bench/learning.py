@@ -20,9 +20,9 @@ from pathlib import Path
 
 import learning_sums
 
-from rlcli.comparison import Job, Result, Stop, read_result, run_job, tabulate
 from rlcli.config.presets import list_presets
 from rlcli.config.schema import Config
+from rlcli.tools.compare import Job, Result, Stop, read_result, run_job, tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, list[str]] = {

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from fixed_work import LEARNING_RATE, Watch, Work, force_ends
 
-from rlcli.build import build_run, make_plan
-from rlcli.config.sources import resolve
+from rlcli.config.resolver import resolve
 from rlcli.rollout import native
-from rlcli.run_path import open_run_dir
-from rlcli.trainer import Run, train
+from rlcli.run_dir.path import open_run_dir
+from rlcli.trainer.build import build_run, make_plan
+from rlcli.trainer.loop import Run, train
 
 ROOT = Path(__file__).resolve().parent.parent
 KL_COEF = {

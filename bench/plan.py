@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlcli.config.sources import resolve
+from rlcli.config.resolver import resolve
 from rlcli.plan import plan_run
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 TOLERANCE, ENOUGH = 0.2, 6
 IMPORTS = """
-import rlcli.cli.main, rlcli.session, rlcli.build, rlcli.trainer
+import rlcli.cli.main, rlcli.trainer.session, rlcli.trainer.build, rlcli.trainer.loop
 import rlcli.engines.torch_engine, rlcli.rollout.native, rlcli.algos.algorithm
 import rlcli.engines.lora, rlcli.engines.critic, pyarrow
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlcli.rollout.native import _Call
-    from rlcli.trainer import Run
+    from rlcli.trainer.loop import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "rlcli" / "assets" / "quickstart"
@@ -118,9 +118,9 @@ def random_run(
     model: Path, work: Work, settings: Sequence[str], *, folder: Path, algorithm: str = "grpo"
 ) -> Iterator[Run]:
     """A run of `algorithm` on a model directory, ready for its first step."""
-    from rlcli.build import build_run, make_plan
-    from rlcli.config.sources import resolve
-    from rlcli.run_path import open_run_dir
+    from rlcli.config.resolver import resolve
+    from rlcli.run_dir.path import open_run_dir
+    from rlcli.trainer.build import build_run, make_plan
 
     given = [
         f"model.path={model}", f"data.train=['{write_prompts(work, folder / 'prompts.jsonl')}']",
@@ -172,8 +172,8 @@ def forced_lengths(lengths: Sequence[int]) -> Iterator[None]:
 
 def one_step(run: Run, work: Work, *, step: int, clock: Callable[[], float]) -> Phases:
     """Sample, estimate and update as the loop does, with random rewards."""
-    from rlcli.collate import Collected, collate
     from rlcli.rollout.base import SamplingParams
+    from rlcli.rollout.collate import Collected, collate
     from rlcli.types import Reward
 
     draw = random.Random(step)

@@ -99,10 +99,10 @@ def one_rank(work: Work, engine: str, folder: Path) -> None:
     """Take this process's part in a run, and leave what was counted beside it."""
     from own_step import settings
 
-    from rlcli.build import make_plan
-    from rlcli.config.sources import resolve
-    from rlcli.rank_env import read_rank
-    from rlcli.session import run_rank, run_session
+    from rlcli.config.resolver import resolve
+    from rlcli.distributed.rank_env import read_rank
+    from rlcli.trainer.build import make_plan
+    from rlcli.trainer.session import run_rank, run_session
 
     ranks = read_rank(os.environ)
     words = settings(work, folder / "model", folder)

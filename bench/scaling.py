@@ -95,7 +95,7 @@ def leave_attention_out(calls: list[int]) -> None:
     """Have the packed attention function return its queries; calls[0] counts how often."""
     from transformers import AttentionInterface
 
-    from rlcli.packed import ATTENTION
+    from rlcli.models.packed_attention import ATTENTION
 
     def queries(module: Any, query: Any, *_: Any, **__: Any) -> tuple[Any, None]:
         calls[0] += 1

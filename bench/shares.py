@@ -72,10 +72,10 @@ def run_rank(model: Path, out: Path) -> dict[str, Any]:
 
     from rlcli.config.resolved import with_values
     from rlcli.config.schema import Config
+    from rlcli.distributed.collectives import Ranks
     from rlcli.engines.fsdp_engine import FsdpEngine
-    from rlcli.engines.ranks import Ranks
+    from rlcli.engines.load_fsdp import load_policy, load_reference
     from rlcli.engines.sharded_model import local_part
-    from rlcli.engines.sharded_parts import load_policy, load_reference
 
     dist.init_process_group("gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size())

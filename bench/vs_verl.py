@@ -34,11 +34,11 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from rlcli.algos import advantages, aggregation, correction, covariance, kl, losses
-from rlcli.algos.masked import masked_mean
-from rlcli.algos.table import ESTIMATORS, LOSSES
+from rlcli.algos import advantages, aggregation, covariance, importance_sampling, kl, losses
+from rlcli.algos.masked_stats import masked_mean
+from rlcli.algos.registry import ESTIMATORS, LOSSES
 from rlcli.config.schema import Aggregation, KLType
-from rlcli.engines.ranks import ALONE
+from rlcli.distributed.collectives import ALONE
 
 VERSION = "0.9.1"
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-7}
@@ -295,15 +295,20 @@ def compare_terms(verl: SimpleNamespace, case: Case) -> Iterator[Comparison]:
     pair, gap_BT = (logprobs_BT, ref_BT), logprobs_BT - ref_BT
     for level, floor in itertools.product(("token", "sequence"), (None, 0.5)):
         spec = f"{floor}_2.0" if floor else 2.0
-        ours = correction.importance_weights(*pair, mask_BT, level=level, cap=2.0, floor=floor)
+        ours = importance_sampling.importance_weights(
+            *pair, mask_BT, level=level, cap=2.0, floor=floor
+        )
         theirs = verl.rollout.compute_rollout_correction_weights(gap_BT, mask_BT, level, spec)[0]
         yield Comparison(f"{level} weights", ours, theirs)
     for kind, low, high, spec in (("k1", 0.9, 1.2, "0.9_1.2"), ("k3", 0.0, 0.05, "0.05")):
         limits = {"kind": f"seq_{kind}", "low": low, "high": high}
-        ours, name = correction.rejection_mask(*pair, mask_BT, **limits), f"seq_mean_{kind}"
+        ours, name = (
+            importance_sampling.rejection_mask(*pair, mask_BT, **limits),
+            f"seq_mean_{kind}",
+        )
         theirs = verl.rollout.compute_rollout_rejection_mask(gap_BT, mask_BT, name, spec)[0]
         yield Comparison(f"rejection seq_{kind}", ours, theirs)
-    k3 = correction.mismatch(*pair, mask_BT, all_reduce=ALONE.all_reduce)["kl_k3"]
+    k3 = importance_sampling.mismatch(*pair, mask_BT, all_reduce=ALONE.all_reduce)["kl_k3"]
     expected = verl.rollout.compute_offpolicy_metrics(*pair, mask_BT)["k3_kl"]
     yield Comparison("mismatch k3", *torch.tensor([k3, expected], dtype=torch.float64))
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from rlcli.errors import DataError, DataNotFoundError, ModelError, ModelNotFoundError
-from rlcli.weight_files import check_pointers, check_weight_files
+from rlcli.models.weight_files import check_pointers, check_weight_files
 
 Hub = Literal["hf", "modelscope"]
 Kind = Literal["model", "dataset"]

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-import rlcli.checkpoint
 import rlcli.engines.export
-import rlcli.trainer  # imported before the fork: every child starts at once
+import rlcli.run_dir.checkpoint
+import rlcli.trainer.loop  # imported before the fork: every child starts at once
 from rlcli.cli.main import main
 
 UNSTABLE = ("time/", "tokens_per_s", "memory/")
@@ -133,7 +133,7 @@ def die_behind(count: int, metrics: Path) -> Callable[[], None]:
             (os, "fsync"),
             (os, "rename"),
             (shutil, "rmtree"),
-            (rlcli.checkpoint, "_sha256"),
+            (rlcli.run_dir.checkpoint, "_sha256"),
             (rlcli.engines.export, "save_file"),
         ]:
             guarded(place, name)

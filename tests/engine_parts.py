@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from rlcli.algos.algorithm import Algorithm
-from rlcli.causal_lm import check_passes, load_causal_lm
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
-from rlcli.engines import sharded_parts, zero_parts
+from rlcli.distributed.collectives import ALONE, Ranks, deal
+from rlcli.engines import load_fsdp, load_zero
 from rlcli.engines.critic import load_critic
 from rlcli.engines.lora import add_lora
-from rlcli.engines.packing import take_rows
-from rlcli.engines.ranks import ALONE, Ranks, deal
+from rlcli.engines.micro_batches import take_rows
 from rlcli.engines.torch_engine import TorchEngine
-from rlcli.models import choose_engine
+from rlcli.models.causal_lm import check_passes, load_causal_lm
+from rlcli.trainer.build_engine import choose_engine
 from rlcli.types import Batch, Share
 
 CPU = torch.device("cpu")
@@ -96,18 +96,18 @@ def make_engine(
     reference = critic = None
     if settings.train.engine == "fsdp":
         place = settings, model, CPU, dtype
-        policy, peft_model = sharded_parts.load_policy(*place)
-        reference = sharded_parts.load_reference(*place) if needs_reference else None
-        critic = sharded_parts.load_critic(*place, 0) if has_critic else None
+        policy, peft_model = load_fsdp.load_policy(*place)
+        reference = load_fsdp.load_reference(*place) if needs_reference else None
+        critic = load_fsdp.load_critic(*place, 0) if has_critic else None
     elif not settings.rollout.is_native:
         place = settings, model, CPU, dtype
-        policy, peft_model = zero_parts.load_policy(*place)
-        reference = sharded_parts.load_reference(*place) if needs_reference else None
-        critic = zero_parts.load_critic(*place, 0) if has_critic else None
+        policy, peft_model = load_zero.load_policy(*place)
+        reference = load_fsdp.load_reference(*place) if needs_reference else None
+        critic = load_zero.load_critic(*place, 0) if has_critic else None
     else:
         policy = load_causal_lm(str(model), dtype=dtype, device=CPU)
         if needs_reference and settings.train.engine == "deepspeed":
-            reference = sharded_parts.load_reference(settings, model, CPU, dtype)
+            reference = load_fsdp.load_reference(settings, model, CPU, dtype)
         elif needs_reference:
             reference = load_causal_lm(str(model), dtype=torch.float32, device=CPU)
         peft_model = add_lora(policy.model, settings.lora) if settings.lora.rank else None

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from rlcli.checkpoint import Resume
-from rlcli.crew.known_run import KnownRun, status_stamp
+from rlcli.distributed.known_run import KnownRun, status_stamp
+from rlcli.distributed.rank_env import NodeEnv
 from rlcli.launcher import inherited
 from rlcli.launcher.agent import Agent
 from rlcli.launcher.job import Job, Limits
 from rlcli.launcher.record import held
 from rlcli.launcher.rendezvous import open_store
-from rlcli.monitor.run_dir import RunDir
-from rlcli.rank_env import NodeEnv
+from rlcli.run_dir.checkpoint import Resume
+from rlcli.run_dir.folder import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = """
@@ -64,7 +64,7 @@ write(f"pid_{rank}_{relaunches}", str(os.getpid()))
 DRIVER = """
 import json, os, sys
 from pathlib import Path
-from rlcli.config.sources import resolve
+from rlcli.config.resolver import resolve
 from rlcli.errors import RlcliError
 from rlcli.launcher import launch
 from rlcli.launcher.job import Limits

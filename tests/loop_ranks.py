@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from torch._C._distributed_c10d import PrefixStore
 
-from rlcli.build import make_plan
-from rlcli.config.sources import resolve
-from rlcli.crew.meet import process_group
-from rlcli.engines.ranks import from_first
+from rlcli.config.resolver import resolve
+from rlcli.distributed.collectives import from_first
+from rlcli.distributed.process_group import process_group
+from rlcli.distributed.rank_env import read_rank
 from rlcli.errors import RlcliError
-from rlcli.monitor.run_dir import RunDir
-from rlcli.rank_env import read_rank
-from rlcli.run_path import open_run_dir
-from rlcli.session import train_together
+from rlcli.run_dir.folder import RunDir
+from rlcli.run_dir.path import open_run_dir
+from rlcli.trainer.build import make_plan
+from rlcli.trainer.session import train_together
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from rlcli.causal_lm import CausalLM, load_causal_lm, load_tokenizer
-from rlcli.collate import Collected, collate
 from rlcli.engines.logprobs import response_stats
-from rlcli.engines.packing import index_rows, pack_rows
+from rlcli.engines.micro_batches import index_rows, pack_rows
+from rlcli.models.causal_lm import CausalLM, load_causal_lm, load_tokenizer
+from rlcli.rollout.collate import Collected, collate
 from rlcli.rollout.native import NativeSampler
 from rlcli.types import Prompt, Reward, Rollout
 

@@ -20,13 +20,13 @@ import torch
 import torch.distributed as dist
 from engine_parts import config, make_engine, one_update
 
-from rlcli.causal_lm import load_tokenizer
 from rlcli.config.schema import Config
+from rlcli.distributed.collectives import Ranks
 from rlcli.engines import deepspeed_engine
 from rlcli.engines.export import save_tensors
-from rlcli.engines.ranks import Ranks
-from rlcli.engines.shares import ShareState, StateReader
+from rlcli.engines.sharded_checkpoint import ShareState, StateReader
 from rlcli.engines.torch_engine import TorchEngine
+from rlcli.models.causal_lm import load_tokenizer
 
 STEPS, HALF = 5, 3
 GROUPS = 32

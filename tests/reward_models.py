@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from rlcli.rewards.model import RewardModel
+from rlcli.rewards.reward_model import RewardModel
 from rlcli.types import Prompt, Reward, Rollout
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "[CLS]", "[SEP]", "<|eot_id|>"]

@@ -17,9 +17,9 @@ from held_scorer import Held
 from tiny_runs import Seen, tiny_run, write_inputs
 from torch import Tensor
 
-import rlcli.session
+import rlcli.trainer.session
 from rlcli.errors import Paused
-from rlcli.saving import Checkpoints
+from rlcli.trainer.checkpointing import Checkpoints
 from rlcli.types import Reward, Rollout
 
 PER_STEP = 3
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Has every run that is built from here on go through `change` first."""
-    build = rlcli.session.build_run
+    build = rlcli.trainer.session.build_run
 
     def call(change: Callable[[Any], Any]) -> None:
         def build_and_change(*given: Any, **more: Any) -> Any:
@@ -46,7 +46,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Any:
             change(run)
             return run
 
-        monkeypatch.setattr(rlcli.session, "build_run", build_and_change)
+        monkeypatch.setattr(rlcli.trainer.session, "build_run", build_and_change)
 
     return call
 
@@ -105,7 +105,7 @@ class Late(Held):
 def test_the_next_step_is_sampled_before_the_last_reward_is_there(
     steps: int, waits: list[int], folder: Path, built: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlcli.collect.STOP_PATIENCE_S", 0.01)
+    monkeypatch.setattr("rlcli.trainer.rollout_step.STOP_PATIENCE_S", 0.01)
     late = Late()
 
     def change(run: Any) -> None:
@@ -210,7 +210,7 @@ def test_what_was_sampled_ahead_of_an_end_is_sampled_again(
     built: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rlcli.collect.STOP_PATIENCE_S", 0.01)
+    monkeypatch.setattr("rlcli.trainer.rollout_step.STOP_PATIENCE_S", 0.01)
     plain = ahead(folder, str(tmp_path / "plain"), "rollout.async_steps=0")
     built(lambda run: end(2, run))
     if end is pause_at:
@@ -281,7 +281,7 @@ def test_a_rollout_is_weighed_by_the_learning_policy_over_the_one_that_sampled_i
 def test_a_step_that_was_not_due_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Checkpoints(tmp_path, save_every=0, keep=2, resume="no")
     assert not store.is_due(5)
-    monkeypatch.setattr("rlcli.saving.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("rlcli.trainer.checkpointing.SECONDS_BETWEEN", 0.0)
     assert not store.is_due(5)
     assert store.is_due(6)
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from rlcli.boxed import boxes, final_boxes, gold_box
+from rlcli.data.boxed_answers import boxes, final_boxes, gold_box
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlcli.checkpoint import damage, seal
-from rlcli.engines.ranks import ALONE
+from rlcli.distributed.collectives import ALONE
 from rlcli.errors import CheckpointError, TrainingError
-from rlcli.saving import Checkpoints
+from rlcli.run_dir.checkpoint import damage, seal
+from rlcli.trainer.checkpointing import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 

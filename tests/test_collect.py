@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from rlcli.collate import Collected, collate
-from rlcli.collect import StepAbandoned, collect, score
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
-from rlcli.engines.ranks import ALONE
+from rlcli.distributed.collectives import ALONE
 from rlcli.errors import Paused, RewardError
 from rlcli.rollout.base import OnFinish, SamplingParams
+from rlcli.rollout.collate import Collected, collate
+from rlcli.trainer.rollout_step import StepAbandoned, collect, score
 from rlcli.types import Prompt, Reward, Rollout
 
 Score = Callable[[Rollout, int], Reward]
@@ -246,7 +246,7 @@ class SlowScorer(FunctionScorer):
 def test_a_stop_ends_the_wait_for_rewards(
     needs: frozenset[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlcli.collect.STOP_PATIENCE_S", 0.01)
+    monkeypatch.setattr("rlcli.trainer.rollout_step.STOP_PATIENCE_S", 0.01)
     run = make_run(by_length, needs=needs)
     run.scorer = SlowScorer()
     run.monitor.stop_requested = True

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from rlcli.cli.comparison_text import table_lines
-from rlcli.comparison import Job, Stop, read_result, run_job, tabulate, unlike_settings
-from rlcli.comparison.table import Row
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
 from rlcli.errors import ConfigError, RunDirError
-from rlcli.monitor.course import noise, variance_between_steps
+from rlcli.monitor.trend import noise, variance_between_steps
+from rlcli.tools.compare import Job, Stop, read_result, run_job, tabulate, unlike_settings
+from rlcli.tools.compare.table import Row
 
 
 def config(algorithm: str = "grpo", **values: Any) -> Config:
@@ -278,7 +278,7 @@ def test_a_run_that_is_not_watched_any_more_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_run_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlcli.comparison.jobs.END_S", 0.1)
+    monkeypatch.setattr("rlcli.tools.compare.jobs.END_S", 0.1)
     code = (
         "import os, signal, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True)\n"

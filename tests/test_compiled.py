@@ -13,15 +13,15 @@ from tiny_runs import tiny_run, write_inputs
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from rlcli import compiled
-from rlcli.build import make_plan
-from rlcli.causal_lm import CausalLM, enable_gradient_checkpointing, prepare
-from rlcli.compiled import check_compiler, compile_layers
+from rlcli.config.resolver import resolve
 from rlcli.config.schema import LoraConfig
-from rlcli.config.sources import resolve
 from rlcli.engines.lora import add_lora
 from rlcli.errors import ConfigError
-from rlcli.packed import GroupLayout
+from rlcli.models import compile
+from rlcli.models.causal_lm import CausalLM, enable_gradient_checkpointing, prepare
+from rlcli.models.compile import check_compiler, compile_layers
+from rlcli.models.packed_attention import GroupLayout
+from rlcli.trainer.build import make_plan
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(
@@ -130,7 +130,7 @@ def test_a_run_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"no-such-compiler is not on this machine"):
         check_compiler(CPU, where)
-    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+    monkeypatch.setattr(compile, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package triton"):
         check_compiler(torch.device("cuda"), where)
     with pytest.raises(ConfigError, match="computes on mps"):

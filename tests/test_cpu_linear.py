@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from rlcli import cpu_linear
-from rlcli.cpu_linear import OneDnnLinear, speed_up_linears
+from rlcli.models import onednn_linear
+from rlcli.models.onednn_linear import OneDnnLinear, speed_up_linears
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +17,8 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """On any processor: the kernels are there on all of them."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(cpu_linear, "is_faster", lambda: True)
-    monkeypatch.setattr(cpu_linear, "FEWEST", 1)
+    monkeypatch.setattr(onednn_linear, "is_faster", lambda: True)
+    monkeypatch.setattr(onednn_linear, "FEWEST", 1)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 1024, 2500])
@@ -82,8 +82,8 @@ def test_other_dtypes_autocast_and_no_rows_go_the_usual_way() -> None:
 
 
 def test_small_matrices_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_linear, "FEWEST", 2**20)
-    monkeypatch.setattr(cpu_linear.F, "linear", lambda *all: 1 / 0)
+    monkeypatch.setattr(onednn_linear, "FEWEST", 2**20)
+    monkeypatch.setattr(onednn_linear.F, "linear", lambda *all: 1 / 0)
     layer = nn.Linear(64, 64)
     speed_up_linears(nn.Sequential(layer))
     assert layer(torch.ones(256, 64)).shape == (256, 64)
@@ -95,7 +95,7 @@ def test_gradients_get_ready_in_one_order_whatever_the_number_of_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """DeepSpeed adds them up between ranks by their place in that order."""
-    monkeypatch.setattr(cpu_linear, "FEWEST", 2**20)
+    monkeypatch.setattr(onednn_linear, "FEWEST", 2**20)
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 8))
     speed_up_linears(model)
     ready: list[str] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlcli.disk import DiskBudget, gib
+from rlcli.system.disk import DiskBudget, gib
 
 
 def write(path: Path, size: int) -> Path:

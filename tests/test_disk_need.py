@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rlcli import disk_need as module
 from rlcli.config.resolved import Resolved, with_values
 from rlcli.config.schema import Config, defaults
-from rlcli.disk_need import DiskNeed, check_disk, disk_need
 from rlcli.errors import ConfigError
+from rlcli.run_dir import disk_usage as module
+from rlcli.run_dir.disk_usage import DiskNeed, check_disk, disk_need
 
 SHAPES = {
     "model.embed_tokens.weight": (10, 4),
@@ -104,7 +104,7 @@ def test_a_disk_that_holds_no_checkpoint_is_refused(
 @pytest.mark.parametrize("algo", ["grpo", "ppo"])
 def test_the_plan_without_weights_says_the_same(overrides: list[str], algo: str) -> None:
     """quickstart: its config.json for the plan, the headers of its weights for the run."""
-    from rlcli.config.sources import resolve
+    from rlcli.config.resolver import resolve
     from rlcli.hub import find_model
     from rlcli.plan.disk import plan_disk
     from rlcli.plan.memory import Models

@@ -19,9 +19,9 @@ from rlcli.errors import (
     RlcliError,
     RunDirError,
 )
-from rlcli.evaluation.estimates import confidence_interval, pass_at_k
-from rlcli.evaluation.measuring import Sampled, summarize
-from rlcli.evaluation.planning import Request, plan_evaluation
+from rlcli.tools.evaluation.estimates import confidence_interval, pass_at_k
+from rlcli.tools.evaluation.measuring import Sampled, summarize
+from rlcli.tools.evaluation.planning import Request, plan_evaluation
 from rlcli.types import Prompt, Reward, Rollout
 
 QUICK = {"data.val": ["builtin:sums_val"], "train.device": "cpu"}

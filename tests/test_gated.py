@@ -15,7 +15,7 @@ from transformers.models.gemma.modeling_gemma import GemmaMLP
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-from rlcli.gated import keep_all, keep_less
+from rlcli.models.gated_mlp import keep_all, keep_less
 
 SIZES: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 24}
 

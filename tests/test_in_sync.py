@@ -12,12 +12,12 @@ from engine_parts import CPU, config, make_engine
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from rlcli.causal_lm import load_causal_lm
 from rlcli.engines.torch_engine import TorchEngine
 from rlcli.errors import SamplerError
-from rlcli.in_sync import CheckedSampler
+from rlcli.models.causal_lm import load_causal_lm
 from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.native import NativeSampler
+from rlcli.rollout.weight_sync_check import CheckedSampler
 from rlcli.types import Prompt
 
 Sync = Callable[[NativeSampler, Iterator[tuple[str, Tensor]], int], None]

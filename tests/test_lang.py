@@ -13,7 +13,7 @@ from message_texts import Text, all_texts, error_texts, shape_of, texts_in
 
 from rlcli.cli.main import app
 from rlcli.config.presets import list_presets, load_preset
-from rlcli.lang import CATALOGUE, Entry, entries, language, translator, width
+from rlcli.terminal.i18n import CATALOGUE, Entry, entries, language, translator, width
 
 HAN = re.compile(r"[\u4e00-\u9fff]")
 SPEAKING = (

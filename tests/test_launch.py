@@ -12,14 +12,14 @@ import pytest
 from rlcli import launcher
 from rlcli.cli.main import main
 from rlcli.config.resolved import Resolved
+from rlcli.config.resolver import resolve
 from rlcli.config.schema import Config, TrainConfig, defaults
-from rlcli.config.sources import resolve
+from rlcli.distributed.launch_env import check_processes, fit_to_env, num_local, read_node
+from rlcli.distributed.rank_env import RankEnv, read_rank
 from rlcli.doctor import gpu
 from rlcli.doctor.packages import Package
 from rlcli.errors import ConfigError, LaunchError
-from rlcli.launch import check_processes, fit_to_env, num_local, read_node
-from rlcli.machine import Gpu
-from rlcli.rank_env import RankEnv, read_rank
+from rlcli.system.hardware import Gpu
 
 
 def run(nnodes: int = 1, n_gpus: int | None = None) -> Resolved:

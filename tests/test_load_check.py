@@ -13,17 +13,17 @@ import transformers
 from tiny_models import build_tiny, model_types
 from torch import nn
 
-from rlcli import forward, packed
-from rlcli.causal_lm import prepare
-from rlcli.collate import Collected, collate
 from rlcli.engines.critic import load_critic
 from rlcli.engines.logprobs import response_stats
-from rlcli.engines.packing import index_rows, pack_rows
+from rlcli.engines.micro_batches import index_rows, pack_rows
 from rlcli.errors import ModelError
-from rlcli.forward import CausalLM
-from rlcli.load_check import find_non_finite
-from rlcli.load_check import probe as probe_module
+from rlcli.models import forward, packed_attention
+from rlcli.models.causal_lm import prepare
+from rlcli.models.forward import CausalLM
+from rlcli.models.load_check import find_non_finite
+from rlcli.models.load_check import probe as probe_module
 from rlcli.rollout.base import SamplingParams
+from rlcli.rollout.collate import Collected, collate
 from rlcli.rollout.native import NativeSampler
 from rlcli.types import Prompt, Reward
 
@@ -209,8 +209,8 @@ def test_the_check_moves_no_random_state_and_no_mode() -> None:
 def test_wrong_packed_attention_falls_back_to_padded_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = packed._sdpa
-    monkeypatch.setattr(packed, "_sdpa", lambda q, *rest: right(q * 1.1, *rest))
+    right = packed_attention._sdpa
+    monkeypatch.setattr(packed_attention, "_sdpa", lambda q, *rest: right(q * 1.1, *rest))
     lm = prepare(build_tiny("qwen3"))
     assert not lm.packed
     assert "packed training" in lm.notes[0]

@@ -10,11 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlcli import machine
 from rlcli.cli.recommend import find_situation_machine
 from rlcli.config.schema import Config
 from rlcli.doctor.machine import memory_findings
-from rlcli.machine import (
+from rlcli.plan.machine import find_machine
+from rlcli.system import hardware
+from rlcli.system.hardware import (
     Gpu,
     free_ram,
     memory_swing,
@@ -23,7 +24,6 @@ from rlcli.machine import (
     usable_cores,
     visible_gpus,
 )
-from rlcli.plan.machine import find_machine
 
 SMI = "NVIDIA H200, 143771, 4, 570.86.15\nNVIDIA, odd name, 81559, 70000, 570.86.15\n"
 
@@ -64,7 +64,7 @@ def test_plan_recommend_and_doctor_keep_to_the_share_of_a_container(
 ) -> None:
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     file.write_text("max\n")
     assert total_ram() == psutil.virtual_memory().total
@@ -85,7 +85,7 @@ def test_plan_recommend_and_doctor_keep_to_the_share_of_a_container(
 def test_what_a_container_uses_is_not_free_but_its_file_cache_is(
     folder: str, limit: str, usage: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
     (tmp_path / folder).mkdir(exist_ok=True)
     (tmp_path / folder / limit).write_text("9000\n")
     assert free_ram() == 9000
@@ -121,7 +121,7 @@ def test_plan_and_recommend_count_the_same_gpus(
 def test_cores_are_physical_allowed_and_within_the_containers_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
     monkeypatch.setattr("psutil.cpu_count", lambda logical: 8)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
     assert usable_cores() == 8
@@ -140,7 +140,7 @@ def test_memory_that_was_freed_is_used_again_without_the_kernel() -> None:
     """In a process of its own: the option stays."""
     code = """
 import ctypes, resource, sys
-from rlcli.machine import keep_freed_memory
+from rlcli.system.hardware import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 libc = ctypes.CDLL(None)

@@ -13,16 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlcli import weight_files
-from rlcli.causal_lm import load_causal_lm
 from rlcli.config.schema import Config, LoraConfig
 from rlcli.engines.lora import add_lora
 from rlcli.errors import ModelError
 from rlcli.hub import ASSETS, find_model
-from rlcli.inputs import check_token_ids, open_model
+from rlcli.models import weight_files
+from rlcli.models.causal_lm import load_causal_lm
+from rlcli.models.weight_files import positions_of, quantization_of
 from rlcli.rewards.model_files import check_model_files
+from rlcli.setup.resources import check_token_ids, open_model
 from rlcli.types import Prompt
-from rlcli.weight_files import positions_of, quantization_of
 
 TEXT: dict[str, Any] = {
     "vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from rlcli.causal_lm import CausalLM, enable_gradient_checkpointing, prepare
-from rlcli.packed import GroupLayout, in_steps
+from rlcli.models.causal_lm import CausalLM, enable_gradient_checkpointing, prepare
+from rlcli.models.packed_attention import GroupLayout, in_steps
 
 SMALL = {
     "vocab_size": 96,

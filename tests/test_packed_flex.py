@@ -15,10 +15,9 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch.nn.attention import flex_attention
 
-from rlcli import packed_flex
-from rlcli.causal_lm import _attend_in_one_kernel, enable_gradient_checkpointing, prepare
-from rlcli.packed import ATTENTION, GroupLayout
-from rlcli.packed_flex import (
+from rlcli.models import flex_attention
+from rlcli.models.causal_lm import _attend_in_one_kernel, enable_gradient_checkpointing, prepare
+from rlcli.models.flex_attention import (
     BLOCK,
     FLEX_ATTENTION,
     FlexLayout,
@@ -29,6 +28,7 @@ from rlcli.packed_flex import (
     visible_keys,
     why_not_flex,
 )
+from rlcli.models.packed_attention import ATTENTION, GroupLayout
 
 pytestmark = [  # torch 2.13 while it compiles
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
@@ -47,7 +47,7 @@ LAYOUTS = {
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The function that is compiled, as it is, with gradients on the CPU too."""
-    monkeypatch.setattr(packed_flex, "compiled_kernel", lambda: attend_blocks)
+    monkeypatch.setattr(flex_attention, "compiled_kernel", lambda: attend_blocks)
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
     monkeypatch.setattr(flex_attention, "_warn_once", lambda *words, **more: None)
@@ -195,7 +195,7 @@ def test_the_probe_finds_nothing_where_the_kernel_is_exact(dtype: torch.dtype) -
 @pytest.mark.usefixtures("uncompiled")
 def test_the_probe_tells_a_kernel_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        packed_flex, "compiled_kernel", lambda: lambda *all: attend_blocks(*all) * 1.01
+        flex_attention, "compiled_kernel", lambda: lambda *all: attend_blocks(*all) * 1.01
     )
     reason = why_not_flex(QWEN, device=CPU, dtype=torch.float32)
     assert reason == "it differs by 0.01"
@@ -219,7 +219,7 @@ def test_a_model_takes_the_kernel_where_it_agrees_and_stays_exact() -> None:
 def test_a_model_stays_with_padded_buckets_where_there_is_no_kernel_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packed_flex, "compiled_kernel", lambda: 1 / 0)
+    monkeypatch.setattr(flex_attention, "compiled_kernel", lambda: 1 / 0)
     lm = prepare(build("Qwen2", {}))
     _attend_in_one_kernel(lm, "sdpa")
     assert lm.packed

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlcli.config.resolved import Resolved, with_values
+from rlcli.config.resolver import resolve
 from rlcli.config.schema import Config
-from rlcli.config.sources import resolve
 from rlcli.errors import ConfigError
-from rlcli.preflight import batch_arithmetic, batching, check
+from rlcli.setup.checks import batch_arithmetic, batching, check
 
 
 @pytest.fixture

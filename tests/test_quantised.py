@@ -11,7 +11,7 @@ import transformers
 
 from rlcli.cli.main import main
 from rlcli.hub import ASSETS
-from rlcli.weight_files import check_merge
+from rlcli.models.weight_files import check_merge
 
 pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("default")  # bitsandbytes warns about its CPU kernels

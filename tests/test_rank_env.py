@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from rlcli.distributed.rank_env import find_node, first_host, read_rank, without_local_rank
 from rlcli.errors import LaunchError
-from rlcli.rank_env import find_node, first_host, read_rank, without_local_rank
 
 HERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234"}
 THERE = {"MASTER_ADDR": "gpu01", "MASTER_PORT": "1234"}

@@ -10,13 +10,13 @@ import typing
 
 import pytest
 
-from rlcli.algos.table import ESTIMATORS
+from rlcli.algos.registry import ESTIMATORS
 from rlcli.cli.recommend import TASKS
 from rlcli.plan import RunPlan, make_memory_plan
 from rlcli.plan.machine import Machine
 from rlcli.plan.models import find_shape, shape_of_size
-from rlcli.preflight import check, check_engines
-from rlcli.recommend import (
+from rlcli.setup.checks import check, check_engines
+from rlcli.tools.recommend import (
     CORRECTIONS,
     Advice,
     Situation,
@@ -182,7 +182,7 @@ def test_every_correction_is_of_an_algorithm() -> None:
 
 def test_a_recommendation_needs_no_torch() -> None:
     code = (
-        "import sys; from rlcli.recommend import *; a = recommend(Situation())[0]; "
+        "import sys; from rlcli.tools.recommend import *; a = recommend(Situation())[0]; "
         "what_to_watch(a); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from rlcli.config.sources import resolve
+from rlcli.config.resolver import resolve
 from rlcli.data.convert import convert
 from rlcli.data.readers import Row
 from rlcli.errors import Paused
-from rlcli.reward_trial.feed import NOT_SCORED, Feed
-from rlcli.reward_trial.planning import Request, plan_trial
-from rlcli.reward_trial.report import summarize
-from rlcli.reward_trial.rows import Case
-from rlcli.reward_trial.running import run_trial
-from rlcli.reward_trial.verdicts import verdicts
+from rlcli.tools.reward_test.feed import NOT_SCORED, Feed
+from rlcli.tools.reward_test.planning import Request, plan_trial
+from rlcli.tools.reward_test.report import summarize
+from rlcli.tools.reward_test.rows import Case
+from rlcli.tools.reward_test.running import run_trial
+from rlcli.tools.reward_test.verdicts import verdicts
 from rlcli.types import Reward, Rollout
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from test_checkpoint import Counter, checkpoints, make_run
 
-from rlcli.checkpoint import damage
 from rlcli.errors import TrainingError
-from rlcli.monitor.run_dir import RunDir
-from rlcli.saving import Checkpoints
-from rlcli.trainer import train
+from rlcli.run_dir.checkpoint import damage
+from rlcli.run_dir.folder import RunDir
+from rlcli.trainer.checkpointing import Checkpoints
+from rlcli.trainer.loop import train
 
 MAIN = threading.main_thread().name
 
@@ -198,14 +198,14 @@ def test_without_room_for_a_copy_training_waits_and_that_is_told_once(
     """A copy of the number takes 4 bytes; half as much again must be free besides."""
     run, part = make_run()
     store = checkpoints(tmp_path)
-    monkeypatch.setattr("rlcli.saving.memory_swing", lambda: 10)
-    monkeypatch.setattr("rlcli.saving.free_ram", lambda: 15)
+    monkeypatch.setattr("rlcli.trainer.checkpointing.memory_swing", lambda: 10)
+    monkeypatch.setattr("rlcli.trainer.checkpointing.free_ram", lambda: 15)
     store.save_if_due(1, run)
     store.save_if_due(2, run)
     assert store.steps() == [1, 2]
     assert len(part.notes) == 1
     assert part.notes[0].startswith("training waits while a checkpoint is written: for a copy of")
-    monkeypatch.setattr("rlcli.saving.free_ram", lambda: 16)
+    monkeypatch.setattr("rlcli.trainer.checkpointing.free_ram", lambda: 16)
     store.save_if_due(3, run)
     store.close(run)
     assert part.writers == [MAIN, MAIN, "checkpoint_0"]
@@ -215,7 +215,7 @@ def test_every_ten_minutes_counts_from_the_last_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("rlcli.saving.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rlcli.trainer.checkpointing.time.monotonic", lambda: now[0])
     run, part = make_run()
     store = checkpoints(tmp_path, save_every=0)
     for step, second in enumerate([599.0, 600.0, 700.0, 1199.0, 1300.0], start=1):

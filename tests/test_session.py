@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlcli.cli.main import main
-from rlcli.monitor.run_dir import RunDir
+from rlcli.run_dir.folder import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = [
@@ -268,7 +268,7 @@ def test_a_stop_gives_up_an_evaluation_that_waits_for_rewards(session: Session) 
         "        time.sleep(600)\n"
         "    return 0.0\n"
     )
-    session.patch.setattr("rlcli.collect.STOP_PATIENCE_S", 0.2)
+    session.patch.setattr("rlcli.trainer.rollout_step.STOP_PATIENCE_S", 0.2)
     arguments = ["--reward", f"{reward}:compute_score", "reward.timeout_s=900", "--max_steps", "1"]
     assert session(*arguments)[0] == 0
     assert (session.status["state"], session.status["resumable"]) == ("preempted", True)

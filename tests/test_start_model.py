@@ -18,7 +18,7 @@ from rlcli.cli.main import main
 from rlcli.config.schema import Config
 from rlcli.errors import ModelError
 from rlcli.hub import ASSETS
-from rlcli.inputs import find_model
+from rlcli.setup.resources import find_model
 from tests.small_runs import metrics, quickstart
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -152,7 +152,7 @@ def test_verify_and_export_refuse_a_merged_model_without_its_experts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Hashes are right: what was written is what is there."""
-    from rlcli.checkpoint import seal
+    from rlcli.run_dir.checkpoint import seal
 
     words = ("lora.rank=2", "run.merge_lora=true", "--max_steps", "1")
     assert quickstart("--output_dir", "run", *words) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlcli.text import age, in_columns, short_path, wrap
+from rlcli.terminal.text import age, in_columns, short_path, wrap
 
 
 def test_later_lines_begin_below_the_first_word() -> None:

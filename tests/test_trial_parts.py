@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from rlcli.data.readers import Row, read_rows
 from rlcli.errors import DataError
-from rlcli.reward_trial.labels import read_label
-from rlcli.reward_trial.measures import (
+from rlcli.tools.reward_test.labels import read_label
+from rlcli.tools.reward_test.measures import (
     agreement,
     auc,
     mean_ranks,
@@ -22,8 +22,8 @@ from rlcli.reward_trial.measures import (
     repeatability,
     spearman,
 )
-from rlcli.reward_trial.responses import Given, read_responses
-from rlcli.reward_trial.rows import OtherAnswers, answer_key, own_answers
+from rlcli.tools.reward_test.responses import Given, read_responses
+from rlcli.tools.reward_test.rows import OtherAnswers, answer_key, own_answers
 
 BLANK: dict[str, str] = {}
 

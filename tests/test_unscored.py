@@ -14,15 +14,15 @@ from held_scorer import Held
 from test_collect import CountingSampler, prompt, rollout
 
 from rlcli.algos.algorithm import Algorithm
-from rlcli.algos.table import ESTIMATORS
-from rlcli.collate import Collected, collate
+from rlcli.algos.registry import ESTIMATORS
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
-from rlcli.engines.ranks import ALONE
+from rlcli.distributed.collectives import ALONE
 from rlcli.errors import Paused
-from rlcli.rewards.composite import CompositeScorer, weighted_sum
+from rlcli.rewards.composite_scorer import CompositeScorer, weighted_sum
 from rlcli.rewards.normalize import RunningScale
-from rlcli.trainer import collect_or_go_back
+from rlcli.rollout.collate import Collected, collate
+from rlcli.trainer.loop import collect_or_go_back
 from rlcli.types import AnnotatedBatch, Prompt, Reward, Rollout
 
 WEIGHTS = {"rm_score": 0.7, "rule_score": 0.3}

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlcli.build import choose_device, describe_device
 from rlcli.cli.main import main
 from rlcli.config.resolved import with_values
+from rlcli.config.resolver import resolve
 from rlcli.config.schema import Config
-from rlcli.config.sources import resolve
 from rlcli.doctor import gpu
 from rlcli.errors import DeviceNotFoundError, TrainingError
 from rlcli.plan.out_of_memory import is_out_of_memory, out_of_memory_error
+from rlcli.trainer.build import choose_device, describe_device
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
 

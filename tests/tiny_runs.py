@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from rlcli.build import make_plan
-from rlcli.config.sources import resolve
-from rlcli.session import run_session
+from rlcli.config.resolver import resolve
+from rlcli.trainer.build import make_plan
+from rlcli.trainer.session import run_session
 
 UNSTABLE = ("time/", "tokens_per_s", "memory/")
 REWARD = """\

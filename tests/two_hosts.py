@@ -27,8 +27,8 @@ WORDS = [
 ]
 HURRIED_RANK = """
 import sys
-import rlcli.crew.gather as gather
-import rlcli.crew.meet as meet
+import rlcli.distributed.gather as gather
+import rlcli.distributed.process_group as meet
 meet.MEETING_S = gather.UNREACHABLE_S = float(sys.argv.pop(1))
 gather.TRY_S = 1.0
 from rlcli.cli.main import main
@@ -48,9 +48,9 @@ main(sys.argv[1:])
 
 BARE_RANK = """
 import os, sys, torch
-import rlcli.crew.meet as meet
+import rlcli.distributed.process_group as meet
 from rlcli.errors import RlcliError
-from rlcli.rank_env import read_rank
+from rlcli.distributed.rank_env import read_rank
 meet.MEETING_S = 3.0
 try:
     with meet.process_group(read_rank(os.environ), is_cuda=False, tell=print):

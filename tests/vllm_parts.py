@@ -59,7 +59,7 @@ def trainer_and_sampler(
     from transformers import AutoTokenizer
 
     from rlcli.rollout.vllm.engine import VllmSettings
-    from rlcli.rollout.vllm.sampler import VllmSampler
+    from rlcli.rollout.vllm.local_sampler import VllmSampler
 
     save_model(folder, tied=tied)
     settings = config(**changes)

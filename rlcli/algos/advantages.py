@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rlcli.algos.masked import (
+from rlcli.algos.masked_stats import (
     MEAN_EPS,
     STD_EPS,
     Groups,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, assert_never
 import torch
 from torch import Tensor
 
-from rlcli.algos.masked import masked_mean
+from rlcli.algos.masked_stats import masked_mean
 
 if TYPE_CHECKING:
     from rlcli.config.schema import Aggregation

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from rlcli.algos.aggregation import aggregate, count
-from rlcli.algos.correction import importance_weights, mismatch, rejection_mask
+from rlcli.algos.importance_sampling import importance_weights, mismatch, rejection_mask
 from rlcli.algos.kl import AdaptiveKL, FixedKL, kl
 from rlcli.algos.losses import value_loss
-from rlcli.algos.masked import alone, global_means, masked_mean
-from rlcli.algos.shaping import overlong_penalty, token_rewards
-from rlcli.algos.table import ESTIMATORS, LOSSES, NEED_OF_INPUT, Entry, Need
+from rlcli.algos.masked_stats import alone, global_means, masked_mean
+from rlcli.algos.registry import ESTIMATORS, LOSSES, NEED_OF_INPUT, Entry, Need
+from rlcli.algos.reward_shaping import overlong_penalty, token_rewards
 from rlcli.config.schema import Config
 from rlcli.errors import ConfigError
 from rlcli.types import Advantages, AllReduce, AnnotatedBatch, Gather, TokenLoss

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlcli.algos.masked import MEAN_EPS, gather_alone
+from rlcli.algos.masked_stats import MEAN_EPS, gather_alone
 from rlcli.algos.token_loss import log_ratio, surrogates, token_loss
 from rlcli.types import Gather, TokenLoss
 

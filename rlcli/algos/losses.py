@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlcli.algos.masked import masked_mean
+from rlcli.algos.masked_stats import masked_mean
 from rlcli.algos.token_loss import log_ratio, surrogates, token_loss
 from rlcli.types import TokenLoss
 

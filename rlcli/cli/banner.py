@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from rlcli.config.resolved import Resolved, show
 from rlcli.config.schema import defaults
 from rlcli.data.sets import val_name
-from rlcli.lang import width
+from rlcli.terminal.i18n import width
 
 if TYPE_CHECKING:
-    from rlcli.survey import Survey
+    from rlcli.tools.dry_run import Survey
 
 WIDEST_VALUE = 32
 

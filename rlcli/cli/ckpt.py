@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rlcli.cli.arguments import Json, RunArgument
-from rlcli.text import age, in_columns
+from rlcli.terminal.text import age, in_columns
 
 ckpt_app = typer.Typer(help="Checkpoints: list, verify, export.", no_args_is_help=True)
 
@@ -19,7 +19,7 @@ ckpt_app = typer.Typer(help="Checkpoints: list, verify, export.", no_args_is_hel
 @ckpt_app.command("list")
 def list_(run: RunArgument, as_json: Json = False) -> None:
     """The checkpoints of a run and its final model."""
-    from rlcli.disk import folder_bytes, gib
+    from rlcli.system.disk import folder_bytes, gib
 
     rows = []
     for folder in _folders(run):
@@ -49,9 +49,9 @@ def _shown(score: float | None) -> str:
 
 def _folders(run: str) -> list[Path]:
     """Checkpoints by step, the final model, folders set aside. Raises: CheckpointError."""
-    from rlcli.checkpoint import saved_steps
     from rlcli.errors import CheckpointError
-    from rlcli.monitor.run_dir import find_run
+    from rlcli.run_dir.checkpoint import saved_steps
+    from rlcli.run_dir.folder import find_run
 
     folder = find_run(run, Path.cwd()) / "checkpoints"
     found = [folder / f"step_{step}" for step in saved_steps(folder)]
@@ -74,13 +74,13 @@ def _score(folder: Path) -> float | None:
 
 def _faults(folder: Path) -> list[str]:
     """Changed files; in a model folder also weights that are missing or unknown to its class."""
-    from rlcli.checkpoint import damages
+    from rlcli.run_dir.checkpoint import damages
 
     faults = list(damages(folder))
     models = [path for path in (folder, folder / "merged") if _is_model(path)]
     if not faults and models:
-        from rlcli.engines.read_back import problems
-        from rlcli.monitor.run_dir import RunDir
+        from rlcli.engines.check_saved import problems
+        from rlcli.run_dir.folder import RunDir
 
         trust = RunDir(folder.parent.parent).config().model.trust_remote_code
         for model in models:
@@ -126,12 +126,12 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a Hugging Face folder that transformers and vLLM load."""
-    from rlcli.disk import folder_bytes, gib
-    from rlcli.monitor.run_dir import find_run
+    from rlcli.run_dir.folder import find_run
+    from rlcli.system.disk import folder_bytes, gib
 
     path = find_run(run, Path.cwd())
 
-    from rlcli.exporter import export_model
+    from rlcli.tools.export import export_model
 
     done = export_model(path, Path(os.path.expanduser(dest)), step=step, merge_lora=merge_lora)
     size = folder_bytes(done.dest)

@@ -18,11 +18,11 @@ import typer
 from rlcli.cli.arguments import JsonAmongRun
 from rlcli.cli.options import RUN, RunRequest, takes_run_options
 from rlcli.errors import Paused
-from rlcli.monitor.signals import INTERRUPTED
-from rlcli.text import short_path, wrap
+from rlcli.system.signals import INTERRUPTED
+from rlcli.terminal.text import short_path, wrap
 
 if TYPE_CHECKING:
-    from rlcli.comparison import Failure, Job, Result, Stop
+    from rlcli.tools.compare import Failure, Job, Result, Stop
 
 LIVE_EVERY_S = 1.0
 OURS = ("output_dir", "run_name", "resume")
@@ -60,7 +60,7 @@ def compare(
     Go on with an interrupted comparison by the same line with its --out.
     """
     from rlcli.cli.comparison_text import report_lines
-    from rlcli.comparison import Stop, read_result, tabulate
+    from rlcli.tools.compare import Stop, read_result, tabulate
 
     cwd = Path.cwd()
     algorithms, runs, settings = sort_words(request.overrides, cwd)
@@ -92,8 +92,8 @@ def sort_words(words: Sequence[str], cwd: Path) -> tuple[list[str], list[Path], 
 
     Raises: ConfigError for a word that is none of these, with the nearest.
     """
+    from rlcli.config.algorithm_selection import algorithm_preset
     from rlcli.config.presets import load_preset
-    from rlcli.config.selection import algorithm_preset
     from rlcli.errors import ConfigError
 
     algorithms: dict[str, None] = {}
@@ -117,7 +117,7 @@ def sort_words(words: Sequence[str], cwd: Path) -> tuple[list[str], list[Path], 
 def _stray(word: str, cwd: Path) -> str:
     from rlcli.config.presets import list_presets
     from rlcli.config.verl_keys import ESTIMATORS_WITHOUT_PRESET
-    from rlcli.monitor.run_dir import list_runs
+    from rlcli.run_dir.folder import list_runs
 
     if word in ESTIMATORS_WITHOUT_PRESET:
         return (
@@ -176,9 +176,9 @@ def plan_jobs(
     """A run of every algorithm and seed, its settings checked. Raises: UsageError."""
     from dataclasses import replace
 
-    from rlcli.comparison import Job
     from rlcli.config.resolved import with_values
-    from rlcli.preflight import check
+    from rlcli.setup.checks import check
+    from rlcli.tools.compare import Job
 
     jobs = []
     words = tuple(request_words(request, settings))
@@ -224,7 +224,7 @@ def make_runs(
 
     Raises: UsageError before the first where a run cannot be gone on with.
     """
-    from rlcli.comparison import read_result, run_job
+    from rlcli.tools.compare import read_result, run_job
 
     done = {job.folder: job.is_finished() for job in jobs}
     folder = jobs[0].folder.parent
@@ -279,7 +279,7 @@ def _outcome(result: Result, *, was_done: bool) -> str:
 
 def _live(job: Job, count: str) -> Callable[[], None]:
     """Rewrites one line on a terminal now and then; silent where there is none."""
-    from rlcli.monitor.run_dir import RunDir
+    from rlcli.run_dir.folder import RunDir
 
     if not sys.stderr.isatty():
         return lambda: None

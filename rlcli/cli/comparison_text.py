@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlcli.comparison import Result, Row, unlike_settings
 from rlcli.config.resolved import show
-from rlcli.text import in_columns, wrap
+from rlcli.terminal.text import in_columns, wrap
+from rlcli.tools.compare import Result, Row, unlike_settings
 
 HEAD = ("", "before", "after", "best", "reward var", "wall s", "CPU s", "MiB")
 NAME_WIDTH = 20

@@ -27,7 +27,7 @@ def show(
     """The settings of a run, as YAML that --config reads."""
     from rlcli.config.compare import as_yaml
     from rlcli.config.schema import defaults
-    from rlcli.preflight import check
+    from rlcli.setup.checks import check
 
     resolved = check(request.resolve())
     standard = defaults()
@@ -54,8 +54,8 @@ def validate(
     """Check a config file by itself; exit 2 if a run would refuse it."""
     from rlcli.config.compare import without_settings
     from rlcli.config.files import find_file
-    from rlcli.config.sources import resolve
-    from rlcli.preflight import check
+    from rlcli.config.resolver import resolve
+    from rlcli.setup.checks import check
 
     path = find_file(file, Path.cwd())
     env = without_settings(os.environ)
@@ -97,7 +97,7 @@ def init(
 ) -> None:
     """Write these settings into a file to edit."""
     from rlcli.config.compare import starter
-    from rlcli.preflight import check
+    from rlcli.setup.checks import check
 
     write_new(file, starter(check(request.resolve())))
     print(f"{file}: use it with rlcli train --config {file}")
@@ -120,8 +120,8 @@ def print_differences(first: str, second: str, *, as_json: bool) -> None:
     """Two configurations side by side, as columns or as JSON."""
     from rlcli.config.compare import differences, resolve_named
     from rlcli.config.resolved import show as shown
-    from rlcli.preflight import check
-    from rlcli.text import in_columns
+    from rlcli.setup.checks import check
+    from rlcli.terminal.text import in_columns
 
     cwd = Path.cwd()
     rows = differences(*(check(resolve_named(name, cwd, os.environ)) for name in (first, second)))

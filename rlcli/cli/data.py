@@ -194,7 +194,7 @@ def _load_tokenizer(model: str, hub: Hub) -> Any:
 
     folder = find_tokenizer(model, hub=hub)
 
-    from rlcli.causal_lm import load_tokenizer
+    from rlcli.models.causal_lm import load_tokenizer
 
     return load_tokenizer(str(folder))
 

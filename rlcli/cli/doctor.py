@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlcli.cli.arguments import Json
-from rlcli.doctor.finding import Finding
 from rlcli.errors import ConfigError
-from rlcli.monitor.signals import INTERRUPTED
-from rlcli.text import progress_line, wrap
+from rlcli.system.finding import Finding
+from rlcli.system.signals import INTERRUPTED
+from rlcli.terminal.text import progress_line, wrap
 
 if TYPE_CHECKING:
-    from rlcli.rank_env import NodeEnv
+    from rlcli.distributed.rank_env import NodeEnv
 
 NAME_WIDTH = 17
 USAGE = "NNODES=2 NODE_RANK=0 MASTER_ADDR=192.168.1.1 rlcli doctor --nodes"
@@ -79,9 +79,9 @@ def read_nodes(env: Mapping[str, str]) -> NodeEnv:
 
     No node may be missing. Raises: ConfigError if a variable is missing or invalid.
     """
-    from rlcli.config.sources import resolve
-    from rlcli.launch import fit_to_env, read_node
-    from rlcli.rank_env import text_of
+    from rlcli.config.resolver import resolve
+    from rlcli.distributed.launch_env import fit_to_env, read_node
+    from rlcli.distributed.rank_env import text_of
 
     resolved = fit_to_env(resolve(flags={}, overrides=[], files=[], env=env), None, env)
     node = read_node(resolved.config, env)

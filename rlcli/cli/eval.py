@@ -15,12 +15,12 @@ from rlcli.cli.data import Field, field_columns
 from rlcli.cli.progress import progress_bar
 from rlcli.errors import ConfigError, RlcliError
 from rlcli.hub import Hub
-from rlcli.monitor.signals import INTERRUPTED
-from rlcli.text import wrap
+from rlcli.system.signals import INTERRUPTED
+from rlcli.terminal.text import wrap
 
 if TYPE_CHECKING:
-    from rlcli.evaluation.measuring import Sampled
-    from rlcli.evaluation.planning import Request
+    from rlcli.tools.evaluation.measuring import Sampled
+    from rlcli.tools.evaluation.planning import Request
 
 Target = Annotated[
     str,
@@ -78,7 +78,7 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Unbiased pass@k of a run or a model, with a confidence interval."""
-    from rlcli.evaluation.planning import Request
+    from rlcli.tools.evaluation.planning import Request
 
     settings = {
         "data.val": data,
@@ -120,9 +120,9 @@ def _ks(text: str) -> tuple[int, ...]:
 
 
 def _evaluate(request: Request, save: Path | None) -> tuple[dict[str, Any], Sampled]:
-    from rlcli.evaluation.measuring import run_evaluation, saved_rows, summarize
-    from rlcli.evaluation.planning import plan_evaluation
-    from rlcli.monitor.rollouts import check_save, save_rows
+    from rlcli.run_dir.rollout_files import check_save, save_rows
+    from rlcli.tools.evaluation.measuring import run_evaluation, saved_rows, summarize
+    from rlcli.tools.evaluation.planning import plan_evaluation
 
     file = Path(os.path.expanduser(save)) if save else None
     if file is not None:

@@ -27,12 +27,12 @@ from rlcli.cli.rollouts import rollouts_app
 from rlcli.cli.runs import runs_app
 from rlcli.cli.train import train
 from rlcli.cli.usage import UsageProblem, translated, usage_message, without_language
-from rlcli.config.scripts import with_script
+from rlcli.config.script_import import with_script
+from rlcli.distributed.launch_env import end_with_agent
+from rlcli.distributed.rank_env import without_local_rank
 from rlcli.errors import RlcliError
-from rlcli.lang import language, translator
-from rlcli.launch import end_with_agent
-from rlcli.monitor.signals import INTERRUPTED
-from rlcli.rank_env import without_local_rank
+from rlcli.system.signals import INTERRUPTED
+from rlcli.terminal.i18n import language, translator
 
 app = typer.Typer(
     name="rlcli",
@@ -84,7 +84,7 @@ class ProcessEnd:
 
         vLLM removes its shared memory in the shutdown; the next run could not create it otherwise.
         """
-        if "rlcli.crew.meet" in sys.modules and "vllm" not in sys.modules:
+        if "rlcli.distributed.process_group" in sys.modules and "vllm" not in sys.modules:
             logging.shutdown()
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):

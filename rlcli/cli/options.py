@@ -141,7 +141,7 @@ class RunRequest:
 
     def resolve(self, **flags: Any) -> Resolved:
         """The settings it means, here and now; `flags` on top. Raises: ConfigError."""
-        from rlcli.config.sources import resolve
+        from rlcli.config.resolver import resolve
 
         return resolve(
             flags={**self.flags, **flags},

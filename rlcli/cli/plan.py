@@ -12,7 +12,7 @@ import typer
 
 from rlcli.cli.arguments import Json
 from rlcli.cli.options import RunRequest, takes_run_options
-from rlcli.text import WIDTH
+from rlcli.terminal.text import WIDTH
 
 if TYPE_CHECKING:
     from rlcli.plan import RunPlan
@@ -29,8 +29,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Memory by phase, batches, disk and judge cost of a run; loads no weights."""
-    from rlcli.inputs import LOAD_CHECK_NOTE, check_local_models, check_positions
     from rlcli.plan import plan_run
+    from rlcli.setup.resources import LOAD_CHECK_NOTE, check_local_models, check_positions
 
     resolved = request.resolve()
     check_positions(resolved)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from rlcli.cli.arguments import Json
-from rlcli.text import WIDTH, wrap
+from rlcli.terminal.text import WIDTH, wrap
 
 if TYPE_CHECKING:
     from rlcli.plan.shapes import ModelShape
-    from rlcli.recommend import Advice, Situation, Task
+    from rlcli.tools.recommend import Advice, Situation, Task
 
 TASKS = ("math", "code", "choice", "long_text", "dialogue", "experiment", "other")
 
@@ -47,8 +47,8 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Name the algorithm for a task and a machine, why, and the command to type."""
-    from rlcli.recommend import Situation
-    from rlcli.recommend import recommend as advise
+    from rlcli.tools.recommend import Situation
+    from rlcli.tools.recommend import recommend as advise
 
     wanted = _task(task)
     machine = find_situation_machine(gpus, memory_gib)
@@ -104,7 +104,7 @@ def find_situation_machine(gpus: int | None, memory_gib: float | None) -> _Machi
     """What is given of the machine, and what is found of the rest."""
     import os
 
-    from rlcli.machine import GIB, ask_driver, total_ram, visible_gpus
+    from rlcli.system.hardware import GIB, ask_driver, total_ram, visible_gpus
 
     is_asked = gpus is None or memory_gib is None
     found = visible_gpus(ask_driver()[0], os.environ) if is_asked else []
@@ -153,7 +153,7 @@ def _size(model: str | None, billions: float | None) -> _Size:
 
 
 def _described(advice: Advice) -> dict[str, Any]:
-    from rlcli.recommend import CORRECTIONS, settings_that_matter, what_to_watch
+    from rlcli.tools.recommend import CORRECTIONS, settings_that_matter, what_to_watch
 
     name = advice.pick.algorithm
     return {
@@ -176,7 +176,7 @@ def _advice_lines(
     situation: Situation, machine: _Machine, size: _Size, best: Advice, second: Advice
 ) -> list[str]:
     from rlcli.config.resolved import show
-    from rlcli.recommend import CORRECTIONS, settings_that_matter, what_to_watch
+    from rlcli.tools.recommend import CORRECTIONS, settings_that_matter, what_to_watch
 
     names = ("stable", "multi_reward", "long_answers", "pass_at_k", "one_answer")
     wishes = [f"--{name}" for name in names if getattr(situation, name)]

@@ -24,8 +24,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """What runs came to: result, health, curves, settings, samples."""
-    from rlcli.monitor.run_dir import find_run
     from rlcli.report import read_runs, text_lines, to_json, write_page
+    from rlcli.run_dir.folder import find_run
 
     found = read_runs([find_run(run, Path.cwd()) for run in runs])
     if html is not None:

@@ -16,13 +16,13 @@ from rlcli.cli.options import RunRequest, takes_run_options
 from rlcli.cli.progress import progress_bar
 from rlcli.config.resolved import Resolved
 from rlcli.errors import Paused, RlcliError
-from rlcli.lang import translator
-from rlcli.monitor.signals import INTERRUPTED
-from rlcli.text import wrap
+from rlcli.system.signals import INTERRUPTED
+from rlcli.terminal.i18n import translator
+from rlcli.terminal.text import wrap
 
 if TYPE_CHECKING:
-    from rlcli.reward_trial.planning import Request, TrialPlan
-    from rlcli.reward_trial.running import Trial
+    from rlcli.tools.reward_test.planning import Request, TrialPlan
+    from rlcli.tools.reward_test.running import Trial
 
 reward_app = typer.Typer(help="Try a reward before a run learns from it.", no_args_is_help=True)
 TRIAL = "The trial"
@@ -71,7 +71,7 @@ def try_reward(
 
     Takes train's options. No policy is loaded.
     """
-    from rlcli.reward_trial.planning import Request
+    from rlcli.tools.reward_test.planning import Request
 
     trial = Request(responses=responses, label=label, limit=limit, repeat=repeat)
     try:
@@ -82,10 +82,10 @@ def try_reward(
 
 def _try(resolved: Resolved, request: Request, save: Path | None, *, as_json: bool) -> None:
     from rlcli.cli.reward_text import trial_lines
-    from rlcli.monitor.rollouts import check_save, save_rows
-    from rlcli.reward_trial.planning import plan_trial
-    from rlcli.reward_trial.report import saved_rows, summarize
-    from rlcli.reward_trial.verdicts import verdicts
+    from rlcli.run_dir.rollout_files import check_save, save_rows
+    from rlcli.tools.reward_test.planning import plan_trial
+    from rlcli.tools.reward_test.report import saved_rows, summarize
+    from rlcli.tools.reward_test.verdicts import verdicts
 
     file = Path(os.path.expanduser(save)) if save else None
     if file is not None:
@@ -120,10 +120,10 @@ def _teller(say: Callable[[str], str], notes: list[str]) -> Tell:
 
 
 def _run(plan: TrialPlan, tell: Tell) -> Trial:
-    from rlcli.reward_trial.running import run_trial
+    from rlcli.tools.reward_test.running import run_trial
 
     if plan.combination.uses("judge"):
-        from rlcli.reward_trial.price import expected
+        from rlcli.tools.reward_test.price import expected
 
         asked = expected(plan)
         cost = "" if asked.cost_usd is None else f", about ${asked.cost_usd:.4f}"
@@ -156,8 +156,8 @@ def judge_check(
 ) -> None:
     """Ask every judge once: key, model, address, speed and price. Turns --use_api_reward on."""
     from rlcli.cli.reward_text import judge_lines
-    from rlcli.reward_trial.judges import check_judges
     from rlcli.rewards.judge import check_judge
+    from rlcli.tools.reward_test.judges import check_judges
 
     resolved = request.resolve(use_api_reward=True)
     judge, lang = resolved.config.reward.judge, resolved.config.run.lang

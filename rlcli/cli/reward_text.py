@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlcli.monitor.rollouts import printable
-from rlcli.text import WIDTH, in_columns, wrap
+from rlcli.run_dir.rollout_files import printable
+from rlcli.terminal.text import WIDTH, in_columns, wrap
 
 SHOWN_ERRORS = 3
 SHOWN_ROWS = 10

@@ -12,7 +12,7 @@ import typer
 from rlcli.cli.arguments import Json, RunArgument
 
 if TYPE_CHECKING:
-    from rlcli.monitor.rollouts import Which
+    from rlcli.run_dir.rollout_files import Which
 
 rollouts_app = typer.Typer(help="What the policy wrote.", no_args_is_help=True)
 
@@ -36,8 +36,8 @@ def view(
     as_json: Json = False,
 ) -> None:
     """Prompts, responses and rewards of one step."""
-    from rlcli.monitor.rollouts import pick, read_rollouts, rollout_file, step_of_file
-    from rlcli.monitor.run_dir import find_run
+    from rlcli.run_dir.folder import find_run
+    from rlcli.run_dir.rollout_files import pick, read_rollouts, rollout_file, step_of_file
 
     which = _which({"worst": worst, "best": best, "zero": zero, "truncated": truncated})
     file = rollout_file(find_run(run, Path.cwd()), step)
@@ -86,7 +86,7 @@ def _chopped(text: str, width: int, indent: str) -> list[str]:
     """All of what a model wrote, blanks included, in lines of at most `width` columns."""
     from rich.cells import chop_cells
 
-    from rlcli.monitor.rollouts import printable
+    from rlcli.run_dir.rollout_files import printable
 
     room = max(20, width - len(indent))
     lines: list[str] = []

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from rlcli.cli.arguments import Json, RunArgument
-from rlcli.text import age, in_columns
+from rlcli.terminal.text import age, in_columns
 
 runs_app = typer.Typer(help="Runs: list, look at, go on with.", no_args_is_help=True)
 
@@ -26,7 +26,7 @@ def list_(
 ) -> None:
     """Every run in one line, the one written last first."""
     from rlcli.errors import RunDirError
-    from rlcli.monitor.run_dir import list_runs
+    from rlcli.run_dir.folder import list_runs
 
     for folder in folders or []:
         if not folder.is_dir():
@@ -42,7 +42,7 @@ def list_(
 
 
 def _row(path: Path) -> dict[str, Any]:
-    from rlcli.monitor.run_dir import RunDir, last_written
+    from rlcli.run_dir.folder import RunDir, last_written
 
     run = RunDir(path)
     status, metrics = run.status() or {}, run.last_metrics()
@@ -60,7 +60,7 @@ def _row(path: Path) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     """Lines with the name last, so that it is never cut."""
-    from rlcli.monitor.run_dir import in_words
+    from rlcli.run_dir.folder import in_words
 
     lines = [["state", "step", "reward", "pass@1", "age", "run"]]
     for row in rows:
@@ -86,7 +86,7 @@ def steps(row: dict[str, Any]) -> str:
 @runs_app.command()
 def status(run: RunArgument, as_json: Json = False) -> None:
     """How a run stands, what it left, and the line that goes on with it."""
-    from rlcli.monitor.run_dir import find_run, in_words
+    from rlcli.run_dir.folder import find_run, in_words
 
     path = find_run(run, Path.cwd())
     found = _status(path, run)
@@ -113,10 +113,10 @@ def status(run: RunArgument, as_json: Json = False) -> None:
 
 
 def _status(path: Path, named: str) -> dict[str, Any]:
-    from rlcli.checkpoint import saved_steps
-    from rlcli.disk import folder_bytes, gib
     from rlcli.monitor.health import last_verdicts
-    from rlcli.monitor.run_dir import RunDir
+    from rlcli.run_dir.checkpoint import saved_steps
+    from rlcli.run_dir.folder import RunDir
+    from rlcli.system.disk import folder_bytes, gib
 
     run = RunDir(path)
     said = run.status() or {}
@@ -151,9 +151,9 @@ def resume(
     """Go on with a run from its newest checkpoint, with the settings it had."""
     from rlcli.cli.train import start_run
     from rlcli.config.compare import without_settings
-    from rlcli.config.sources import resolve
-    from rlcli.lang import VARIABLE
-    from rlcli.monitor.run_dir import RunDir, find_run
+    from rlcli.config.resolver import resolve
+    from rlcli.run_dir.folder import RunDir, find_run
+    from rlcli.terminal.i18n import VARIABLE
 
     path = find_run(run, Path.cwd())
     directory = RunDir(path)

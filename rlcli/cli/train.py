@@ -12,13 +12,13 @@ import typer
 from rlcli.cli.arguments import JsonAmongRun
 from rlcli.cli.options import RUN, RunRequest, takes_run_options
 from rlcli.config.resolved import Resolved
-from rlcli.lang import translator
-from rlcli.launch import fit_to_env, num_local
-from rlcli.monitor.signals import INTERRUPTED
-from rlcli.rank_env import RankEnv, read_rank
+from rlcli.distributed.launch_env import fit_to_env, num_local
+from rlcli.distributed.rank_env import RankEnv, read_rank
+from rlcli.system.signals import INTERRUPTED
+from rlcli.terminal.i18n import translator
 
 if TYPE_CHECKING:
-    from rlcli.build import Plan
+    from rlcli.trainer.build import Plan
 
 DryRun = Annotated[
     bool,
@@ -37,7 +37,7 @@ def train(request: RunRequest, dry_run: DryRun = False, as_json: JsonAmongRun = 
 
 def start_run(resolved: Resolved, *, dry_run: bool, as_json: bool) -> None:
     """Train, or only check and print; ends the process with the session's exit code."""
-    from rlcli.inputs import refuse_early
+    from rlcli.setup.resources import refuse_early
 
     ranks = read_rank(os.environ)
     resolved = fit_to_env(resolved, ranks, os.environ)
@@ -54,7 +54,7 @@ def start_run(resolved: Resolved, *, dry_run: bool, as_json: bool) -> None:
 
 def _survey(resolved: Resolved, *, as_json: bool, is_rank: bool) -> None:
     from rlcli.cli.banner import banner_lines, summary
-    from rlcli.survey import survey
+    from rlcli.tools.dry_run import survey
 
     seen = survey(resolved, os.environ, is_rank=is_rank)
     if as_json:
@@ -67,11 +67,11 @@ def _train(resolved: Resolved, ranks: RankEnv | None, *, as_json: bool) -> None:
     if ranks is None:
         _launch_several(resolved)
 
-    from rlcli.build import make_plan
     from rlcli.cli.banner import banner_lines
-    from rlcli.run_path import open_run_dir
-    from rlcli.session import run_rank, run_session
-    from rlcli.survey import launch_notes, survey_of
+    from rlcli.run_dir.path import open_run_dir
+    from rlcli.tools.dry_run import launch_notes, survey_of
+    from rlcli.trainer.build import make_plan
+    from rlcli.trainer.session import run_rank, run_session
 
     def prepare() -> tuple[Plan, list[str]]:
         noted = resolved

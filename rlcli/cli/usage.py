@@ -11,7 +11,7 @@ import typer
 
 from rlcli.config.peer_names import as_option, nearest, settings_for
 from rlcli.config.verl_keys import translate
-from rlcli.lang import width
+from rlcli.terminal.i18n import width
 
 UsageProblem: Any = typer.BadParameter.__mro__[2]
 """click's ClickException, which typer has under a name of its own since 0.29."""

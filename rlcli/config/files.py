@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rlcli.config.schema import Config
-from rlcli.config.values import flatten, load_yaml
+from rlcli.config.value_parsing import flatten, load_yaml
 from rlcli.config.verl_keys import FLAG_KEYS, OWN_KEYS, full_name, translate
 from rlcli.errors import ConfigError
 

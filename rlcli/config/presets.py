@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlcli.config.values import flatten, load_yaml
+from rlcli.config.value_parsing import flatten, load_yaml
 from rlcli.errors import ConfigError
 
 Kind = Literal["algorithm", "recipe"]

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from rlcli.config.base import Section, leaves
 from rlcli.config.schema import Config
-from rlcli.config.section import Section, leaves
-from rlcli.config.values import one_line
+from rlcli.config.value_parsing import one_line
 
 SHRUNK = "shrunk to "
 """In the origin of a value that had to give, after who gave it."""

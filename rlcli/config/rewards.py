@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rlcli.config.section import (
+from rlcli.config.base import (
     Count,
     Finite,
     NonNegative,

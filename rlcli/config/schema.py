@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, field_validator
 from pydantic.fields import FieldInfo
 
-from rlcli.config.rewards import RewardConfig
-from rlcli.config.section import (
+from rlcli.config.base import (
     Count,
     Finite,
     Fraction,
@@ -21,6 +20,7 @@ from rlcli.config.section import (
     Section,
     leaves,
 )
+from rlcli.config.rewards import RewardConfig
 
 Aggregation = Literal[
     "token_mean",

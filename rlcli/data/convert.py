@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlcli.boxed import gold_box
+from rlcli.data.boxed_answers import gold_box
 from rlcli.data.files import find_files, iter_records, nearest
 from rlcli.errors import DataError, DataNotFoundError
 from rlcli.hub import Hub

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from rlcli.doctor.finding import Finding
 from rlcli.doctor.packages import TORCH, installed, pip
 from rlcli.errors import DeviceNotFoundError
-from rlcli.machine import Gpu, ask_driver, visible_gpus
+from rlcli.system.finding import Finding
+from rlcli.system.hardware import Gpu, ask_driver, visible_gpus
 
 TORCH_LIMIT_S = 60.0
 BUSY_SHARE = 0.1

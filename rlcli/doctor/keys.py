@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlcli.doctor.finding import Finding
 from rlcli.rewards.judge.providers import PROVIDERS
+from rlcli.system.finding import Finding
 
 KEYS = {
     **{name: provider.keys for name, provider in PROVIDERS.items()},

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from rlcli.doctor.finding import Finding
-from rlcli.text import age
+from rlcli.system.finding import Finding
+from rlcli.terminal.text import age
 
 WORKER = re.compile(
     r"\brlcli\.(?!cli\b)[\w.]*(?:worker|server)\b|^VLLM::|\bvllm\.(?:entrypoints|v1)\."

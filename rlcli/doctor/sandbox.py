@@ -6,9 +6,9 @@ import platform
 import subprocess
 import sys
 
-from rlcli.doctor.finding import Finding
 from rlcli.rewards.sandbox import NoSandbox, find_sandbox
 from rlcli.rewards.sandbox.finding import SWITCHES, forbidding, kernel_cure
+from rlcli.system.finding import Finding
 
 LIMIT_S = 5.0
 ENTER_NAMESPACE = """

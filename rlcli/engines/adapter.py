@@ -10,13 +10,13 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoConfig
 
-from rlcli.causal_lm import CausalLM, load_tokenizer
+from rlcli.engines.check_saved import adapter_problems, not_finite, quiet
 from rlcli.engines.export import save_pretrained
-from rlcli.engines.read_back import adapter_problems, not_finite, quiet
 from rlcli.errors import ModelError
-from rlcli.load_check import first_line
-from rlcli.model_loading import choose_class
-from rlcli.weight_files import check_adapter_file, check_pointers
+from rlcli.models.causal_lm import CausalLM, load_tokenizer
+from rlcli.models.load_check import first_line
+from rlcli.models.loading import choose_class
+from rlcli.models.weight_files import check_adapter_file, check_pointers
 
 
 def merge_adapter(

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlcli.causal_lm import CausalLM, load_causal_lm
 from rlcli.engines.logprobs import padded_sequences
-from rlcli.engines.packing import PackedRows
+from rlcli.engines.micro_batches import PackedRows
+from rlcli.models.causal_lm import CausalLM, load_causal_lm
 
 
 class Critic(nn.Module):

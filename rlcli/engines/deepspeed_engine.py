@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import TrainConfig
+from rlcli.distributed.collectives import Ranks
 from rlcli.engines.critic import Critic
 from rlcli.engines.merge import Whole
 from rlcli.engines.optimizer import MOMENTS, NamedParameters, Updater
-from rlcli.engines.ranks import Ranks
 from rlcli.engines.torch_engine import TorchEngine
 from rlcli.errors import TrainingError
+from rlcli.models.causal_lm import CausalLM
 
 T = TypeVar("T")
 GATHERED_AT_ONCE = 12

@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from rlcli.causal_lm import CausalLM
+from rlcli.engines.check_saved import gap_to, problems
 from rlcli.engines.merge import Named, Whole, gather, plain_weights
-from rlcli.engines.read_back import gap_to, problems
 from rlcli.errors import TrainingError
-from rlcli.machine import free_ram
-from rlcli.weight_files import MERGED
+from rlcli.models.causal_lm import CausalLM
+from rlcli.models.weight_files import MERGED
+from rlcli.system.hardware import free_ram
 
 
 @contextmanager

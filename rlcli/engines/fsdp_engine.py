@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import TrainConfig
+from rlcli.distributed.collectives import named_for_others
 from rlcli.engines.merge import Whole
 from rlcli.engines.optimizer import MOMENTS, Updater
-from rlcli.engines.ranks import named_for_others
+from rlcli.engines.sharded_checkpoint import ShareState, ShareWriter, StateReader
 from rlcli.engines.sharded_model import gather_whole, rows_of
-from rlcli.engines.shares import ShareState, ShareWriter, StateReader
 from rlcli.engines.torch_engine import TorchEngine
-from rlcli.forward import local_part
+from rlcli.models.causal_lm import CausalLM
+from rlcli.models.forward import local_part
 
 
 class ShardedUpdater(Updater):

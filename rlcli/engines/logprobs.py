@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rlcli.causal_lm import CausalLM
-from rlcli.engines.packing import PackedRows
-from rlcli.packed import in_steps
+from rlcli.engines.micro_batches import PackedRows
+from rlcli.models.causal_lm import CausalLM
+from rlcli.models.packed_attention import in_steps
 
 CHUNK_ELEMENTS = 2**26
 """Logits held at once: 256 MiB in float32."""

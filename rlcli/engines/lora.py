@@ -15,10 +15,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlcli.config.schema import LoraConfig
-from rlcli.engines.read_back import empty_model
+from rlcli.engines.check_saved import empty_model
 from rlcli.errors import ConfigError
-from rlcli.forward import CausalLM
-from rlcli.model_loading import other_layers
+from rlcli.models.forward import CausalLM
+from rlcli.models.loading import other_layers
 
 MAX_NAMES = 20
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from rlcli.config.schema import TrainConfig
-from rlcli.engines.ranks import ALONE, Ranks
+from rlcli.distributed.collectives import ALONE, Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, beside its step count."""

@@ -35,11 +35,11 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from rlcli.causal_lm import check_passes, read_model_config, set_up_layers
-from rlcli.forward import CausalLM, local_part
-from rlcli.load_check.finite import find_non_finite, non_finite_error
-from rlcli.model_loading import choose_class, load_pretrained
-from rlcli.weight_files import files_of_weights
+from rlcli.models.causal_lm import check_passes, read_model_config, set_up_layers
+from rlcli.models.forward import CausalLM, local_part
+from rlcli.models.load_check.finite import find_non_finite, non_finite_error
+from rlcli.models.loading import choose_class, load_pretrained
+from rlcli.models.weight_files import files_of_weights
 
 
 class Root(nn.Module):

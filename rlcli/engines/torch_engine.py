@@ -13,18 +13,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlcli.causal_lm import CausalLM
 from rlcli.config.schema import Config, TrainConfig
+from rlcli.distributed.collectives import named_for_others
 from rlcli.engines.base import EngineState, PolicyObjective
 from rlcli.engines.export import TensorFiles, save_pretrained
+from rlcli.engines.forward_passes import Passes
 from rlcli.engines.logprobs import Extra
 from rlcli.engines.merge import Whole
-from rlcli.engines.meter import Meter
+from rlcli.engines.micro_batches import MiniBatch, index_rows, mini_batches, take_rows
 from rlcli.engines.optimizer import Updater, learning_rate_factor
-from rlcli.engines.packing import MiniBatch, index_rows, mini_batches, take_rows
-from rlcli.engines.passes import Passes
-from rlcli.engines.ranks import named_for_others
+from rlcli.engines.update_metrics import Meter
 from rlcli.errors import TrainingError
+from rlcli.models.causal_lm import CausalLM
 from rlcli.types import Advantages, AnnotatedBatch, Batch, StepRecord
 
 MAX_SKIPPED_UPDATES = 3

@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlcli.config.resolved import Resolved
-from rlcli.crew.known_run import KnownRun, find_run
-from rlcli.crew.lines import speaker
-from rlcli.lang import translator
-from rlcli.launch import check_processes, num_local, read_node
+from rlcli.distributed.known_run import KnownRun, find_run
+from rlcli.distributed.launch_env import check_processes, num_local, read_node
+from rlcli.distributed.lines import speaker
+from rlcli.distributed.rank_env import AGENT
 from rlcli.launcher.job import Job, Limits
 from rlcli.launcher.record import held
-from rlcli.machine import usable_cores
-from rlcli.rank_env import AGENT
-from rlcli.text import progress_line
+from rlcli.system.hardware import usable_cores
+from rlcli.terminal.i18n import translator
+from rlcli.terminal.text import progress_line
 
 DEFAULT_LIMITS = Limits()
 LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"

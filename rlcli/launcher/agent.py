@@ -26,8 +26,8 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-from rlcli.crew.known_run import KnownRun, known_run, remember_run
-from rlcli.crew.meet import launcher_notes
+from rlcli.distributed.known_run import KnownRun, known_run, remember_run
+from rlcli.distributed.process_group import launcher_notes
 from rlcli.errors import TrainingError, UsageError
 from rlcli.launcher.job import End, Job, RestartBudget
 from rlcli.launcher.nodes import Nodes
@@ -36,8 +36,8 @@ from rlcli.launcher.record import Record
 from rlcli.launcher.rendezvous import make_rendezvous
 from rlcli.launcher.signals import Signals
 from rlcli.launcher.watch import Watch
-from rlcli.monitor.sign import forget_signs
-from rlcli.monitor.signals import BY_CTRL_C
+from rlcli.run_dir.heartbeat import forget_signs
+from rlcli.system.signals import BY_CTRL_C
 
 # torch logs every signal that it sends; the agent reports those that matter to a user
 logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())

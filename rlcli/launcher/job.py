@@ -6,8 +6,8 @@ import signal
 from collections import deque
 from dataclasses import dataclass, field
 
+from rlcli.distributed.rank_env import NodeEnv
 from rlcli.errors import RankLostError
-from rlcli.rank_env import NodeEnv
 
 LOST_CONTACT = RankLostError.exit_code
 

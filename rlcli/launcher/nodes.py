@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.distributed import Store
 
-from rlcli.crew.stops import own_line
+from rlcli.distributed.stops import own_line
 from rlcli.launcher.job import Death, End, Job
 
 TURN_S = 0.1

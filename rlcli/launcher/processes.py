@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from rlcli.crew.agree import log_mark, log_path
 from rlcli.data.files import printable
+from rlcli.distributed.agree import log_mark, log_path
 from rlcli.launcher.job import Death
 from rlcli.launcher.signals import Signals
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rlcli.checkpoint import Resume, saved_steps
-from rlcli.crew.known_run import KnownRun, status_stamp
+from rlcli.distributed.known_run import KnownRun, status_stamp
 from rlcli.errors import Paused
-from rlcli.monitor.run_dir import RunDir, State
-from rlcli.monitor.signals import BY_CTRL_C, INTERRUPTED
+from rlcli.run_dir.checkpoint import Resume, saved_steps
+from rlcli.run_dir.folder import RunDir, State
+from rlcli.system.signals import BY_CTRL_C, INTERRUPTED
 
 LOCK = "run.lock"
 

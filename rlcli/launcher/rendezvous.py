@@ -19,15 +19,15 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     RendezvousTimeout,
 )
 
-from rlcli.crew.agree import versions
-from rlcli.crew.gather import GRACE_S, STORE_LIMIT, Meeting, MeetingError, Member
-from rlcli.crew.meet import choose_interface, join_group, reachable_address
-from rlcli.doctor.finding import Finding
-from rlcli.doctor.network import within
+from rlcli.distributed.agree import versions
+from rlcli.distributed.gather import GRACE_S, STORE_LIMIT, Meeting, MeetingError, Member
+from rlcli.distributed.process_group import choose_interface, join_group, reachable_address
+from rlcli.distributed.rank_env import LOOPBACK, NodeEnv, is_loopback_name
 from rlcli.errors import LaunchError
 from rlcli.launcher.job import Job, Limits
 from rlcli.launcher.nodes import Nodes
-from rlcli.rank_env import LOOPBACK, NodeEnv, is_loopback_name
+from rlcli.system.finding import Finding
+from rlcli.system.network import within
 
 KEEP_ALIVE_S, KEEP_ALIVE_TRIES = 5, 3
 """Seconds between a node's keep-alives in torch's rendezvous, and how many it may miss."""

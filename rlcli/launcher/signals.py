@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-from rlcli.monitor.signals import INTERRUPTED, STOPS
+from rlcli.system.signals import INTERRUPTED, STOPS
 
 
 class Signals:

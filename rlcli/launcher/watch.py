@@ -10,8 +10,8 @@ from rlcli.launcher.nodes import Nodes
 from rlcli.launcher.processes import Processes
 from rlcli.launcher.record import Record
 from rlcli.launcher.signals import Signals
-from rlcli.monitor.sign import LOOK_EVERY_S, Silence
-from rlcli.monitor.signals import INTERRUPTED
+from rlcli.run_dir.heartbeat import LOOK_EVERY_S, Silence
+from rlcli.system.signals import INTERRUPTED
 
 
 class Watch:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rlcli.config.schema import Config
-from rlcli.monitor.course import FIRST_KEPT, LAST_KEPT
+from rlcli.monitor.health_checks import CHECKS, Verdict
 from rlcli.monitor.held_out import HELD_OUT_FALLING, HeldOutScore, held_out_falling, read_score
-from rlcli.monitor.judge_verdicts import JUDGE_CHECKS
-from rlcli.monitor.rows import read_metrics, read_rows
-from rlcli.monitor.verdicts import CHECKS, Verdict
+from rlcli.monitor.judge_health_checks import JUDGE_CHECKS
+from rlcli.monitor.trend import FIRST_KEPT, LAST_KEPT
+from rlcli.run_dir.metrics_file import read_metrics, read_rows
 from rlcli.types import StepRecord
 
 HEALTH_FILE = "health.jsonl"

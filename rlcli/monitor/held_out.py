@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlcli.config.schema import Config
-from rlcli.monitor.course import LAST_KEPT, is_rising
-from rlcli.monitor.verdicts import Verdict
+from rlcli.monitor.health_checks import Verdict
+from rlcli.monitor.trend import LAST_KEPT, is_rising
 from rlcli.types import StepRecord
 
 HELD_OUT_FALLING = "held_out_falling"

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import psutil
 
 from rlcli.errors import TrainingError
-from rlcli.lang import translator
 from rlcli.monitor.console import RunConsole, epoch_line
-from rlcli.monitor.facts import common_error, length_correlation, zero_facts
 from rlcli.monitor.health import Health, HealthLog
-from rlcli.monitor.run_dir import RunDir, State, in_words
-from rlcli.monitor.signals import StopRequest
+from rlcli.monitor.rollout_stats import common_error, length_correlation, zero_facts
 from rlcli.monitor.trackers import Trackers
+from rlcli.run_dir.folder import RunDir, State, in_words
+from rlcli.system.signals import StopRequest
+from rlcli.terminal.i18n import translator
 from rlcli.types import Response, Reward, StepRecord
 
 

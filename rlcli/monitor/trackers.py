@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from rlcli.config.schema import RunConfig
-from rlcli.monitor.run_dir import RunDir, write_json
+from rlcli.run_dir.folder import RunDir, write_json
 
 PROJECT = "rlcli"
 INSTALL = "pip install -e '.[trackers]'"

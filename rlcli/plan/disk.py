@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlcli.config.schema import Config
-from rlcli.disk import GIB, folder_bytes, free_bytes
-from rlcli.disk_need import most_at_once, need_of
 from rlcli.plan.memory import Models
 from rlcli.plan.states import adapters, critic_parameters
-from rlcli.run_path import find_run_dir
+from rlcli.run_dir.disk_usage import most_at_once, need_of
+from rlcli.run_dir.path import find_run_dir
+from rlcli.system.disk import GIB, folder_bytes, free_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlcli.config.schema import TrainConfig
-from rlcli.machine import GIB, ask_driver, total_ram, visible_gpus
+from rlcli.system.hardware import GIB, ask_driver, total_ram, visible_gpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from rlcli.config.schema import Config, RolloutConfig
-from rlcli.machine import GIB
 from rlcli.plan import passes
 from rlcli.plan.learning import Moment, Update, left_in_heap
 from rlcli.plan.loading import Loading, plan_loading
@@ -25,7 +24,8 @@ from rlcli.plan.states import (
     trained_states,
 )
 from rlcli.plan.workload import Rows, Workload, workload_of
-from rlcli.samplers import SERVERS_FRACTION
+from rlcli.system.hardware import GIB
+from rlcli.trainer.build_sampler import SERVERS_FRACTION
 
 RUNTIME = {"cpu": 0.04 * GIB, "cuda": 0.6 * GIB, "mps": 0.3 * GIB}
 """What libraries take once they compute: code that is touched, contexts, workspaces."""

@@ -15,7 +15,7 @@ import yaml
 from rlcli import hub
 from rlcli.errors import ModelError, ModelNotFoundError
 from rlcli.plan.shapes import ModelShape, shape_of
-from rlcli.start_model import plain_path
+from rlcli.setup.start_model import plain_path
 
 TABLE = Path(__file__).with_name("models.yaml")
 _FAMILY_AND_SIZE = re.compile(r"([A-Za-z]+)[\d.]*-(\d+(?:\.\d+)?B)(?![\w])")

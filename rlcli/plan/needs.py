@@ -10,7 +10,7 @@ from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from rlcli.algos.table import ESTIMATORS, LOSSES, NEED_OF_INPUT, Entry, Need
+from rlcli.algos.registry import ESTIMATORS, LOSSES, NEED_OF_INPUT, Entry, Need
 from rlcli.config.schema import Config
 
 

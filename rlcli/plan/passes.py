@@ -48,7 +48,7 @@ def layer_bytes(shape: ModelShape, rows: Rows, numerics: Numerics) -> float:
     # autocast casts a normalized input once for each matrix it goes into
     copies = (5 if shape.gated else 4) if numerics.half else 2
     inputs = width * (copies * hidden + shape.query_width)
-    # gate and up; experts keep what lies between as well (rlcli/gated.py)
+    # gate and up; experts keep what lies between as well (rlcli/models/gated_mlp.py)
     mlp = width * shape.mlp_width * (4 if shape.gated and shape.experts else 2)
     adapters = width * numerics.lora_rank * len(shape.matrices())
     return tokens * (norms + inputs + mlp + adapters) + _attention(shape, rows, numerics)
@@ -56,7 +56,9 @@ def layer_bytes(shape: ModelShape, rows: Rows, numerics: Numerics) -> float:
 
 def _attention(shape: ModelShape, rows: Rows, numerics: Numerics) -> float:
     """Queries, outputs, keys and values as blocks, and the mask as numbers."""
-    width = numerics.width if numerics.device == "cuda" else FLOAT  # rlcli/packed.py
+    width = (
+        numerics.width if numerics.device == "cuda" else FLOAT
+    )  # rlcli/models/packed_attention.py
     keys = shape.query_width if numerics.device == "cuda" else shape.kv_width
     seen = rows.rows * (rows.prompt_length + rows.response_length) + rows.prompt_tokens
     return (

@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlcli import preflight
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.files import find_files
 from rlcli.data.sets import is_held_out, num_held_out
 from rlcli.errors import DataNotFoundError
-from rlcli.inputs import read_data
 from rlcli.plan.disk import DiskPlan, find_free_gib, plan_disk
 from rlcli.plan.engine import settle_engine
 from rlcli.plan.judge import JudgePlan, plan_judge
@@ -24,6 +22,8 @@ from rlcli.plan.needs import needs_of
 from rlcli.plan.reliefs import Fitted, Relief, find_reliefs, make_fit
 from rlcli.plan.shapes import ModelShape
 from rlcli.plan.states import critic_parameters
+from rlcli.setup import checks
+from rlcli.setup.resources import read_data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,7 @@ def plan_run(resolved: Resolved, cwd: Path, *, memory_gib: float | None = None) 
 
     Raises: UsageError for settings that cannot run, bad data, or a model nobody knows.
     """
-    resolved = preflight.check(resolved)
+    resolved = checks.check(resolved)
     config = resolved.config
     num_prompts, missing = _count_rows(config, config.data.train, cwd)
     num_val, missing_val = 0, list[str]()
@@ -175,13 +175,13 @@ def make_memory_plan(
 
 def _settle_batches(
     resolved: Resolved, num_prompts: int | None
-) -> tuple[Resolved, list[str], preflight.Batching | None]:
+) -> tuple[Resolved, list[str], checks.Batching | None]:
     """Settings that fit the data, the arithmetic in words, and its numbers where data is here."""
     if num_prompts is None:
-        return resolved, [preflight.step_line(resolved.config)], None
-    config, lines = preflight.batch_arithmetic(resolved.config, num_prompts)
+        return resolved, [checks.step_line(resolved.config)], None
+    config, lines = checks.batch_arithmetic(resolved.config, num_prompts)
     *shrunk, step, run = lines
-    batches = preflight.batching(config, num_prompts)
+    batches = checks.batching(config, num_prompts)
     return resolved.shrink(config).tell(*shrunk), [step, run], batches
 
 

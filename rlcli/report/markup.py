@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from rlcli.monitor.rollouts import printable
+from rlcli.run_dir.rollout_files import printable
 
 VOID = ("meta", "br")
 

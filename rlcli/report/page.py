@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlcli.disk import gib
 from rlcli.monitor.console import duration
-from rlcli.monitor.run_dir import in_words
 from rlcli.report.charts import charts
 from rlcli.report.markup import Child, Markup, clipped, join, style, tag
 from rlcli.report.read import PASS, RunReport, Sample, Setting
 from rlcli.report.svg import number
+from rlcli.run_dir.folder import in_words
+from rlcli.system.disk import gib
 
 CSS = Path(__file__).with_name("page.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

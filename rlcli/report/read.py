@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlcli.checkpoint import saved_steps
 from rlcli.config.resolved import show
 from rlcli.config.schema import defaults
 from rlcli.data.sets import val_name
-from rlcli.disk import folder_bytes
 from rlcli.errors import RunDirError
 from rlcli.monitor.health import HEALTH_FILE, Health, in_order
-from rlcli.monitor.rollouts import Which, pick, read_rollouts, step_of_file
-from rlcli.monitor.rows import read_metrics, read_rows
-from rlcli.monitor.run_dir import RunDir
+from rlcli.run_dir.checkpoint import saved_steps
+from rlcli.run_dir.folder import RunDir
+from rlcli.run_dir.metrics_file import read_metrics, read_rows
+from rlcli.run_dir.rollout_files import Which, pick, read_rollouts, step_of_file
+from rlcli.system.disk import folder_bytes
 
 PICKS: tuple[Which, ...] = ("best", "worst", "zero", "truncated")
 PASS = "eval/pass@1"

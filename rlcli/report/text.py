@@ -6,13 +6,13 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from rlcli.disk import gib
-from rlcli.lang import width
 from rlcli.monitor.console import duration, sparkline
-from rlcli.monitor.rollouts import printable
-from rlcli.monitor.run_dir import in_words
 from rlcli.report.read import RunReport
 from rlcli.report.svg import number
+from rlcli.run_dir.folder import in_words
+from rlcli.run_dir.rollout_files import printable
+from rlcli.system.disk import gib
+from rlcli.terminal.i18n import width
 
 BARS = 40
 COURSES = (

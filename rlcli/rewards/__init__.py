@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rlcli.rewards.passing import PASSED, accuracy_scores, pass_scores
-from rlcli.rewards.scorer import (
+from rlcli.rewards.build_scorer import (
     build_scorer,
     check_reward,
     gold_problems,
@@ -11,6 +10,7 @@ from rlcli.rewards.scorer import (
     probe_reward,
     rules_in_use,
 )
+from rlcli.rewards.passing import PASSED, accuracy_scores, pass_scores
 
 __all__ = [
     "PASSED",

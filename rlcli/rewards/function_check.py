@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from rlcli.errors import RewardError
 from rlcli.rewards.base import text_rollout
-from rlcli.rewards.pool import call_of, read_reply, with_key_hint
 from rlcli.rewards.process import CallFailed, NotStarted, ScoringProcess
+from rlcli.rewards.process_pool import call_of, read_reply, with_key_hint
 from rlcli.rewards.rules.references import alternatives
 from rlcli.rewards.rules.undecided import Ungradable
 from rlcli.types import Message, Prompt, Reward

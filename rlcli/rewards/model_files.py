@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rlcli import hub
 from rlcli.errors import ModelError, ModelNotFoundError, RewardError
-from rlcli.weight_files import check_pointers, check_quantization, check_weight_files
+from rlcli.models.weight_files import check_pointers, check_quantization, check_weight_files
 
 Kind = Literal["classifier", "armo", "starling"]
 

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 from rlcli.errors import RewardError
-from rlcli.machine import be_killed_first, die_with_parent
 from rlcli.rewards.loading import (
     Resolver,
     find_file,
@@ -30,6 +29,7 @@ from rlcli.rewards.outcomes import NoOpinion, NotANumber, read_outcome
 from rlcli.rewards.parent_pipe import ParentGone, ParentPipe
 from rlcli.rewards.protocol import READY, STARTED, UNSAFE
 from rlcli.rewards.rules.undecided import NoRule, Ungradable
+from rlcli.system.hardware import be_killed_first, die_with_parent
 
 RULE_MEMORY_BYTES = 4 << 30
 """Rules are given numbers such as 9**9**9 by bad policies: better no memory than a full machine."""

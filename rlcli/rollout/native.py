@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlcli.forward import CausalLM, decode
+from rlcli.models.forward import CausalLM, decode
 from rlcli.rollout.base import OnFinish, SamplingParams, finished_rollout
-from rlcli.rollout.choose import choose_tokens
+from rlcli.rollout.sample_token import choose_tokens
 from rlcli.rollout.stop import StopTexts
 from rlcli.types import Prompt, Rollout
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlcli.algos.masked import left_align
-from rlcli.algos.table import ESTIMATORS
+from rlcli.algos.masked_stats import left_align
+from rlcli.algos.registry import ESTIMATORS
 from rlcli.types import Advantages, AllReduce
 
 NAMES = list(ESTIMATORS)

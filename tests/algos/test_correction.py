@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcli.algos.correction import importance_weights, mismatch, rejection_mask
-from rlcli.engines.ranks import ALONE
+from rlcli.algos.importance_sampling import importance_weights, mismatch, rejection_mask
+from rlcli.distributed.collectives import ALONE
 
 
 def of_ratios(rows: list[list[float]]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlcli.algos import losses
-from rlcli.algos.table import LOSSES
+from rlcli.algos.registry import LOSSES
 from rlcli.types import TokenLoss
 
 CLIP: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2}

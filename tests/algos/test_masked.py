@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlcli.algos.masked import build_groups, left_align, masked_mean, undo_left_align, whiten
+from rlcli.algos.masked_stats import build_groups, left_align, masked_mean, undo_left_align, whiten
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlcli.algos.shaping import overlong_penalty, token_rewards
+from rlcli.algos.reward_shaping import overlong_penalty, token_rewards
 
 
 def test_overlong_penalty_grows_over_the_buffer():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlcli.algos.table import ESTIMATORS, LOSSES, Entry
+from rlcli.algos.registry import ESTIMATORS, LOSSES, Entry
 from rlcli.config.schema import AlgorithmConfig
 
 ROWS = [*ESTIMATORS.items(), *LOSSES.items()]
@@ -56,5 +56,5 @@ def test_every_setting_of_a_row_exists(name: str, entry: Entry):
 
 
 def test_the_table_does_not_import_torch():
-    code = "import sys, rlcli.algos.table; sys.exit('torch' in sys.modules)"
+    code = "import sys, rlcli.algos.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

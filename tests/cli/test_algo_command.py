@@ -16,10 +16,10 @@ from rlcli.cli.algo import algo_app
 from rlcli.cli.compare import exit_code, make_runs, request_words, sort_words
 from rlcli.cli.main import main
 from rlcli.cli.options import RunRequest, takes_run_options
-from rlcli.comparison import Failure, Job, Stop
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
 from rlcli.errors import ConfigError, RlcliError
+from rlcli.tools.compare import Failure, Job, Stop
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

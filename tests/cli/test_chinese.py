@@ -13,7 +13,7 @@ import pytest
 
 from rlcli.cli.main import main
 from rlcli.cli.options import OPTIONS
-from rlcli.lang import translator, width
+from rlcli.terminal.i18n import translator, width
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HAN = re.compile(r"[\u4e00-\u9fff]")

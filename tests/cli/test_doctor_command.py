@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from rlcli.cli.doctor import read_nodes, report_lines
-from rlcli.doctor.finding import Finding
 from rlcli.doctor.keys import KEYS
 from rlcli.errors import ConfigError
+from rlcli.system.finding import Finding
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """

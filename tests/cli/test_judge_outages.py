@@ -10,7 +10,7 @@ import pytest
 from judge_server import Act, Call, JudgeServer
 from small_runs import in_children, judged, metrics
 
-from rlcli.rewards.judge import governor
+from rlcli.rewards.judge import rate_limiter
 
 pytest.importorskip("openai", reason="install the judge extra: pip install -e '.[judge]'")
 
@@ -26,7 +26,7 @@ governor.BACKOFF_S, breaker.BREAK_S = 0.005, 0.05
 def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DASHSCOPE_API_KEY", KEY)
-    monkeypatch.setattr(governor, "BACKOFF_S", 0.005)
+    monkeypatch.setattr(rate_limiter, "BACKOFF_S", 0.005)
     in_children(tmp_path, monkeypatch, IMPATIENT)
     server = JudgeServer(lambda call: Act())
     yield server

@@ -198,7 +198,7 @@ def test_a_killed_run_that_goes_on_pays_no_verdict_twice(folder: Path, judge: Ju
         time.sleep(0.02)
     before = len(judge.calls)
     started = psutil.Process(run.pid).children(recursive=True)
-    assert any("rlcli.rewards.judge.worker" in " ".join(one.cmdline()) for one in started)
+    assert any("rlcli.rewards.judge.process_worker" in " ".join(one.cmdline()) for one in started)
     os.kill(run.pid, signal.SIGKILL)
     run.communicate()
     assert not psutil.wait_procs(started, timeout=60)[1]

@@ -57,16 +57,16 @@ def test_a_run_that_breaks_and_goes_on_has_the_scale_of_one_that_never_did(
     monkeypatch.chdir(tmp_path)
     assert train(classifier, "whole", 4, "run.save_every=1") == 0
     with monkeypatch.context() as patch:
-        from rlcli import trainer
+        from rlcli.trainer import loop
 
-        collate, times = trainer.collate, iter(range(9))
+        collate, times = loop.collate, iter(range(9))
 
         def breaks(*arguments: Any, **more: Any) -> Any:
             if next(times) == 2:
                 raise ZeroDivisionError
             return collate(*arguments, **more)
 
-        patch.setattr(trainer, "collate", breaks)
+        patch.setattr(loop, "collate", breaks)
         with pytest.raises(ZeroDivisionError):
             main(
                 ["train", "--preset", "quickstart", "--output_dir", "broken", "--reward_model",

@@ -10,7 +10,7 @@ import pytest
 
 from rlcli.cli.rollouts import rollouts_app
 from rlcli.errors import RlcliError, RunDirError, UsageError
-from rlcli.monitor.rollouts import printable
+from rlcli.run_dir.rollout_files import printable
 
 
 def row(response: str, reward: float | None, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from rlcli.cli.main import main
 from rlcli.cli.runs import runs_app
 from rlcli.errors import RunDirError
-from rlcli.monitor.run_dir import TAIL_BYTES, RunDir, find_run
+from rlcli.run_dir.folder import TAIL_BYTES, RunDir, find_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ["--preset", "quickstart", "rollout.val_n=1", "train.prompts_per_step=8",
@@ -115,7 +115,7 @@ def test_a_run_that_nobody_holds_was_killed(cwd: Path, capsys: pytest.CaptureFix
     assert run.state() == "killed"
     code = (
         "import sys; from pathlib import Path\n"
-        "from rlcli.monitor.run_dir import RunDir\n"
+        "from rlcli.run_dir.folder import RunDir\n"
         "run = RunDir(Path(sys.argv[1])); run.hold(resumes=True)\n"
         "print('held', flush=True); input()"
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlcli.config.resolved import Resolved
-from rlcli.config.sources import resolve
+from rlcli.config.resolver import resolve
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from fuzz_cases import Case, command_lines, files, flags, overrides, variables
 from hypothesis import HealthCheck, given, settings
 
 from rlcli.cli.main import main
-from rlcli.config.sources import resolve
+from rlcli.config.resolver import resolve
 from rlcli.errors import UsageError
-from rlcli.preflight import check
+from rlcli.setup.checks import check
 
 MAX_MESSAGE = 1500
 STEADY = settings(

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 from guide_texts import CONFIGS, ENV, commands
 
-from rlcli.config.sources import resolve
+from rlcli.config.resolver import resolve
 from rlcli.errors import ConfigError
-from rlcli.preflight import batch_arithmetic, check, settle_sampler
+from rlcli.setup.checks import batch_arithmetic, check, settle_sampler
 
 
 class Expected(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 
 from rlcli.config.resolved import Resolved
 from rlcli.errors import ConfigError
-from rlcli.preflight import check
+from rlcli.setup.checks import check
 
 
 def test_clip_ratio_sets_both_sides_over_a_preset(run: Any) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlcli.config.resolved import Resolved, show
-from rlcli.config.sources import resolve
+from rlcli.config.resolver import resolve
 
 
 class Subject(NamedTuple):

@@ -9,10 +9,10 @@ import pytest
 
 from rlcli.config.presets import find_preset, list_presets, load_preset, preset_paths
 from rlcli.config.resolved import Resolved
+from rlcli.config.resolver import resolve
 from rlcli.config.schema import defaults
-from rlcli.config.sources import resolve
 from rlcli.errors import ConfigError
-from rlcli.preflight import check
+from rlcli.setup.checks import check
 
 OFF: dict[str, Any] = {"kl_in_reward": False, "kl_loss": False}
 IN_REWARD: dict[str, Any] = {"kl_in_reward": True, "kl_loss": False, "kl_coef": 0.001}

@@ -178,7 +178,7 @@ def test_an_empty_argument_is_explained(run: Any) -> None:
 def test_resolving_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from rlcli.config.sources import resolve\nfrom rlcli.preflight import check\n"
+        "from rlcli.config.resolver import resolve\nfrom rlcli.setup.checks import check\n"
         "check(resolve(flags={}, overrides=['rollout.n=8'], files=[], env={}, algo='grpo'))\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rlcli.config.resolver import resolve
 from rlcli.config.schema import HELD_OUT, Config
-from rlcli.config.sources import resolve
 
 
 def settings(tmp_path: Path, *overrides: str, **more: Any) -> Config:

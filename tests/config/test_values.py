@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlcli.config.values import (
+from rlcli.config.value_parsing import (
     MAX_FILE_BYTES,
     MAX_SHOWN,
     expand,

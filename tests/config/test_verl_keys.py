@@ -12,7 +12,7 @@ import yaml
 
 from rlcli.config.peer_names import nearest
 from rlcli.config.resolved import Resolved
-from rlcli.config.sources import resolve
+from rlcli.config.resolver import resolve
 from rlcli.config.verl_keys import (
     ENV_KEYS,
     FLAG_KEYS,

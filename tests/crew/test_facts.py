@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlcli.config.sources import resolve
-from rlcli.crew import facts
-from rlcli.crew.facts import describe_data, describe_model, fingerprint, gather_facts
+from rlcli.config.resolver import resolve
+from rlcli.distributed import facts
+from rlcli.distributed.facts import describe_data, describe_model, fingerprint, gather_facts
 
 
 def facts_of(*overrides: str) -> dict[str, str]:

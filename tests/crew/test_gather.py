@@ -15,10 +15,10 @@ import pytest
 from launched import free_port
 from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from rlcli.crew import gather
-from rlcli.crew.gather import Meeting, MeetingError, Member
-from rlcli.doctor.finding import Finding
+from rlcli.distributed import gather
+from rlcli.distributed.gather import Meeting, MeetingError, Member
 from rlcli.launcher.rendezvous import gather_nodes
+from rlcli.system.finding import Finding
 
 ENDLESS_S = 3600.0
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlcli.monitor.run_dir import RunDir
+from rlcli.run_dir.folder import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from launched import free_port
 
-from rlcli.crew.lines import named
-from rlcli.doctor.network import own_address
+from rlcli.distributed.lines import named
+from rlcli.system.network import own_address
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = ["127.0.0.1", "::1"]
@@ -21,11 +21,11 @@ BIG = 3_000_000
 RANK = f"""
 import os, time
 from pathlib import Path
-import rlcli.crew.meet as meet
+import rlcli.distributed.process_group as meet
 meet.QUIET_S = 0.3
-from rlcli.rank_env import read_rank
-from rlcli.crew.live_ranks import LiveRanks
-from rlcli.crew.meet import process_group
+from rlcli.distributed.rank_env import read_rank
+from rlcli.distributed.live_ranks import LiveRanks
+from rlcli.distributed.process_group import process_group
 from rlcli.errors import RankLostError
 
 me, run_dir = read_rank(os.environ), Path(os.environ["TEST_RUN_DIR"])

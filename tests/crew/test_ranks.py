@@ -17,7 +17,7 @@ from rank_updates import ALGORITHMS, GROUPS, HALF, save_final, settings, train
 from safetensors.torch import load_file
 
 from rlcli.config.schema import Config
-from rlcli.engines.ranks import ALONE, deal
+from rlcli.distributed.collectives import ALONE, deal
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = [*ALGORITHMS, "lora", "small", "grpo-rows", "ppo-rows"]

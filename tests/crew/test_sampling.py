@@ -12,14 +12,14 @@ import pytest
 import torch
 from tiny_runs import tiny_run, write_inputs
 
-import rlcli.session
-from rlcli.causal_lm import load_causal_lm, load_tokenizer
-from rlcli.collect import sample
+import rlcli.trainer.session
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
-from rlcli.engines.ranks import Ranks
+from rlcli.distributed.collectives import Ranks
+from rlcli.models.causal_lm import load_causal_lm, load_tokenizer
 from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.native import NativeSampler
+from rlcli.trainer.rollout_step import sample
 from rlcli.types import Prompt, Rollout
 
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_what_is_drawn_depends_on_the_place_and_not_on_the_neighbours(
 def test_others_see_what_a_rank_does(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build, told = rlcli.session.build_run, list[str]()
+    build, told = rlcli.trainer.session.build_run, list[str]()
 
     class Listening(Ranks):
         @contextmanager
@@ -118,7 +118,7 @@ def test_others_see_what_a_rank_does(
         run.ranks = run.engine.ranks = Listening()
         return run
 
-    monkeypatch.setattr(rlcli.session, "build_run", listened)
+    monkeypatch.setattr(rlcli.trainer.session, "build_run", listened)
     write_inputs(tmp_path)
     words = [
         "algorithm.name=grpo", f"model.path={tiny_model}", "model.dtype=float32",

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from pathlib import Path
 from datetime import timedelta
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from rlcli.crew.live_ranks import LiveRanks
-from rlcli.crew.meet import process_group
+from rlcli.distributed.live_ranks import LiveRanks
+from rlcli.distributed.process_group import process_group
 from rlcli.errors import RankError, RankLostError
-from rlcli.rank_env import read_rank
+from rlcli.distributed.rank_env import read_rank
 
 me, run_dir = read_rank(os.environ), Path(os.environ["TEST_RUN_DIR"])
 BEAT_S, FIRST_WORD_S, PATIENCE_S = 0.1, 1.0, 1.5

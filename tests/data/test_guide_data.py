@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlcli.config.sources import resolve
+from rlcli.config.resolver import resolve
 from rlcli.data.convert import convert
 from rlcli.data.readers import read_rows
 

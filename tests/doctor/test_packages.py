@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import pytest
 
-from rlcli.doctor.finding import Finding
 from rlcli.doctor.packages import (
     Package,
     base_findings,
@@ -21,6 +20,7 @@ from rlcli.doctor.packages import (
     requirements,
     vllm_findings,
 )
+from rlcli.system.finding import Finding
 
 PIP = "python -m pip"
 NEEDS = ["torch>=2.11", "rich>=13", "deepspeed>=0.19; extra == 'deepspeed'"]

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rlcli.causal_lm import CausalLM, load_causal_lm
 from rlcli.config.schema import LoraConfig
 from rlcli.engines.adapter import merge_adapter
+from rlcli.engines.check_saved import problems
 from rlcli.engines.export import save_pretrained
 from rlcli.engines.lora import add_lora, check_lora, untrained_experts
-from rlcli.engines.read_back import problems
 from rlcli.errors import ConfigError, ModelError, TrainingError
 from rlcli.hub import ASSETS
+from rlcli.models.causal_lm import CausalLM, load_causal_lm
 
 # peft 0.21 warns about its own use of names that transformers deprecated
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlcli.engines.packing import RowIndex, plan_micro_batches
+from rlcli.engines.micro_batches import RowIndex, plan_micro_batches
 
 
 def test_a_prompt_counts_once_per_micro_batch() -> None:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from rlcli.engines.sharded_model import build_empty_lm, find_layers, gather_whole, load_shards
 from rlcli.errors import ModelError
-from rlcli.forward import CausalLM
+from rlcli.models.forward import CausalLM
 
 CPU = torch.device("cpu")
 COVERING = [

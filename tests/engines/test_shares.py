@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlcli.checkpoint import damage, holds_critic, seal
-from rlcli.engines import shares
-from rlcli.engines.shares import ShareState, StateReader
+from rlcli.engines import sharded_checkpoint
+from rlcli.engines.sharded_checkpoint import ShareState, StateReader
+from rlcli.run_dir.checkpoint import damage, holds_critic, seal
 
 WHOLE = torch.arange(10.0).reshape(5, 2)
 
@@ -67,7 +67,7 @@ def test_hashes_of_the_ranks_go_into_the_manifest_and_a_changed_share_is_found(
 def test_a_share_that_does_not_come_ends_the_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shares, "SILENT_S", 0.2)
+    monkeypatch.setattr(sharded_checkpoint, "SILENT_S", 0.2)
     with pytest.raises(OSError, match=r"share-00002-of-00002\.safetensors has not appeared"):
         share(0).save(tmp_path)
     assert not (tmp_path / "shares.json").exists()

@@ -99,7 +99,7 @@ def test_padded_batches_give_the_packed_gradient(tiny_model: Path) -> None:
 
 
 def test_gradient_checkpointing_gives_the_same_gradient(tiny_model: Path) -> None:
-    from rlcli.causal_lm import enable_gradient_checkpointing
+    from rlcli.models.causal_lm import enable_gradient_checkpointing
 
     settings = config()
     plain = gradients(tiny_model, settings)
@@ -246,7 +246,7 @@ def test_dropout_of_an_adapter_is_off_when_log_probs_are_only_read(tiny_model: P
 
 def test_one_long_response_does_not_widen_the_short_ones(tiny_model: Path) -> None:
     """Attention pads a response to those of its own length, not to the longest of all."""
-    from rlcli.packed import GroupLayout
+    from rlcli.models.packed_attention import GroupLayout
 
     layout = GroupLayout([5, 5], [200] + [8] * 50, [0] + [1] * 50, torch.device("cpu"))
     _, masks = layout._masks_for(None)
@@ -279,7 +279,7 @@ def test_the_saved_adapter_gives_the_trained_policy(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from rlcli.causal_lm import load_tokenizer
+    from rlcli.models.causal_lm import load_tokenizer
 
     settings = config(lora__rank=4, train__lr=0.05)
     engine = make_engine(tiny_model, settings)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
-from rlcli.packed import GroupLayout
-from rlcli.packed_flex import FlexLayout, why_not_flex
+from rlcli.models.flex_attention import FlexLayout, why_not_flex
+from rlcli.models.packed_attention import GroupLayout
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,7 +14,7 @@ import pytest
 from launched import Lead, command_of, is_alive, start_node
 from waiting import wait_until
 
-from rlcli.monitor.run_dir import RunDir
+from rlcli.run_dir.folder import RunDir
 
 WAIT = "time.sleep(60)\n"
 

@@ -15,7 +15,7 @@ import pytest
 from launched import ROOT, Lead, is_alive
 from waiting import wait_until
 
-from rlcli.monitor.sign import SIGN, Silence, forget_signs
+from rlcli.run_dir.heartbeat import SIGN, Silence, forget_signs
 
 HANGS = """
 if relaunches: sys.exit(0)
@@ -151,7 +151,7 @@ def test_a_machine_that_was_frozen_has_not_been_silent(
 def test_signs_are_given_until_the_process_stops(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from rlcli.monitor.sign import give_signs\n"
+        "from rlcli.run_dir.heartbeat import give_signs\n"
         "give_signs(Path(sys.argv[1]), every_s=0.05)\ntime.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)

@@ -11,7 +11,7 @@ from rich.console import Console
 from waiting import wait_until
 
 from rlcli.monitor.console import RunConsole, duration, epoch_line, sparkline, step_lines
-from rlcli.monitor.signals import StopRequest
+from rlcli.system.signals import StopRequest
 
 
 def test_a_step_prints_the_guides_lines() -> None:

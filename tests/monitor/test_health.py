@@ -12,10 +12,10 @@ import pytest
 
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
-from rlcli.monitor.course import FIRST_KEPT, LAST_KEPT
-from rlcli.monitor.facts import common_error, length_correlation, zero_facts
 from rlcli.monitor.health import CLEAR_STEPS, Health, HealthLog
-from rlcli.monitor.verdicts import Verdict
+from rlcli.monitor.health_checks import Verdict
+from rlcli.monitor.rollout_stats import common_error, length_correlation, zero_facts
+from rlcli.monitor.trend import FIRST_KEPT, LAST_KEPT
 from rlcli.types import Prompt, Reward, Rollout
 
 CONFIG = with_values(

@@ -9,7 +9,7 @@ import pytest
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
 from rlcli.monitor.health import Health
-from rlcli.monitor.verdicts import Verdict
+from rlcli.monitor.health_checks import Verdict
 
 CONFIG = with_values(
     Config(),

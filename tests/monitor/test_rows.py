@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rlcli.monitor.rows import is_number, newest_metrics, read_metrics
-from rlcli.monitor.run_dir import RunDir
+from rlcli.run_dir.folder import RunDir
+from rlcli.run_dir.metrics_file import is_number, newest_metrics, read_metrics
 
 LINES = [
     {"step": 0, "eval/pass@1": 0.1},

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlcli.errors import RunDirError
-from rlcli.monitor.run_dir import RunDir, write_json
+from rlcli.run_dir.folder import RunDir, write_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -30,7 +30,7 @@ def test_a_held_directory_names_its_holder(tmp_path: Path) -> None:
 def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from rlcli.monitor.run_dir import RunDir\n"
+        "from rlcli.run_dir.folder import RunDir\n"
         "RunDir(Path(sys.argv[1])).hold(resumes=False); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False, cwd=ROOT)

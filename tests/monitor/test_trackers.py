@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rlcli.config.schema import RunConfig
-from rlcli.monitor.run_dir import RunDir
 from rlcli.monitor.trackers import Tracker, Trackers, build_trackers
+from rlcli.run_dir.folder import RunDir
 
 
 @pytest.fixture

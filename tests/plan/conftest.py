@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from rlcli.config.resolved import Resolved
-from rlcli.config.sources import resolve
-from rlcli.preflight import check
+from rlcli.config.resolver import resolve
+from rlcli.setup.checks import check
 
 Resolve = Callable[..., Resolved]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from guide_texts import commands
 
-from rlcli.config.sources import resolve
+from rlcli.config.resolver import resolve
 from rlcli.plan import plan_run
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from rlcli.config.resolved import Resolved
-from rlcli.machine import GIB
 from rlcli.plan import passes
 from rlcli.plan.engine import settle_engine
 from rlcli.plan.machine import Machine
@@ -16,6 +15,7 @@ from rlcli.plan.models import known_config
 from rlcli.plan.shapes import ModelShape, shape_of
 from rlcli.plan.states import Numerics, adapters, numerics_of, policy_states
 from rlcli.plan.workload import Rows, workload_of
+from rlcli.system.hardware import GIB
 
 Settings = Callable[..., Resolved]
 CPU = Machine(kind="cpu", name="CPU", memory_gib=64.0)
@@ -113,7 +113,7 @@ def test_logits_never_exceed_one_chunk() -> None:
 
 
 def test_micro_batches_are_cut_as_the_engine_cuts_them(settings: Settings) -> None:
-    from rlcli.engines.packing import RowIndex, plan_micro_batches
+    from rlcli.engines.micro_batches import RowIndex, plan_micro_batches
 
     config = settings(
         "train.prompts_per_step=6", "train.mini_batch_prompts=6", "rollout.n=5",
@@ -189,10 +189,10 @@ def test_saved_activations_are_what_torch_saves(kind: str, rank: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from rlcli.causal_lm import prepare
     from rlcli.config.schema import LoraConfig
     from rlcli.engines.lora import add_lora
-    from rlcli.packed import GroupLayout
+    from rlcli.models.causal_lm import prepare
+    from rlcli.models.packed_attention import GroupLayout
 
     config = AutoConfig.for_model(
         kind, hidden_size=64, intermediate_size=192, num_hidden_layers=4, vocab_size=100,

@@ -11,7 +11,6 @@ import pytest
 from rlcli.cli.plan import plan_lines, print_plan
 from rlcli.config.resolved import Resolved
 from rlcli.errors import UsageError
-from rlcli.machine import GIB
 from rlcli.plan import RunPlan, make_memory_plan, plan_run
 from rlcli.plan import disk as disk_module
 from rlcli.plan.disk import find_free_gib, plan_disk
@@ -20,6 +19,7 @@ from rlcli.plan.machine import Machine, find_machine
 from rlcli.plan.memory import Models
 from rlcli.plan.models import find_shape
 from rlcli.plan.needs import needs_of
+from rlcli.system.hardware import GIB
 
 Settings = Callable[..., Resolved]
 QUICKSTART = ("model.path=builtin:quickstart", "data.train=[builtin:sums]", "data.val=[]")
@@ -306,7 +306,7 @@ def test_a_plan_imports_no_torch() -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from rlcli.config.sources import resolve\n"
+        "from rlcli.config.resolver import resolve\n"
         "from rlcli.plan import plan_run\n"
         "resolved = resolve(flags={}, files=[], env={}, algo='ppo',\n"
         "    overrides=['model.path=builtin:quickstart', 'reward.judge.enabled=true'])\n"

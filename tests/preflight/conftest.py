@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rlcli.config.resolved import Resolved
-from rlcli.config.sources import resolve
-from rlcli.preflight import check
+from rlcli.config.resolver import resolve
+from rlcli.setup.checks import check
 
 
 @pytest.fixture

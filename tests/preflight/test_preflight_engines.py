@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlcli.errors import ConfigError
-from rlcli.preflight import check_engines, engines
+from rlcli.setup.checks import check_engines, engines
 
 
 def test_deepspeed_is_asked_for_where_it_is_not_installed(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlcli.errors import ConfigError
-from rlcli.preflight import sampler, settle_sampler
+from rlcli.setup.checks import sampler, settle_sampler
 
 CORRECTION = "algorithm.correction"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlcli.config.schema import defaults
-from rlcli.preflight.switches import SWITCHES
+from rlcli.setup.checks.conditional_settings import SWITCHES
 
 F32 = "model.dtype=float32"
 RM = ["reward.model=some/rm", "reward.normalize=fixed"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlcli.rewards.pool import ScorerPool
+from rlcli.rewards.process_pool import ScorerPool
 from rlcli.rewards.sandbox import NoSandbox, Sandbox, find_sandbox
 from rlcli.types import Prompt, Rollout
 

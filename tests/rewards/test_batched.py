@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlcli.rewards.batched import BatchScorer
+from rlcli.rewards.batched_scorer import BatchScorer
 from rlcli.types import Reward, Rollout
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from held_scorer import Held
 
-from rlcli.rewards.composite import CompositeScorer, weighted_sum
+from rlcli.rewards.composite_scorer import CompositeScorer, weighted_sum
 from rlcli.rewards.normalize import FixedScale, RunningScale
 from rlcli.types import Reward
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from rlcli.boxed import gold_box
+from rlcli.data.boxed_answers import gold_box
 from rlcli.rewards.base import score_all
 from rlcli.rewards.function_check import check_function
-from rlcli.rewards.pool import ScorerPool, read_reply
+from rlcli.rewards.process_pool import ScorerPool, read_reply
 from rlcli.types import Reward
 
 MISCHIEF = """
@@ -258,7 +258,7 @@ def test_close_kills_what_hangs_and_cancels_what_waits(
 
 PARENT = """
 import sys, time
-from rlcli.rewards.pool import ScorerPool
+from rlcli.rewards.process_pool import ScorerPool
 from rlcli.types import Prompt, Rollout
 prompt = Prompt(id="a", messages=(), token_ids=(1,), data_source="x")
 hang = Rollout(prompt=prompt, text="hang", token_ids=(1,), logprobs=(0.0,), finish_reason="stop",

@@ -24,8 +24,8 @@ from reward_models import (
 from rlcli.config.rewards import RewardConfig
 from rlcli.errors import ModelError, RewardError
 from rlcli.rewards import check_reward
-from rlcli.rewards.model import load_reward_model
 from rlcli.rewards.model_files import check_model_files, find_reward_files
+from rlcli.rewards.reward_model import load_reward_model
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,8 +28,8 @@ from rlcli.errors import RewardError
 from rlcli.rewards import build_scorer, check_reward, needs_model
 from rlcli.rewards.armo import GATING_MARK
 from rlcli.rewards.base import score_all
-from rlcli.rewards.model import load_reward_model
 from rlcli.rewards.model_files import check_model_files
+from rlcli.rewards.reward_model import load_reward_model
 from rlcli.types import Reward
 
 CPU = torch.device("cpu")
@@ -161,7 +161,7 @@ def test_batches_hold_rows_of_like_length_within_the_token_budget(
     model.model.register_forward_pre_hook(
         lambda _, __, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
     )
-    monkeypatch.setattr("rlcli.rewards.model.TOKENS_PER_BATCH", 96)
+    monkeypatch.setattr("rlcli.rewards.reward_model.TOKENS_PER_BATCH", 96)
     assert values(model.rate(rollouts(RESPONSES))) == pytest.approx(expected, abs=1e-5)
     assert len(shapes) > 1
     assert sum(rows for rows, _ in shapes) == len(RESPONSES)

@@ -10,7 +10,7 @@ from held_scorer import Held
 
 from rlcli.errors import Paused
 from rlcli.rewards.base import score_all
-from rlcli.rewards.rule_first import RuleFirstScorer
+from rlcli.rewards.rule_first_scorer import RuleFirstScorer
 from rlcli.types import Reward, Rollout
 
 OPEN = Reward(value=0.0, is_undecided=True)

@@ -14,8 +14,8 @@ from reward_models import CHAT, RESPONSES, alone, rollouts, save_starling, save_
 from safetensors.torch import save_file
 
 from rlcli.errors import RewardError
-from rlcli.rewards.model import load_reward_model
 from rlcli.rewards.model_files import check_model_files, kind_of
+from rlcli.rewards.reward_model import load_reward_model
 from rlcli.rewards.starling import CHAT_TEMPLATE, MAX_TOKENS
 from rlcli.types import Message
 

@@ -109,7 +109,7 @@ def test_in_the_middle_of_a_call_that_is_sent(start: Any, log: Path) -> None:
 
 @pytest.mark.parametrize("sent", [b"", HALF_A_MESSAGE])
 def test_a_judge_before_it_knows_how_to_judge(log: Path, sent: bytes) -> None:
-    process, connection = start_worker("rlcli.rewards.judge.worker", log=log)
+    process, connection = start_worker("rlcli.rewards.judge.process_worker", log=log)
     os.write(connection.fileno(), sent)
     connection.close()
     check_quiet(process, log)
@@ -126,7 +126,7 @@ def test_a_judge_that_was_asked(log: Path, tmp_path: Path) -> None:
         run_dir=tmp_path,
         state={},
     )
-    process, connection = start_worker("rlcli.rewards.judge.worker", log=log)
+    process, connection = start_worker("rlcli.rewards.judge.process_worker", log=log)
     connection.send(opening)
     for number in range(3):
         connection.send(Call(number=number, method="metrics"))

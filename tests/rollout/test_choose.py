@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlcli.rollout.base import SamplingParams
-from rlcli.rollout.choose import choose_tokens
+from rlcli.rollout.sample_token import choose_tokens
 
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[None]
 

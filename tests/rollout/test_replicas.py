@@ -15,7 +15,7 @@ from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.vllm.client import address_of
 from rlcli.rollout.vllm.engine import VllmSettings
 from rlcli.rollout.vllm.replica import Replica
-from rlcli.rollout.vllm.served import ServerSampler
+from rlcli.rollout.vllm.server_sampler import ServerSampler
 from rlcli.types import Prompt
 
 PARAMS = SamplingParams(n=3, max_tokens=4)

@@ -11,10 +11,10 @@ from rlcli.config.schema import Config
 from rlcli.data.prompts import encode_prompts
 from rlcli.data.readers import Row
 from rlcli.errors import RewardError
-from rlcli.inputs import check_tags
 from rlcli.rewards.rules import choice, gsm8k, math
 from rlcli.rewards.rules import format as form
 from rlcli.rollout.base import SamplingParams, finished_rollout
+from rlcli.setup.resources import check_tags
 from rlcli.types import RESPONSE_PREFIX, Prompt
 
 TAGS = ["<think>", "</think>"]

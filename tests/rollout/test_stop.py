@@ -11,7 +11,7 @@ from native_parts import load, prompts, sampler, trainer_logprobs
 
 from rlcli.rollout.base import SamplingParams, finished_rollout
 from rlcli.rollout.stop import StopTexts
-from rlcli.rollout.vllm.asked import answered
+from rlcli.rollout.vllm.requests import answered
 from rlcli.types import Prompt, Rollout
 
 LONG = {"n": 4, "max_tokens": 60}

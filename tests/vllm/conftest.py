@@ -25,7 +25,7 @@ def _group() -> Iterator[None]:
     if installed_version() is None:
         yield
         return
-    from rlcli.crew.meet import group_of_one
+    from rlcli.distributed.process_group import group_of_one
 
     with group_of_one(torch.device("cpu")):
         yield

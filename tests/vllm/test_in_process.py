@@ -23,8 +23,8 @@ from vllm_parts import (
 )
 
 from rlcli.errors import SamplerError
-from rlcli.in_sync import CheckedSampler
 from rlcli.rollout.base import SamplingParams
+from rlcli.rollout.weight_sync_check import CheckedSampler
 from rlcli.types import Rollout
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -151,10 +151,10 @@ def test_an_engine_that_fails_is_started_again_once(
     assert tokens(rollouts) == tokens(undisturbed)
 
     pair.sampler.engine = Failing(pair.sampler.engine)
-    fresh = "rlcli.rollout.vllm.sampler.start_engine"
+    fresh = "rlcli.rollout.vllm.local_sampler.start_engine"
     last = pair.sampler.engine._engine
     monkeypatch.setattr(fresh, lambda settings: Failing(last))
-    monkeypatch.setattr("rlcli.rollout.vllm.sampler.let_go", lambda engine: None)
+    monkeypatch.setattr("rlcli.rollout.vllm.local_sampler.let_go", lambda engine: None)
     with pytest.raises(SamplerError, match=r"failed twice.*illegal memory access"):
         pair.sampler.generate(prompts(), PARAMS, seed=9)
     pair.sampler.engine = last

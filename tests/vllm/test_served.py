@@ -33,11 +33,16 @@ from vllm_parts import (
 
 from rlcli.errors import ConfigError, SamplerError
 from rlcli.rollout.base import SamplingParams
-from rlcli.rollout.vllm import flight
+from rlcli.rollout.vllm import inflight_requests
 from rlcli.rollout.vllm.client import Address, address_of
 from rlcli.rollout.vllm.engine import VllmSettings
 from rlcli.rollout.vllm.replica import Replica
-from rlcli.rollout.vllm.served import ServerSampler, for_server, join_replicas, start_replicas
+from rlcli.rollout.vllm.server_sampler import (
+    ServerSampler,
+    for_server,
+    join_replicas,
+    start_replicas,
+)
 from rlcli.types import Rollout
 
 pytestmark = pytest.mark.nightly  # test_vllm_runs.py has a served run
@@ -192,8 +197,8 @@ def test_a_server_that_dies_or_hangs_is_started_again_once(
     assert told.startswith(f"the vLLM server at {replica.address.url} died: ")
     assert told.endswith("; it is started again.")
     assert tokens(rollouts) == tokens(undisturbed)
-    monkeypatch.setattr(flight, "PULSE_S", 0.5)
-    monkeypatch.setattr(flight, "SILENT_S", 4.0)
+    monkeypatch.setattr(inflight_requests, "PULSE_S", 0.5)
+    monkeypatch.setattr(inflight_requests, "SILENT_S", 4.0)
     begin_s = time.monotonic()
 
     def stop_engine(index: int, rollout: Rollout) -> None:

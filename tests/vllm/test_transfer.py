@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlcli.rollout.vllm.transfer import Offer, receive, send
+from rlcli.rollout.vllm.weight_transfer import Offer, receive, send
 
 
 def test_only_who_knows_the_key_is_given_weights() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlcli.rewards.judge.apart import JudgeProcess
 from rlcli.rewards.judge.check import check_judge, probe_judge
+from rlcli.rewards.judge.process import JudgeProcess
 from rlcli.rewards.judge.scorer import JudgeScorer
 from rlcli.rewards.judge.shared import RemoteJudge, SharedJudge
 

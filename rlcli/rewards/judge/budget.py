@@ -17,8 +17,8 @@ import yaml
 
 from rlcli.config.rewards import JudgeConfig
 from rlcli.errors import RewardError
+from rlcli.rewards.judge.client import Reply, Request
 from rlcli.rewards.judge.providers import find_base_url, find_model
-from rlcli.rewards.judge.wire import Reply, Request
 
 OVERHEAD_TOKENS = 100
 """Tokens a provider adds to what it is sent: roles, the schema's own form."""

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from rlcli.config.rewards import JudgeConfig
 from rlcli.errors import JudgeNotHereError, RewardError, RewardServiceError
-from rlcli.rewards.judge.asking import Asker, Verdict
 from rlcli.rewards.judge.budget import Budget, price_date, price_of
 from rlcli.rewards.judge.cache import check_cache
+from rlcli.rewards.judge.call import Asker, Verdict
+from rlcli.rewards.judge.client import Access, access_of, connect
 from rlcli.rewards.judge.faults import Fault, Kind
-from rlcli.rewards.judge.governor import Governor
-from rlcli.rewards.judge.member import temperature_of
+from rlcli.rewards.judge.panel_member import temperature_of
 from rlcli.rewards.judge.providers import PROVIDERS, Provider, find_base_url, members_of
+from rlcli.rewards.judge.rate_limiter import Governor
 from rlcli.rewards.judge.templates import Template, load_template, render, values_of
-from rlcli.rewards.judge.wire import Access, access_of, connect
 
 LOOPBACK = ("localhost", "127.", "[::1]")
 PROBE_TRIES = 3

@@ -15,19 +15,19 @@ from typing import Any
 
 from rlcli.config.rewards import JudgeConfig
 from rlcli.errors import Paused
-from rlcli.rewards.judge.asking import Verdict
 from rlcli.rewards.judge.budget import Budget, BudgetSpent, Ledger, price_of
 from rlcli.rewards.judge.cache import Kept, open_cache
+from rlcli.rewards.judge.call import Verdict
 from rlcli.rewards.judge.canaries import due_answers
 from rlcli.rewards.judge.check import cure
+from rlcli.rewards.judge.client import access_of
+from rlcli.rewards.judge.counters import Tally
 from rlcli.rewards.judge.faults import OUTAGES, Fault, Kind
-from rlcli.rewards.judge.member import Member, choose, median_of
+from rlcli.rewards.judge.panel_member import Member, choose, median_of
+from rlcli.rewards.judge.parse_reply import is_degenerate
 from rlcli.rewards.judge.providers import members_of
-from rlcli.rewards.judge.reading import is_degenerate
-from rlcli.rewards.judge.tally import Tally
+from rlcli.rewards.judge.send_pacing import Turns
 from rlcli.rewards.judge.templates import Template, load_template, render, values_of
-from rlcli.rewards.judge.turns import Turns
-from rlcli.rewards.judge.wire import access_of
 from rlcli.types import Prompt, Reward, Rollout, StepRecord
 
 PART = "judge"

@@ -22,7 +22,7 @@ from typing import Any
 
 from rlcli.errors import RankLostError
 from rlcli.rewards.base import Scorer, StatelessScorer, text_rollout
-from rlcli.rewards.judge.apart import JudgeProcess, slim
+from rlcli.rewards.judge.process import JudgeProcess, slim
 from rlcli.rewards.judge.scorer import can_come_back
 from rlcli.types import Prompt, Reward, Rollout
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlcli.boxed import boxes, final_boxes
+from rlcli.data.boxed_answers import boxes, final_boxes
 from rlcli.rewards.rules.closing import without_closing
 from rlcli.rewards.rules.numbers import (
     CURRENCY,

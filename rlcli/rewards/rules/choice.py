@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlcli.boxed import boxes, final_boxes
+from rlcli.data.boxed_answers import boxes, final_boxes
 from rlcli.rewards.rules.answers import after_thinking, marked_answers, stated_answers, with_opening
 from rlcli.rewards.rules.numbers import fold
 from rlcli.rewards.rules.references import alternatives

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlcli.boxed import gold_box
+from rlcli.data.boxed_answers import gold_box
 from rlcli.rewards.rules.answers import final_number, with_opening
 from rlcli.rewards.rules.numbers import Number, parse_number, same_number, with_decimal_points
 from rlcli.rewards.rules.references import problem_of_any, score_any

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rlcli.boxed import final_boxes, gold_box
+from rlcli.data.boxed_answers import final_boxes, gold_box
 from rlcli.rewards.rules.answers import (
     MAX_STATEMENT,
     after_thinking,

@@ -19,7 +19,7 @@ from rlcli.rollout.vllm.client import (
 )
 from rlcli.rollout.vllm.engine import VllmSettings, logprobs_mode
 from rlcli.rollout.vllm.server import Server, told_command
-from rlcli.rollout.vllm.transfer import Offer, route_to
+from rlcli.rollout.vllm.weight_transfer import Offer, route_to
 
 ANSWER_S = 30.0
 """How long a server may take to say a word about itself."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import rlcli
-from rlcli.rank_env import LOOPBACK, TORCH
+from rlcli.distributed.rank_env import LOOPBACK, TORCH
 from rlcli.rollout.vllm.client import Address
 from rlcli.rollout.vllm.engine import RECEIVER, VllmSettings, logprobs_mode, room_for
 

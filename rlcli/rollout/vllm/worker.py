@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from rlcli.rollout.vllm.adapter import write_adapter
-from rlcli.rollout.vllm.transfer import receive
 from rlcli.rollout.vllm.versions import about_worker, take_weights
+from rlcli.rollout.vllm.weight_transfer import receive
 
 
 class Receiver:

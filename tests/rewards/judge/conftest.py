@@ -10,7 +10,7 @@ import pytest
 from judge_server import Act, Behaviour, JudgeServer
 
 from rlcli.config.rewards import JudgeConfig
-from rlcli.rewards.judge import JudgeScorer, breaker, governor
+from rlcli.rewards.judge import JudgeScorer, circuit_breaker, rate_limiter
 from rlcli.types import Prompt, Rollout
 
 KEY = "sk-canary-0123456789"
@@ -38,9 +38,9 @@ NO_SDK = "pip install -e '.[judge]'"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of milliseconds, and no proxy between the judge and loopback."""
-    monkeypatch.setattr(governor, "BACKOFF_S", 0.005)
-    monkeypatch.setattr(governor, "COOLDOWN_S", 0.05)
-    monkeypatch.setattr(breaker, "BREAK_S", 0.05)
+    monkeypatch.setattr(rate_limiter, "BACKOFF_S", 0.005)
+    monkeypatch.setattr(rate_limiter, "COOLDOWN_S", 0.05)
+    monkeypatch.setattr(circuit_breaker, "BREAK_S", 0.05)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

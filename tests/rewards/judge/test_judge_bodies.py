@@ -9,8 +9,8 @@ import pytest
 from judge_server import VERDICT, Act
 
 from rlcli.rewards.base import score_all
+from rlcli.rewards.judge.client import Reply, read_answer
 from rlcli.rewards.judge.faults import Fault, Kind
-from rlcli.rewards.judge.wire import Reply, read_answer
 
 KEY = "sk-canary-0123456789"
 PROVIDERS = ("openai", "gemini", "claude")

@@ -13,21 +13,26 @@ from judge_server import Act, Call
 from virtual_time import run_at_once
 
 from rlcli.rewards.base import score_all
-from rlcli.rewards.judge import asking, breaker, governor
-from rlcli.rewards.judge.breaker import FAILURES, Breaker, Patience
+from rlcli.rewards.judge import call, circuit_breaker, rate_limiter
+from rlcli.rewards.judge.circuit_breaker import FAILURES, Breaker, Patience
 from rlcli.rewards.judge.faults import Fault, Kind, Outage
-from rlcli.rewards.judge.governor import Governor
+from rlcli.rewards.judge.rate_limiter import Governor
 
 GONE = Fault(Kind.TRANSIENT, "503 gone")
 EIGHT = 7 / 9
-SECONDS = (breaker.BREAK_S, governor.COOLDOWN_S, governor.MAX_WAIT_S, asking.DEADLINE_S)
+SECONDS = (
+    circuit_breaker.BREAK_S,
+    rate_limiter.COOLDOWN_S,
+    rate_limiter.MAX_WAIT_S,
+    call.DEADLINE_S,
+)
 """As they are without the haste of tests."""
 
 
 def test_its_numbers_are_those_of_the_fault_table() -> None:
     assert SECONDS == (30.0, 15.0, 120.0, 300.0)
-    assert (FAILURES, asking.TRIES) == (10, 5)
-    assert (governor.START_CONCURRENCY, governor.SHRINK) == (8, 0.8)
+    assert (FAILURES, call.TRIES) == (10, 5)
+    assert (rate_limiter.START_CONCURRENCY, rate_limiter.SHRINK) == (8, 0.8)
 
 
 def patience(probes: int) -> Patience:
@@ -57,7 +62,7 @@ def test_ten_failures_in_a_row_open_it_and_an_answer_between_starts_the_count_ag
 def test_one_call_is_the_probe_and_its_answer_lets_all_others_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(breaker, "BREAK_S", 0.1)
+    monkeypatch.setattr(circuit_breaker, "BREAK_S", 0.1)
 
     async def run() -> None:
         made, loop = opened(), asyncio.get_running_loop()
@@ -78,7 +83,7 @@ def test_one_call_is_the_probe_and_its_answer_lets_all_others_through(
 def test_a_failed_probe_holds_all_again_and_each_gives_up_after_its_tries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(breaker, "BREAK_S", 0.1)
+    monkeypatch.setattr(circuit_breaker, "BREAK_S", 0.1)
 
     async def run() -> None:
         made, loop = opened(), asyncio.get_running_loop()
@@ -150,7 +155,7 @@ def test_a_judge_that_comes_back_costs_no_score(
     serve: Any, scorer: Any, answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It fails 8 calls at once, then 2 or more, then 3 probes: fewer than 5 tries of any."""
-    monkeypatch.setattr(breaker, "BREAK_S", 0.3)
+    monkeypatch.setattr(circuit_breaker, "BREAK_S", 0.3)
     failed: list[float] = []
 
     def behave(call: Call) -> Act:
@@ -175,7 +180,7 @@ def away(judge: Any, count: int) -> Act:
     waiting, seen = judge._members[0].governor._queue, list[bool]()
 
     def all_wait() -> bool:
-        if len(waiting) == count - governor.START_CONCURRENCY:
+        if len(waiting) == count - rate_limiter.START_CONCURRENCY:
             seen.append(True)
         return bool(seen)
 
@@ -206,13 +211,13 @@ def test_those_that_wait_behind_others_give_up_with_them(
     server.behave = lambda call: gone
     rewards = score_all(judge, [answer(f"It is {i}.") for i in range(300)])
     assert {reward.error for reward in rewards} == {"judge: no answer: 503 no"}
-    assert len(server.calls) <= FAILURES + governor.START_CONCURRENCY + 5
+    assert len(server.calls) <= FAILURES + rate_limiter.START_CONCURRENCY + 5
 
 
 def test_an_outage_is_told_once_until_answers_come_again(
     serve: Any, scorer: Any, answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(breaker, "BREAK_S", 0.1)
+    monkeypatch.setattr(circuit_breaker, "BREAK_S", 0.1)
     server = serve(Act(status=503))
     judge = scorer(server)
     assert judge.trouble() is None

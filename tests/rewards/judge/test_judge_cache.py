@@ -325,8 +325,8 @@ def test_a_look_up_is_one_step_by_key_and_a_note_none_at_all(tmp_path: Path) -> 
 
 
 def test_a_settings_word_survives_every_way_in(tmp_path: Path) -> None:
+    from rlcli.config.resolver import resolve
     from rlcli.config.schema import Config
-    from rlcli.config.sources import resolve
 
     def cache_of(overrides: list[str], text: str | None = None, name: str = "c.yaml") -> str:
         files = [tmp_path / name] if text is not None else []

@@ -13,7 +13,7 @@ from waiting import wait_until
 
 from rlcli.errors import Paused
 from rlcli.rewards.base import score_all
-from rlcli.rewards.judge import asking, governor
+from rlcli.rewards.judge import call, rate_limiter
 
 PROVIDERS = ("dashscope", "openai", "gemini", "claude")
 KEYS = {
@@ -137,7 +137,7 @@ def test_a_cut_reply_gets_twice_the_room_and_is_never_read(
     server = serve(lambda call: cut if call.attempt == 1 else Act())
     assert score_all(scorer(server), [answer("It is 42.")])[0].value == pytest.approx(EIGHT)
     limits = [call.body.get("max_tokens") for call in server.calls]
-    assert limits == [asking.MAX_TOKENS, 2 * asking.MAX_TOKENS]
+    assert limits == [call.MAX_TOKENS, 2 * call.MAX_TOKENS]
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -236,7 +236,7 @@ def test_a_fatal_fault_ends_all_scoring_with_the_line_to_type(
         assert str(caught.value).count("\n") <= 2
     with pytest.raises(Paused):
         judge.submit(answer("later")).result(timeout=60)
-    assert len(server.calls) <= governor.START_CONCURRENCY
+    assert len(server.calls) <= rate_limiter.START_CONCURRENCY
     assert "later" not in [call.response for call in server.calls]
 
 
@@ -251,7 +251,7 @@ def test_a_slow_drip_ends_at_the_time_of_one_call(
         judge._members[0].asker._timeout_s = 60.0
         return 0.0
 
-    monkeypatch.setattr(asking, "backoff_s", patient_from_now_on)
+    monkeypatch.setattr(call, "backoff_s", patient_from_now_on)
     begun = time.monotonic()
     assert score_all(judge, [answer("It is 42.")])[0].value == pytest.approx(EIGHT)
     assert time.monotonic() - begun > 0.4

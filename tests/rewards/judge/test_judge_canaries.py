@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from rlcli.rewards.judge.canaries import INJECTIONS, OFF_TOPIC, OPENERS, bad_answers
-from rlcli.rewards.judge.reading import is_degenerate
+from rlcli.rewards.judge.parse_reply import is_degenerate
 from rlcli.types import Prompt
 
 KINDS = (OPENERS, INJECTIONS, OFF_TOPIC)

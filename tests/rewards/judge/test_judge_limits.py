@@ -15,11 +15,11 @@ from waiting import wait_until
 
 from rlcli.errors import Paused
 from rlcli.rewards.base import score_all
-from rlcli.rewards.judge import governor
-from rlcli.rewards.judge.breaker import Patience
+from rlcli.rewards.judge import rate_limiter
 from rlcli.rewards.judge.budget import Ledger, find_price
+from rlcli.rewards.judge.circuit_breaker import Patience
 from rlcli.rewards.judge.faults import Fault, Kind, Outage
-from rlcli.rewards.judge.governor import Governor, Pace
+from rlcli.rewards.judge.rate_limiter import Governor, Pace
 
 
 def test_prices_are_found_for_dated_versions_and_never_for_a_sibling() -> None:
@@ -250,7 +250,7 @@ def test_concurrency_is_a_ceiling_and_is_reached(serve: Any, scorer: Any, answer
 def test_an_episode_of_rate_limits_takes_a_fifth_once_and_then_grows_slowly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(governor, "COOLDOWN_S", 10.0)
+    monkeypatch.setattr(rate_limiter, "COOLDOWN_S", 10.0)
 
     async def run() -> None:
         steer = Governor(concurrency=100, rpm=None, tpm=None)
@@ -286,7 +286,7 @@ def test_a_judge_that_only_says_rate_limit_ends_the_wait_of_all_at_once(
     serve: Any, scorer: Any, answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One after the other, each for its own 300 s, 500 rollouts would wait for days."""
-    monkeypatch.setattr(governor, "MAX_WAIT_S", 0.1)
+    monkeypatch.setattr(rate_limiter, "MAX_WAIT_S", 0.1)
     server = serve(Act(status=429))
     judge = scorer(server)
     judge._members[0].asker._deadline_s = 0.5

@@ -14,7 +14,7 @@ from rlcli.config.rewards import JudgeConfig
 from rlcli.errors import JudgeNotHereError, Paused, RewardError
 from rlcli.rewards.base import score_all
 from rlcli.rewards.judge import check_judge, probe_judge, providers
-from rlcli.rewards.judge.member import choose
+from rlcli.rewards.judge.panel_member import choose
 from rlcli.rewards.judge.providers import members_of
 
 KEY = "sk-canary-0123456789"

@@ -18,8 +18,8 @@ from waiting import wait_until
 
 from rlcli.errors import Paused, RewardError
 from rlcli.rewards.base import score_all
-from rlcli.rewards.judge import JudgeProcess, partner
-from rlcli.rewards.judge import apart as apart_module
+from rlcli.rewards.judge import JudgeProcess, process_client
+from rlcli.rewards.judge import process as apart_module
 
 KEY = "sk-canary-0123456789"
 
@@ -46,7 +46,9 @@ def children() -> list[psutil.Process]:
     found: list[psutil.Process] = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
-            found += [child] if "rlcli.rewards.judge.worker" in " ".join(child.cmdline()) else []
+            found += (
+                [child] if "rlcli.rewards.judge.process_worker" in " ".join(child.cmdline()) else []
+            )
     return found
 
 
@@ -158,7 +160,7 @@ def test_a_process_that_is_stopped_keeps_nobody_and_is_said_once(
     """Its pipe is full: neither a submission, nor a question, nor the end waits for it."""
     monkeypatch.setattr(apart_module, "ANSWER_S", 0.3)
     monkeypatch.setattr(apart_module, "LAST_ANSWER_S", 0.1)
-    monkeypatch.setattr(partner, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(process_client, "PATIENCE_S", 0.3)
     judge = apart(serve(Act()))
     judge.submit(answer("It is 42.")).result(timeout=60)
     (child,) = children()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlcli.rewards.judge.reading import is_degenerate, read_score, read_verdict
+from rlcli.rewards.judge.parse_reply import is_degenerate, read_score, read_verdict
 
 SCALE = (1, 10)
 

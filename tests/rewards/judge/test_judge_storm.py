@@ -18,7 +18,7 @@ from judge_server import Act, Call
 
 from rlcli.errors import Paused
 from rlcli.rewards.base import score_all
-from rlcli.rewards.judge import governor
+from rlcli.rewards.judge import rate_limiter
 from rlcli.rewards.judge.budget import find_price
 from rlcli.rewards.judge.faults import Fault
 from rlcli.types import Reward
@@ -93,7 +93,7 @@ class Watch:
             return await self._connection.ask(request)
         except Fault as fault:
             if fault.retry_after_s >= 1:
-                self.waits.append((loop.time(), min(fault.retry_after_s, governor.MAX_WAIT_S)))
+                self.waits.append((loop.time(), min(fault.retry_after_s, rate_limiter.MAX_WAIT_S)))
             raise
 
     def end_time_of(self, response: str) -> None:
@@ -197,7 +197,7 @@ def test_a_storm_loses_no_score_invents_none_and_keeps_to_waits_and_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """10,000 calls and more at night, over 500 at any time, of each wire format."""
-    monkeypatch.setattr(governor, "MAX_WAIT_S", LONGEST_S)
+    monkeypatch.setattr(rate_limiter, "MAX_WAIT_S", LONGEST_S)
     server = serve(Act())
     price = find_price(provider, settings(server, provider).model)
     judge = scorer(server, provider, concurrency=24, timeout_s=TIMEOUT_S, max_cost=1000.0)

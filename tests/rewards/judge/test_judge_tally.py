@@ -9,7 +9,7 @@ import pytest
 from judge_server import Act
 
 from rlcli.rewards.base import score_all
-from rlcli.rewards.judge.tally import Tally
+from rlcli.rewards.judge.counters import Tally
 
 
 def test_percentiles_are_the_smallest_latency_that_covers_the_share() -> None:

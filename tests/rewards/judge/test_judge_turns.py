@@ -8,7 +8,7 @@ from typing import Any
 
 from virtual_time import run_at_once
 
-from rlcli.rewards.judge.turns import SENDING, Turns
+from rlcli.rewards.judge.send_pacing import SENDING, Turns
 
 
 class Wire:

@@ -14,9 +14,9 @@ from judge_server import ENDLESS_S, Act, Call
 from rlcli.errors import Paused
 from rlcli.rewards.base import score_all
 from rlcli.rewards.judge import check_judge
-from rlcli.rewards.judge.asking import Verdict
+from rlcli.rewards.judge.call import Verdict
 from rlcli.rewards.judge.faults import Fault, Kind
-from rlcli.rewards.judge.member import median_of
+from rlcli.rewards.judge.panel_member import median_of
 
 
 def says(score: int, reason: str = "sound") -> Act:

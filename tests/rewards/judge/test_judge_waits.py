@@ -10,7 +10,7 @@ import pytest
 from judge_server import Act, Call
 
 from rlcli.rewards.base import score_all
-from rlcli.rewards.judge import governor
+from rlcli.rewards.judge import rate_limiter
 
 
 def test_retry_after_closes_the_gate_for_all_and_costs_no_try(
@@ -52,12 +52,12 @@ def test_an_hour_is_waited_for_until_the_deadline_only(
     form: str, serve: Any, scorer: Any, answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two waits are cut to the longest that is allowed; the third is not, and would be too long."""
-    monkeypatch.setattr(governor, "MAX_WAIT_S", 0.2)
+    monkeypatch.setattr(rate_limiter, "MAX_WAIT_S", 0.2)
     value = "3600" if form == "seconds" else formatdate(time.time() + 3600, usegmt=True)
 
     def behave(call: Call) -> Act:
         if len(server.calls) == 3:
-            monkeypatch.setattr(governor, "MAX_WAIT_S", 7200.0)
+            monkeypatch.setattr(rate_limiter, "MAX_WAIT_S", 7200.0)
         return Act(status=429, headers={"retry-after": value}) if call.attempt <= 3 else Act()
 
     server = serve(behave)

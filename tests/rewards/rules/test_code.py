@@ -16,7 +16,7 @@ import pytest
 
 from rlcli.data.convert import CONVERTERS
 from rlcli.rewards.base import score_all
-from rlcli.rewards.pool import ScorerPool
+from rlcli.rewards.process_pool import ScorerPool
 from rlcli.rewards.rules import code, gold_problem
 from rlcli.rewards.rules.code_blocks import find_code, helpers_of
 from rlcli.rewards.rules.undecided import Undecided, Ungradable

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlcli.boxed import gold_box
+from rlcli.data.boxed_answers import gold_box
 from rlcli.rewards.rules import load_rule, math, text_only
 from rlcli.rewards.rules.reading import read
 from rlcli.rewards.rules.undecided import Undecided, Ungradable

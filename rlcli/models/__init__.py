@@ -1,0 +1,1 @@
+"""Causal language models: loading, checking and running them on packed tokens."""

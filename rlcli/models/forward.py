@@ -1,0 +1,269 @@
+"""Forward passes of a causal language model: flat tokens, padded batches, logits, decoding."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from rlcli.models.packed_attention import DecodeLayout, Layout, in_steps
+
+T = TypeVar("T")
+DROP_SHARE = 8
+"""Finished rows leave the buffers once they are more than 1 in 8: moving keys costs too."""
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's rows of a sharded tensor (DTensor); any other tensor as it is."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+@dataclass(slots=True)
+class CausalLM:
+    """A transformers model and how to run it. `packed` False: only padded batches are right.
+
+    source_dtype: of the checkpoint, and of the trained model when it is saved.
+    """
+
+    model: PreTrainedModel
+    packed: bool
+    source_dtype: torch.dtype
+    notes: list[str] = field(default_factory=list[str])
+    head_is_all: bool = False
+    """Whether logits are the LM head's output as it is: no scale, soft cap or cut."""
+    root: Any = None
+    """Module of FSDP or DeepSpeed in whose forward passes must run; None: passes run directly."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where passes are computed."""
+        return self.model.device if self.root is None else self.root.device
+
+    def run(self, compute: Callable[[], T]) -> T:
+        """Run a computation on this model, and return its result."""
+        return compute() if self.root is None else self.root(compute)
+
+    def hidden(self, token_ids_N: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
+        """Last hidden states of flat tokens [N, D], padded to the number of positions."""
+        decoder: Any = find_decoder(self.model)
+        ids = F.pad(token_ids_N, (0, position_ids.shape[1] - len(token_ids_N)))
+        out = decoder(
+            input_ids=ids[None], position_ids=position_ids, use_cache=False, layout=layout
+        )
+        return out.last_hidden_state[0]
+
+    def padded_hidden(self, token_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """Last hidden states [B, T, D] of a padded batch."""
+        decoder: Any = find_decoder(self.model)
+        positions = (attention_mask_BT.cumsum(1) - 1).clamp(min=0)
+        out = decoder(
+            input_ids=token_ids_BT,
+            attention_mask=attention_mask_BT,
+            position_ids=positions,
+            use_cache=False,
+        )
+        return out.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits [..., V] of hidden states [..., D].
+
+        The model's own forward computes them, with the decoder left out: multipliers, soft caps
+        and cut vocabularies differ from one architecture to the next.
+        """
+        if self.head_is_all:
+            plain: Any = self.model.get_output_embeddings()
+            return plain(hidden).float()
+        head = _without_decoder(self.model)
+        flat: Any = type(self.model).forward(
+            head, inputs_embeds=hidden.flatten(0, -2)[None], use_cache=False
+        )
+        return flat.logits[0].float().unflatten(0, hidden.shape[:-1])
+
+
+def find_decoder(model: PreTrainedModel) -> nn.Module:
+    """The module from token ids to last hidden states.
+
+    get_decoder() of some models is the model itself (Llama 4 text, transformers 5.24), a model
+    with an LM head (Llama 4 with images) or the LM head (ModernBERT decoder): a decoder is a part
+    that holds the embedding, and no head.
+    """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    parts: list[Any] = [model.get_decoder(), *model.children()]
+    holders = (p for p in parts if p is not model and _holds(p, embeddings))
+    decoder = next(holders, model)
+    if decoder is not model and isinstance(decoder, PreTrainedModel) and _holds(decoder, head):
+        return find_decoder(decoder)
+    return decoder
+
+
+def _holds(module: nn.Module, part: Any) -> bool:
+    return any(inside is part for inside in module.modules())
+
+
+def head_is_all(lm: CausalLM) -> bool:
+    """Whether logits are the LM head's output unchanged; calling the head alone saves 0.1 ms."""
+    head: Any = lm.model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return False
+    large_ND = 30 * torch.randn(4, head.in_features, dtype=lm.model.dtype)  # beyond any clamp
+    large_ND = large_ND.to(lm.device)
+    return torch.equal(lm.logits(large_ND), head(large_ND).float())
+
+
+def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """A shallow copy of the model: its decoder returns the hidden states it is given."""
+    decoder, head = find_decoder(model), model.get_output_embeddings()
+    alone = copy.copy(model)  # shares its modules with the model
+    for name, child in model.named_children():
+        if child is head:
+            alone.__dict__[name] = _Float32Head(child)
+        elif isinstance(child, PreTrainedModel) and child is not decoder and _holds(child, head):
+            alone.__dict__[name] = _without_decoder(child)
+        elif _holds(child, decoder):
+            alone.__dict__[name] = _GivenHidden(child, decoder)
+    return alone
+
+
+class _Wrapped:
+    """A module whose call a subclass replaces; all attributes are the module's."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class _Float32Head(_Wrapped):
+    """An LM head with float32 output: soft caps and scales behind it are computed in float32."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self._module(hidden).float()
+
+
+class _GivenHidden(_Wrapped):
+    """Returns `inputs_embeds` as the last hidden states."""
+
+    def __init__(self, module: nn.Module, decoder: nn.Module) -> None:
+        super().__init__(module)
+        self._decoder = decoder
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        return self if value is self._decoder else value
+
+    def __call__(self, *inputs: Any, inputs_embeds: Any, **keywords: Any) -> Any:
+        return _Outputs(last_hidden_state=inputs_embeds)
+
+
+class _Outputs(BaseModelOutputWithPast):
+    """Outputs that some decoders have (caches, router logits) are None."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+def decode(
+    lm: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    group: Sequence[int],
+    *,
+    max_new_tokens: int,
+    pad_token_id: int,
+) -> Any:
+    """A generator of (logits of live rows, their row numbers); send it (tokens, ended).
+
+    group: for each row the number of its prompt.
+    """
+    if lm.packed:
+        return _decode_packed(
+            lm, prompts, group, max_new_tokens=max_new_tokens, pad_token_id=pad_token_id
+        )
+    return _decode_padded(lm.model, [prompts[g] for g in group], pad_token_id=pad_token_id)
+
+
+def _decode_packed(
+    lm: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    group: Sequence[int],
+    *,
+    max_new_tokens: int,
+    pad_token_id: int,
+) -> Any:
+    """`decode` on flat tokens: each prompt is read once, finished rows leave the batch."""
+    device = lm.device
+    layout = DecodeLayout(
+        [len(p) for p in prompts], group, max_new_tokens=max_new_tokens, device=device
+    )
+    ids = torch.tensor([token for p in prompts for token in p], device=device)
+    hidden = lm.hidden(ids, layout.prefill.position_ids, layout)
+    last = layout.prefill.prompts.lengths.cumsum(0) - 1
+    logits = lm.logits(hidden[last])[layout.group_R]
+    rows = torch.arange(len(group), device=device)
+    positions = layout.prefill.prompts.lengths[layout.group_R]
+    done = torch.zeros(len(group), dtype=torch.bool, device=device)
+    while True:
+        live = (~done).nonzero()[:, 0]
+        tokens, ended = yield logits[live], rows[live]
+        padding = tokens.new_full(done.shape, pad_token_id)
+        padding[live] = tokens
+        done[live] = ended
+        kept = in_steps(int((~done).sum()))
+        if (len(done) - kept) * DROP_SHARE >= len(done):
+            keep = done.int().argsort(stable=True)[:kept].sort().values
+            layout.keep(keep)
+            rows, positions, padding = rows[keep], positions[keep], padding[keep]
+            done = done[keep]
+        layout.advance()
+        logits = lm.logits(lm.hidden(padding, positions[None], layout))
+        positions = positions + 1
+
+
+def _decode_padded(model: Any, prompts: Sequence[Sequence[int]], *, pad_token_id: int) -> Any:
+    """`decode` with the model's own cache, for architectures that cannot run on flat tokens.
+
+    Prompts are left-padded. Finished rows stay in the batch and are fed padding: rows cannot be
+    removed from caches of unknown kinds.
+    """
+    device = model.device
+    width = max(len(p) for p in prompts)
+    ids = torch.full((len(prompts), width), pad_token_id, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask[row, width - len(prompt) :] = 1
+    live = torch.arange(len(prompts), device=device)
+    cache: Any = None
+    accepted = inspect.signature(model.forward).parameters
+    # transformers 5.24 renamed the argument and the output; code that comes with a checkpoint may
+    # have either name whatever transformers is installed
+    cache_name = "cache" if "cache" in accepted else "past_key_values"
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    while True:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        out = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **last_only,
+            **({cache_name: cache} if cache is not None else {}),
+        )
+        cache = out.cache if "cache" in out else out.past_key_values
+        logits: Tensor = out.logits[:, -1].float()
+        tokens, ended = yield logits[live], live
+        ids = torch.full((len(prompts), 1), pad_token_id, device=device)
+        ids[live, 0] = tokens
+        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+        live = live[~ended]

@@ -1,0 +1,385 @@
+"""What can be wrong with a run: one function per verdict, over the metrics of its last steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from rlcli.config.schema import Config
+from rlcli.monitor.trend import LAST_KEPT, course, is_rising, last_values, noise
+from rlcli.types import StepRecord
+
+KL_RANGE = (0.001, 0.1)
+"""Per token, to the reference: the range that the guides call healthy."""
+KL_LOW_STEPS = 50
+"""At a learning rate of 1e-6 a healthy run needs some tens of steps to get to 0.001."""
+MAX_CLIP = 0.3
+"""Upper end of the guides' range: above it most of an update's gradient is thrown away."""
+NO_CLIP_STEPS = 20
+MAX_TRUNCATED = 0.2
+"""A cut response seldom holds its answer: above a fifth the reward grades the limit instead."""
+MAX_SAMPLER_GAP = 0.01
+"""Mean probability difference between sampler and trainer; float32 rounding stays below it."""
+MAX_SAMPLER_GAP_BF16 = 0.03
+"""The same in bfloat16: SmolLM2-135M under vLLM, in sync, has 0.008 to 0.016."""
+MAX_TIED = 0.8
+"""Share of groups that teach nothing; quickstart, mostly solved, ends at 0.6."""
+UNSCORED_BY_JUDGE = "judge/unscored_"
+SAME_SCORES = 0.01
+"""Standard deviation below which a judge gives everyone the same; its scale has steps of 0.11."""
+MAX_LENGTH_CORRELATION = 0.7
+"""Length then explains half of the reward's variance (r squared)."""
+MAX_UNSCORED = 0.05
+"""Above a fifth the run itself holds; below a twentieth the odd failed call does no harm."""
+ENTROPY_FALL = 1 / 3
+"""Of what it was FAST_STEPS before; quickstart, which learns fast, keeps two thirds."""
+ENTROPY_GONE = 0.05
+"""Of what it was at the start: hardly anything is left to explore with."""
+FAST_STEPS = 10
+LENGTH_GROWTH = 2.0
+LENGTH_STEPS = 20
+"""Longer reasoning that earns reward also grows, but seldom doubles within so few steps."""
+FALL_NOISE = 3.0
+"""In step-to-step deviations: means of 5 steps that far apart are no accident."""
+FALL_SHARE = 0.1
+MIN_TREND_STEPS = 20
+SOLVED = 0.95
+"""Mean reward above which a policy may well stop exploring."""
+
+LEVEL_STEPS = 2
+"""Steps in a row that must be bad: one small batch can be so by chance."""
+MEAN_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is wrong and why (`says`), and what to change (`knob`)."""
+
+    name: str
+    says: str
+    knob: str
+
+
+def _learns_fully(steps: Sequence[StepRecord], config: Config, count: int) -> bool:
+    """Whether neither warm-up nor decay keeps the learning rate below half its value."""
+    rates = last_values(steps, "lr", count)
+    return bool(rates) and min(rates) >= config.train.lr / 2 > 0
+
+
+def _all_zero(steps: Sequence[StepRecord]) -> bool:
+    means = last_values(steps, "reward_mean", LEVEL_STEPS)
+    spreads = last_values(steps, "reward_std", LEVEL_STEPS)
+    return bool(means) and bool(spreads) and not any(means) and not any(spreads)
+
+
+def _rewards(steps: Sequence[StepRecord]) -> list[float]:
+    return [step["reward_mean"] for step in steps if "reward_mean" in step]
+
+
+def _is_lost(steps: Sequence[StepRecord]) -> bool:
+    """Whether the policy stands still because it broke, not because it learns too slowly."""
+    first = fmean(course(steps[:MEAN_STEPS], "entropy") or [0.0])
+    return _all_zero(steps) or steps[-1].get("entropy", first) < ENTROPY_GONE * first
+
+
+def _is_solved(steps: Sequence[StepRecord]) -> bool:
+    return steps[-1].get("reward_mean", 0.0) >= SOLVED
+
+
+def _kl_knob(config: Config) -> str:
+    name = "kl_loss_coef" if config.algorithm.kl_loss else "kl_coef"
+    return f"algorithm.{name} (now {getattr(config.algorithm, name):g})"
+
+
+def reward_zero(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Every score is 0."""
+    if not _all_zero(steps):
+        return None
+    before = max(_rewards(steps))
+    if before > 0:
+        says = f"it was {before:.2g}, and the policy lost what it could do"
+        knob = f"Lower train.lr (now {config.train.lr:g}); --resume STEP goes back to a checkpoint."
+    else:
+        says, knob = _why_zero(steps[-1], config)
+    return Verdict(name="reward_zero", says=f"reward is 0 everywhere: {says}.", knob=knob)
+
+
+def _why_zero(step: StepRecord, config: Config) -> tuple[str, str]:
+    limit = f"data.max_response_tokens (now {config.data.max_response_tokens:,})"
+    if step.get("truncated_share", 0.0) >= 0.5:
+        cut = step["truncated_share"]
+        return f"{cut:.0%} of the responses are cut before they end", f"Raise {limit}."
+    if step.get("rollouts/empty_share", 0.0) >= 0.5:
+        share = step["rollouts/empty_share"]
+        return f"{share:.0%} of the responses are empty", (
+            "Look at the prompts (rlcli data show): a base model may need another form."
+        )
+    if (share := step.get("rollouts/gold_share", 0.0)) >= 0.1:
+        return f"{share:.0%} of the responses hold the gold answer and no answer is extracted", (
+            "Ask in the prompt for the form that reward.fn reads, or set another reward.fn."
+        )
+    if (share := step.get("rollouts/no_number_share", 0.0)) >= 0.5:
+        return f"{share:.0%} of the responses hold no number to extract, and the golds are one", (
+            "Ask in the prompt for the final answer, or start from an instruction-tuned model.path."
+        )
+    if step.get("reward/format") == 0.0:
+        return "no response has the form asked for (reward/format is 0)", (
+            "Show the form in the prompt, or give reward.weights a part that is easier to earn."
+        )
+    return "the answers are wrong, or the reward does not read them", (
+        "See rlcli rollouts view --zero; then easier prompts, a larger rollout.n or a stronger "
+        "model.path."
+    )
+
+
+def unscored_share(steps: Sequence[StepRecord], config: Config) -> float | None:
+    """Share of the last step's rollouts without a score, where it was too large before as well."""
+    rollouts = config.train.prompts_per_step * config.rollout.n
+    shares = [
+        step["unscored"] / (rollouts * step.get("dynamic_sampling/rounds", 1.0))
+        for step in steps[-LEVEL_STEPS:]
+        if "unscored" in step
+    ]
+    is_bad = len(shares) == LEVEL_STEPS and min(shares) > MAX_UNSCORED
+    return shares[-1] if is_bad else None
+
+
+def is_for_judge(step: StepRecord, config: Config) -> bool:
+    """Whether rollouts without a score are the judge's: the only reward, or with faults counted."""
+    reward = config.reward
+    is_alone = not reward.composite and not reward.judge.rule_first
+    return reward.judge.enabled and (is_alone or any(UNSCORED_BY_JUDGE in name for name in step))
+
+
+def unscored(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Too many rollouts without a score; a judge has a verdict of its own on that."""
+    share = unscored_share(steps, config)
+    if share is None or is_for_judge(steps[-1], config):
+        return None
+    says = f"the reward leaves {share:.0%} of the rollouts unscored; they are masked out."
+    knob = f"Fix the reward function, or raise reward.timeout_s (now {config.reward.timeout_s:g})."
+    return Verdict(name="unscored", says=says, knob=knob)
+
+
+def zero_variance(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Groups whose scores are all alike."""
+    tied = last_values(steps, "zero_variance_share", MEAN_STEPS)
+    if not tied or fmean(tied) <= MAX_TIED or _all_zero(steps):
+        return None
+    if steps[-1].get("judge/score_std", 1.0) < SAME_SCORES:  # the cause is told by itself
+        return None
+    mean = steps[-1].get("reward_mean", 0.0)
+    says = f"{tied[-1]:.0%} of the groups score all alike and teach nothing (reward {mean:.2f})."
+    if mean >= 0.5:
+        knob = "Harder prompts, or algorithm.dynamic_sampling=true, which draws others."
+    else:
+        knob = f"Raise rollout.n (now {config.rollout.n}), or begin with easier prompts."
+    return Verdict(name="zero_variance", says=says, knob=knob)
+
+
+def kl_high(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """The policy is far from the reference."""
+    values = last_values(steps, "kl_divergence", LEVEL_STEPS)
+    if not values or min(values) <= KL_RANGE[1]:
+        return None
+    says = f"kl_divergence {values[-1]:.2g} is above {KL_RANGE[1]:g}: far from the reference model."
+    knob = f"Raise {_kl_knob(config)}, or lower train.lr (now {config.train.lr:g})."
+    return Verdict(name="kl_high", says=says, knob=knob)
+
+
+def kl_low(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """The policy does not leave the reference, and earns no more than before either."""
+    values = last_values(steps, "kl_divergence", FAST_STEPS)
+    is_low = bool(values) and max(map(abs, values)) < KL_RANGE[0]
+    if not is_low or steps[-1]["step"] < KL_LOW_STEPS or _is_lost(steps):
+        return None
+    if not _learns_fully(steps, config, FAST_STEPS) or is_rising(steps, "reward_mean", LAST_KEPT):
+        return None
+    says = (
+        f"kl_divergence {values[-1]:.2g} is below {KL_RANGE[0]:g} after "
+        f"{steps[-1]['step']:.0f} steps and reward does not rise: the policy hardly moves."
+    )
+    knob = f"Raise train.lr (now {config.train.lr:g}), or lower {_kl_knob(config)}."
+    return Verdict(name="kl_low", says=says, knob=knob)
+
+
+def clip_high(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Updates go further than they may."""
+    values = last_values(steps, "clip_fraction", LEVEL_STEPS)
+    if not values or min(values) <= MAX_CLIP:
+        return None
+    says = (
+        f"clip_fraction {values[-1]:.2g} is above {MAX_CLIP:g}: updates overshoot the clip range."
+    )
+    knob = f"Lower train.lr (now {config.train.lr:g}){_fewer_updates(config)}."
+    return Verdict(name="clip_high", says=says, knob=knob)
+
+
+def _updates(config: Config) -> int:
+    train = config.train
+    return -(-train.prompts_per_step // train.mini_batch_prompts) * train.ppo_epochs
+
+
+def _fewer_updates(config: Config) -> str:
+    train = config.train
+    if train.ppo_epochs > 1:
+        return f", or train.ppo_epochs (now {train.ppo_epochs})"
+    larger = f", or raise train.mini_batch_prompts (now {train.mini_batch_prompts})"
+    return larger if _updates(config) > 1 else ""
+
+
+def clip_none(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Several updates per step, and none of them gets anywhere."""
+    values = last_values(steps, "clip_fraction", NO_CLIP_STEPS)
+    updates = _updates(config)
+    if not values or any(values) or updates == 1:
+        return None
+    if not _learns_fully(steps, config, NO_CLIP_STEPS) or _is_lost(steps):
+        return None
+    if is_rising(steps, "reward_mean", LAST_KEPT):
+        return None
+    says = (
+        f"clip_fraction is 0 for {NO_CLIP_STEPS} steps of {updates} updates and reward does not "
+        "rise: the policy hardly moves."
+    )
+    knob = f"Raise train.lr (now {config.train.lr:g})."
+    return Verdict(name="clip_none", says=says, knob=knob)
+
+
+def entropy_collapse(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """The policy stops exploring before the task is solved."""
+    values = course(steps, "entropy")
+    if len(values) < FAST_STEPS + MEAN_STEPS or _is_solved(steps):
+        return None
+    now = fmean(values[-MEAN_STEPS:])
+    sooner = fmean(values[-FAST_STEPS - MEAN_STEPS : -FAST_STEPS])
+    first = fmean(course(steps[:MEAN_STEPS], "entropy") or [sooner])
+    if now < ENTROPY_FALL * sooner:
+        says = f"entropy fell from {sooner:.2g} to {now:.2g} within {FAST_STEPS} steps: collapse."
+    elif now < ENTROPY_GONE * first:
+        says = (
+            f"entropy is {now:.2g}, {now / first:.0%} of its start: nothing is explored any more."
+        )
+    else:
+        return None
+    low, high = config.algorithm.clip_bounds
+    wider = f", algorithm.clip_high (now {high:g}; dapo has 0.28)" if low == high else ""
+    knob = (
+        f"Raise algorithm.entropy_coef (now {config.algorithm.entropy_coef:g}){wider}, or lower "
+        f"train.lr (now {config.train.lr:g})."
+    )
+    return Verdict(name="entropy_collapse", says=says, knob=knob)
+
+
+def length_runaway(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Responses grow and earn nothing by it."""
+    values = course(steps, "response_length_mean")
+    if len(values) < LENGTH_STEPS // 2 + MEAN_STEPS:
+        return None
+    now = fmean(values[-MEAN_STEPS:])
+    window = values[-LENGTH_STEPS - MEAN_STEPS :]
+    then = fmean(window[:MEAN_STEPS])
+    if now < LENGTH_GROWTH * then or is_rising(steps, "reward_mean", len(window)):
+        return None
+    says = (
+        f"responses grew from {then:.0f} to {now:.0f} tokens within {len(window) - 1} steps and "
+        "reward did not rise with them."
+    )
+    knob = (
+        "Try algorithm.overlong_penalty=true, or algorithm.aggregation=seq_mean_token_sum_norm, "
+        "which does not pay for length."
+    )
+    return Verdict(name="length_runaway", says=says, knob=knob)
+
+
+def truncation(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Too many responses hit the limit."""
+    values = last_values(steps, "truncated_share", LEVEL_STEPS)
+    if not values or min(values) <= MAX_TRUNCATED or _all_zero(steps):
+        return None
+    says = f"{values[-1]:.0%} of the responses are cut by the length limit."
+    knob = (
+        f"Raise data.max_response_tokens (now {config.data.max_response_tokens:,}), or set "
+        "algorithm.overlong_filter=true to leave them out of the loss."
+    )
+    return Verdict(name="truncation", says=says, knob=knob)
+
+
+def sampler_gap(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Sampler and trainer give the same tokens other probabilities."""
+    key = "sampler/prob_diff_mean" if "sampler/prob_diff_mean" in steps[-1] else "sampler/prob_gap"
+    values = last_values(steps, key, LEVEL_STEPS)
+    limit = MAX_SAMPLER_GAP if config.model.dtype == "float32" else MAX_SAMPLER_GAP_BF16
+    if not values or min(values) <= limit:
+        return None
+    says = f"sampler and trainer differ by {values[-1]:.2g} in a token's probability on average."
+    if config.rollout.async_steps:
+        knob = "The rollouts are a step old: lower train.lr, or set rollout.async_steps=0."
+    elif "sampler/weight_mean" in steps[-1]:
+        knob = "algorithm.correction makes up for part of it; model.dtype=float32 removes it."
+    else:
+        knob = "Set algorithm.correction=token, or model.dtype=float32."
+    return Verdict(name="sampler_gap", says=says, knob=knob)
+
+
+def reward_length(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """The reward follows the length of the response."""
+    values = last_values(steps, "reward_length_correlation", MEAN_STEPS)
+    if not values or min(map(abs, values)) <= MAX_LENGTH_CORRELATION or _all_zero(steps):
+        return None
+    if config.reward.fn == "length" or len({value > 0 for value in values}) > 1:
+        return None
+    longer = "longer" if values[-1] > 0 else "shorter"
+    says = f"reward follows length (r = {values[-1]:.2f}): {longer} responses are what is paid for."
+    if values[-1] < 0 and steps[-1].get("truncated_share", 0.0) > 0.05:
+        limit = config.data.max_response_tokens
+        knob = f"Long ones are cut: raise data.max_response_tokens (now {limit:,})."
+    else:
+        knob = "Read some (rlcli rollouts view --best); then mend the reward or the judge's prompt."
+    return Verdict(name="reward_length", says=says, knob=knob)
+
+
+def reward_falling(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Reward is lower than it was, by more than chance."""
+    values = course(steps, "reward_mean")
+    if len(values) < MIN_TREND_STEPS:
+        return None
+    means = [fmean(values[i - 5 : i]) for i in range(5, len(values) + 1)]
+    best, now = max(means), means[-1]
+    if best - now <= max(FALL_NOISE * noise(values), FALL_SHARE * abs(best)):
+        return None
+    says = f"reward fell from {best:.3g} to {now:.3g} (means of 5 steps)."
+    again = f"Lower train.lr (now {config.train.lr:g}){_fewer_updates(config)}"
+    more = f", or raise {_kl_knob(config)}" if config.algorithm.needs_reference else ""
+    knob = f"{again}{more}; an earlier checkpoint is resumed with --resume STEP."
+    return Verdict(name="reward_falling", says=says, knob=knob)
+
+
+def skipped_updates(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Gradients that are no numbers."""
+    skipped = steps[-1].get("skipped_updates", 0.0)
+    if not skipped:
+        return None
+    says = f"{skipped:.0f} updates were skipped: the gradient was not finite."
+    knob = f"Lower train.lr (now {config.train.lr:g}), or set model.dtype=float32."
+    return Verdict(name="skipped_updates", says=says, knob=knob)
+
+
+Check = Callable[[Sequence[StepRecord], Config], Verdict | None]
+CHECKS: tuple[Check, ...] = (
+    reward_zero,
+    unscored,
+    truncation,
+    zero_variance,
+    kl_high,
+    kl_low,
+    clip_high,
+    clip_none,
+    entropy_collapse,
+    length_runaway,
+    sampler_gap,
+    reward_length,
+    reward_falling,
+    skipped_updates,
+)

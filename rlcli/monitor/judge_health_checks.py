@@ -1,0 +1,156 @@
+"""What can be wrong with a judge: whether it can be talked round, and why it leaves out scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlcli.config.schema import Config
+from rlcli.monitor.health_checks import (
+    LEVEL_STEPS,
+    MEAN_STEPS,
+    SAME_SCORES,
+    UNSCORED_BY_JUDGE,
+    Check,
+    Verdict,
+    is_for_judge,
+    reward_length,
+    unscored_share,
+)
+from rlcli.monitor.trend import last_values
+from rlcli.types import StepRecord
+
+MAX_CANARY_SCORE = 0.3
+"""One of three known bad answers that gets nearly all there is to get."""
+MAX_INJECTION_RATE = 0.05
+"""More than the odd text that only looks like one: a policy that learns it goes on to all."""
+MAX_LENGTH_CORRELATION = 0.6
+LENGTH_STEPS = 5
+MIN_AGREEMENT = 0.7
+"""Tossing a coin agrees half of the time."""
+
+
+def canary(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Known bad answers are paid for."""
+    score = steps[-1].get("judge/canary_score", 0.0)
+    if score <= MAX_CANARY_SCORE:
+        return None
+    says = (
+        f"known bad answers got {score:.2f} of 1 on average: the judge can be talked round, and "
+        "the policy will find out how."
+    )
+    knob = "Take a stronger reward.judge.model or a stricter reward.judge.prompt."
+    if not config.reward.judge.rule_first and not config.reward.composite:
+        knob += " Where answers can be compared, reward.judge.rule_first=true asks it less."
+    return Verdict(name="judge_canary", says=says, knob=knob)
+
+
+def injections(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Responses speak to the judge."""
+    rates = last_values(steps, "judge/injection_rate", LEVEL_STEPS)
+    if not rates or min(rates) <= MAX_INJECTION_RATE:
+        return None
+    says = (
+        f"{rates[-1]:.0%} of the responses speak to the judge (ask for a score, pose as its "
+        "verdict) instead of answering."
+    )
+    knob = (
+        "Read some (rlcli rollouts view --best); where they are paid for, take a stronger "
+        "reward.judge.model and go back with --resume STEP."
+    )
+    return Verdict(name="judge_injections", says=says, knob=knob)
+
+
+def alike(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """The judge gives everyone the same."""
+    spreads = last_values(steps, "judge/score_std", MEAN_STEPS)
+    if not spreads or max(spreads) >= SAME_SCORES:
+        return None
+    mean = steps[-1].get("judge/score_mean", 0.0)
+    says = f"the judge gives every response the same score ({mean:.2f} of 1) and teaches nothing."
+    knob = (
+        "Read its reasons (rlcli rollouts view); then describe more steps of the scale in "
+        "reward.judge.prompt, or take another reward.judge.model."
+    )
+    return Verdict(name="judge_alike", says=says, knob=knob)
+
+
+def length(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """The judge pays for length, though other parts keep the reward from following it."""
+    values = last_values(steps, "judge/length_correlation", LENGTH_STEPS)
+    if not values or min(values) <= MAX_LENGTH_CORRELATION or reward_length(steps, config):
+        return None
+    says = f"the judge's score follows length (r = {values[-1]:.2f}): it pays for longer responses."
+    knob = (
+        "Say in reward.judge.prompt that length earns nothing; algorithm.overlong_penalty=true "
+        "holds against it."
+    )
+    return Verdict(name="judge_length", says=says, knob=knob)
+
+
+def agreement(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Judge and rule contradict each other."""
+    shares = last_values(steps, "judge/rule_agreement", MEAN_STEPS)
+    if not shares or max(shares) >= MIN_AGREEMENT:
+        return None
+    says = (
+        f"judge and rule pass or fail alike in only {shares[-1]:.0%} of the responses: one of them "
+        "is wrong."
+    )
+    knob = (
+        "Read where they differ (rlcli rollouts view, rlcli reward test); then mend reward.fn, "
+        "or take another reward.judge.prompt or reward.judge.model."
+    )
+    return Verdict(name="judge_agreement", says=says, knob=knob)
+
+
+def unscored(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Too many rollouts without a score from the judge."""
+    share = unscored_share(steps, config)
+    if share is None or not is_for_judge(steps[-1], config):
+        return None
+    says = f"the judge leaves {share:.0%} of the rollouts unscored; they are masked out."
+    return Verdict(name="unscored", says=says, knob=_unscored_knob(steps[-1], config))
+
+
+def _unscored_knob(step: StepRecord, config: Config) -> str:
+    """What to change, by the fault that took most verdicts in this step."""
+    judge = config.reward.judge
+    counts = {name: step[name] for name in step if name.startswith(UNSCORED_BY_JUDGE)}
+    most = max(counts, key=lambda name: counts[name], default="")
+    if most.endswith("_blocked"):
+        return (
+            "A content filter stops them: take another reward.judge.provider or "
+            "reward.judge.model, or leave such prompts out of the data."
+        )
+    if most.endswith("_bad"):
+        return (
+            "Its replies hold no score: take another reward.judge.model, or a shorter "
+            "reward.judge.prompt."
+        )
+    if most.endswith("_request"):
+        return (
+            "It refuses the requests, mostly for their length: take a reward.judge.model with more "
+            f"room, or lower data.max_response_tokens (now {config.data.max_response_tokens:,})."
+        )
+    return (
+        f"Lower reward.judge.concurrency (now {judge.concurrency}) or set reward.judge.rpm; or "
+        f"raise reward.judge.timeout_s (now {judge.timeout_s:g})."
+    )
+
+
+def cache(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+    """Verdicts are kept no more."""
+    if not steps[-1].get("judge/cache_lost"):
+        return None
+    says = (
+        "the file that keeps the judge's verdicts cannot be read or written; the run goes on "
+        "without it, and pays again for what was judged before."
+    )
+    knob = (
+        "Look at the disk; delete judge_cache.sqlite (or the file of reward.judge.cache) before "
+        "the run is resumed, or set reward.judge.cache=off."
+    )
+    return Verdict(name="judge_cache", says=says, knob=knob)
+
+
+JUDGE_CHECKS: tuple[Check, ...] = (unscored, canary, injections, alike, agreement, length, cache)

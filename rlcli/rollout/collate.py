@@ -1,0 +1,118 @@
+"""A rank's rollouts and rewards of one step, and the tensors they become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcli.errors import RewardError
+from rlcli.monitor.step_view import Seen
+from rlcli.types import Batch, Prompt, Reward, Rollout, Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """This rank's rollouts, prompts in order and groups adjacent, with their rewards.
+
+    greedy: rewards of greedy rollouts by prompt. order: the prompts of all ranks; empty if this
+    rank has all. seen: rank 0's view of all ranks' rollouts, once the step is collected.
+    """
+
+    rollouts: Sequence[Rollout]
+    rewards: Sequence[Reward]
+    greedy: Mapping[str, Reward]
+    order: Sequence[Prompt] = ()
+    seen: Seen = field(default_factory=Seen)
+
+
+def collate(collected: Collected, *, needs: frozenset[str]) -> Batch:
+    """This rank's rollouts as tensors. Unscored rows stay, with valid_B 0.
+
+    A group with fewer than two scores is invalid where the estimator compares within groups;
+    so is, for ReMax, a prompt whose greedy rollout is unscored.
+    """
+    rollouts, rewards = collected.rollouts, collected.rewards
+    groups = groups_of(collected)
+    place = {prompt_id: index for index, prompt_id in enumerate(groups)}
+    lengths = torch.tensor([r.num_tokens for r in rollouts], dtype=torch.long)
+    width = max([r.num_tokens for r in rollouts], default=0)
+    mask_BT = torch.arange(width)[None] < lengths[:, None]
+    valid_B = torch.tensor([float(r.value is not None) for r in rewards])
+    baseline_B = None
+    if "greedy" in needs:
+        baselines = [collected.greedy[r.prompt.id].value for r in rollouts]
+        baseline_B = torch.tensor([b or 0.0 for b in baselines])
+        valid_B = valid_B * torch.tensor([float(b is not None) for b in baselines])
+    if "group" in needs:
+        for members in groups.values():
+            if valid_B[members].sum() < 2:
+                valid_B[members] = 0.0
+    token_ids_BT = torch.zeros(mask_BT.shape, dtype=torch.long)
+    token_ids_BT[mask_BT] = torch.from_numpy(_flat([r.token_ids for r in rollouts], np.int64))
+    logprobs_BT = torch.zeros(mask_BT.shape)
+    logprobs_BT[mask_BT] = torch.from_numpy(_flat([r.logprobs for r in rollouts], np.float32))
+    return Batch(
+        prompt_ids=tuple(rollouts[rows[0]].prompt.token_ids for rows in groups.values()),
+        group_B=torch.tensor([place[r.prompt.id] for r in rollouts], dtype=torch.long),
+        token_ids_BT=token_ids_BT,
+        lengths_B=lengths,
+        response_mask_BT=mask_BT.float(),
+        rollout_logprobs_BT=logprobs_BT,
+        rewards_B=torch.tensor([r.value or 0.0 for r in rewards]) * valid_B,
+        valid_B=valid_B,
+        truncated_B=torch.tensor([r.finish_reason == "length" for r in rollouts], dtype=torch.bool),
+        baseline_B=baseline_B,
+        parts=_collate_parts(rewards) if "parts" in needs else {},
+        share=_share_of(collected, groups),
+    )
+
+
+def _flat(rows: Sequence[Sequence[float]], dtype: type[np.generic]) -> np.ndarray:
+    """All rows as one array: ten times faster than a tensor from a list."""
+    return np.fromiter(chain.from_iterable(rows), dtype, count=sum(map(len, rows)))
+
+
+def _share_of(collected: Collected, groups: Mapping[str, object]) -> Share | None:
+    """The numbers of this rank's prompts among the prompts of the step."""
+    if not collected.order:
+        return None
+    number = {prompt.id: place for place, prompt in enumerate(collected.order)}
+    return Share(numbers=tuple(number[each] for each in groups), total=len(collected.order))
+
+
+def kinds_of_parts(rewards: Sequence[Reward]) -> set[tuple[str, ...]]:
+    """The different sets of parts among scored rollouts."""
+    return {tuple(sorted(reward.parts)) for reward in rewards if reward.value is not None}
+
+
+def check_parts(kinds: Set[tuple[str, ...]]) -> None:
+    """Raises: RewardError when a scored rollout lacks a part that another has."""
+    names = {name for kind in kinds for name in kind}
+    for kind in kinds:
+        missing = sorted(names - set(kind))
+        if missing or not names:
+            raise RewardError(
+                f"gdpo needs the same parts for every rollout; one lacks {', '.join(missing)}.\n"
+                "Return a dict such as {'score': 1.0, 'accuracy': 1.0, 'format': 0.0}."
+            )
+
+
+def _collate_parts(rewards: Sequence[Reward]) -> dict[str, Tensor]:
+    """Every part as [B]; an unscored row has 0 and is masked by valid_B. Raises: RewardError."""
+    kinds = kinds_of_parts(rewards)
+    check_parts(kinds)
+    names = sorted({name for kind in kinds for name in kind})
+    return {n: torch.tensor([reward.parts.get(n, 0.0) for reward in rewards]) for n in names}
+
+
+def groups_of(collected: Collected) -> dict[str, list[int]]:
+    """The rows of each prompt, by its id."""
+    groups: dict[str, list[int]] = {}
+    for row, rollout in enumerate(collected.rollouts):
+        groups.setdefault(rollout.prompt.id, []).append(row)
+    return groups

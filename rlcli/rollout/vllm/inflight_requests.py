@@ -1,0 +1,160 @@
+"""Requests on their way to servers: spread, bounded, asked again where one fails."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+from rlcli.errors import SamplerError
+from rlcli.rollout.vllm.client import Call, ServerFailedError, ServerRefusedError
+from rlcli.rollout.vllm.replica import PULSE, Replica
+from rlcli.rollout.vllm.requests import Asked
+
+PULSE_S = 10.0
+SILENT_S = 60.0
+"""An engine that says nothing for so long is dead. It is heard between two of its steps: this
+leaves room for one that reads long prompts on a CPU."""
+MAX_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one request; asked None: of a word with the server's engine.
+
+    start: which life of the replica it was asked in.
+    """
+
+    asked: Asked | None
+    replica: Replica
+    start: int
+    content: Any = None
+    error: Exception | None = None
+
+
+class Flight:
+    """What one call of `generate` has on its way.
+
+    body: a request's. group: requests of one prompt, which one server answers where it can: it
+    remembers the prompt. on_death: told of a server that is dead; afterwards one at least lives.
+    """
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        body: Callable[[Asked, Replica], dict[str, Any]],
+        *,
+        group: int,
+        max_rows: int,
+        on_death: Callable[[Replica, Exception], None],
+    ) -> None:
+        self.replicas, self.body, self.on_death = replicas, body, on_death
+        self.group, self.max_rows = group, max_rows
+        self._answers: SimpleQueue[Answer] = SimpleQueue()
+        self._waiting: deque[Asked] = deque()
+        self._busy: Counter[Replica] = Counter()
+        self._homes: dict[int, Replica] = {}
+        self._shunned: dict[int, Replica] = {}
+        self._tries: Counter[int] = Counter()
+
+    def run(self, asked: Sequence[Asked]) -> Iterator[tuple[Asked, Any]]:
+        """Each with its answer, as they end. Raises: SamplerError."""
+        self._waiting.extend(asked)
+        num_left = len(asked)
+        looked_s = time.monotonic()
+        while num_left:
+            self._send_out()
+            if time.monotonic() - looked_s > PULSE_S:
+                looked_s = time.monotonic()
+                self._feel_pulses()
+            try:
+                answer = self._answers.get(timeout=PULSE_S)
+            except Empty:
+                continue
+            if answer.asked is not None:
+                self._busy[answer.replica] -= 1
+            if answer.error is not None:
+                self._deal_with(answer, answer.error)
+            elif answer.asked is not None:
+                num_left -= 1
+                yield answer.asked, answer.content
+
+    def abort(self) -> None:
+        """Nothing goes on."""
+        self._waiting.clear()
+        for replica in self.replicas:
+            replica.abort()
+
+    def _send_out(self) -> None:
+        while self._waiting and (replica := self._place_for(self._waiting[0])):
+            one = self._waiting.popleft()
+            self._homes[one.index // self.group] = replica
+            self._busy[replica] += 1
+            self._ask(replica, one)
+
+    def _place_for(self, one: Asked) -> Replica | None:
+        """The one with its prompt, else the least busy; not the one that failed it."""
+        free = [
+            replica
+            for replica in self.replicas
+            if not replica.is_dead and self._busy[replica] < self.max_rows
+        ]
+        shunned = self._shunned.get(one.index)
+        free = [replica for replica in free if replica is not shunned] or free
+        home = self._homes.get(one.index // self.group)
+        if home in free:
+            return home
+        return min(free, key=lambda replica: self._busy[replica], default=None)
+
+    def _ask(self, replica: Replica, one: Asked | None) -> None:
+        """In a thread of its own, which leaves an answer in any case."""
+        start = replica.starts
+        call = Call(replica.address, timeout_s=None if one else SILENT_S)
+        path, body = PULSE
+        if one is not None:
+            path, body = "/v1/completions", self.body(one, replica)
+        replica.calls.add(call)
+
+        def run() -> None:
+            try:
+                content = call.ask("POST", path, body)
+                answer = Answer(one, replica, start, content)
+            except Exception as error:
+                answer = Answer(one, replica, start, error=error)
+            replica.calls.discard(call)
+            self._answers.put(answer)
+
+        Thread(target=run, daemon=True, name="rlcli-vllm").start()
+
+    def _feel_pulses(self) -> None:
+        for replica in self.replicas:
+            if not replica.is_dead:
+                self._ask(replica, None)
+
+    def _deal_with(self, answer: Answer, error: Exception) -> None:
+        one, replica = answer.asked, answer.replica
+        if one is not None:
+            self._waiting.append(one)
+            self._homes.pop(one.index // self.group, None)
+        if replica.is_dead or answer.start != replica.starts:
+            return
+        if isinstance(error, ServerRefusedError):
+            raise SamplerError(
+                f"the vLLM server at {replica.address.url} refuses a request: {error}"
+            ) from error
+        if not isinstance(error, ServerFailedError):
+            raise error
+        is_silent = one is None and isinstance(error.__cause__, TimeoutError)
+        if is_silent or not replica.is_alive():
+            self.on_death(replica, error)
+        elif one is not None:
+            self._shunned[one.index] = replica
+            self._tries[one.index] += 1
+            if self._tries[one.index] >= MAX_TRIES:
+                raise SamplerError(
+                    f"the vLLM server at {replica.address.url} failed twice on a request: {error}"
+                ) from error

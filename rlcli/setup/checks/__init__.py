@@ -1,0 +1,40 @@
+"""Checks of a resolved configuration before anything is loaded, without torch."""
+
+from __future__ import annotations
+
+from rlcli.config.resolved import Resolved
+from rlcli.setup.checks.algorithm import check_algorithm
+from rlcli.setup.checks.batches import (
+    Batching,
+    batch_arithmetic,
+    batching,
+    settle_batches,
+    step_line,
+)
+from rlcli.setup.checks.engines import check_engines, settle_address, settle_ahead, settle_sharding
+from rlcli.setup.checks.rewards import settle_reward
+from rlcli.setup.checks.sampler import settle_sampler
+from rlcli.setup.checks.unused_settings import unused_notes
+from rlcli.setup.checks.warnings import advice
+
+__all__ = [
+    "Batching",
+    "batch_arithmetic",
+    "batching",
+    "check",
+    "check_engines",
+    "settle_sampler",
+    "step_line",
+]
+
+
+def check(resolved: Resolved) -> Resolved:
+    """`resolved` with what had to give adjusted, and a note on everything adjusted or not used.
+
+    Raises:
+        ConfigError: a name that is not in the tables, something the algorithm needs and the run
+            does not have, or settings that contradict each other.
+    """
+    resolved = settle_sharding(settle_reward(settle_ahead(settle_address(resolved))))
+    resolved = settle_batches(check_algorithm(resolved))
+    return resolved.tell(*unused_notes(resolved), *advice(resolved))

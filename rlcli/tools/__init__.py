@@ -1,0 +1,1 @@
+"""Commands beside training, without their terminal output."""

@@ -1,0 +1,156 @@
+"""What can be said of a run before it starts, even where data, model or GPU are not here yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from rlcli.config.resolved import Resolved
+from rlcli.config.schema import Config
+from rlcli.data.sets import is_held_out, overlap_notes
+from rlcli.distributed.launch_env import check_processes, num_local
+from rlcli.doctor.gpu import count_gpus
+from rlcli.errors import LaunchError, NotHere
+from rlcli.models.weight_files import Use
+from rlcli.plan.judge import judge_notes
+from rlcli.run_dir.path import check_name
+from rlcli.setup import checks
+from rlcli.setup.resources import (
+    LOAD_CHECK_NOTE,
+    check_context,
+    check_rewards,
+    find_critic,
+    find_model,
+    find_reward_model,
+    limit_val,
+    load_train,
+    load_val,
+    open_model,
+)
+from rlcli.system.hardware import usable_cores
+from rlcli.trainer.build import Plan, choose_device, describe_device, make_plan
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """A run in words. Numbers are None where the data to count is not here."""
+
+    resolved: Resolved
+    num_prompts: int | None
+    num_val_prompts: int | None
+    steps_per_epoch: int | None
+    num_steps: int | None
+    device: str | None
+    notes: list[str]
+
+    @property
+    def config(self) -> Config:
+        """The settings, as adjusted to the data where it is here."""
+        return self.resolved.config
+
+
+def survey_of(plan: Plan) -> Survey:
+    """The same of a run that can start."""
+    num_val = len(plan.val.prompts) if plan.val else 0
+    return Survey(
+        resolved=plan.resolved,
+        num_prompts=len(plan.train.prompts),
+        num_val_prompts=num_val,
+        steps_per_epoch=plan.steps_per_epoch,
+        num_steps=plan.num_steps,
+        device=describe_device(plan.device),
+        notes=[*plan.notes, *judge_notes(plan.config, steps=plan.num_steps, num_val=num_val)],
+    )
+
+
+def launch_notes(resolved: Resolved, env: Mapping[str, str], *, num_processes: int) -> list[str]:
+    """What the launch variables, train.nnodes and the processes of this machine come to.
+
+    Raises: ConfigError for variables that cannot be; LaunchError where nodes or GPUs are missing.
+    """
+    import torch
+
+    gpus, cores = torch.cuda.device_count(), usable_cores()
+    return check_processes(
+        resolved, env, num_processes=num_processes, num_visible_gpus=gpus, num_cores=cores
+    )
+
+
+def survey(resolved: Resolved, env: Mapping[str, str], *, is_rank: bool = False) -> Survey:
+    """Everything a start checks; a missing file, model or GPU becomes a warning.
+
+    is_rank: a launcher has started the processes. Raises: UsageError for anything
+    else that is wrong.
+    """
+    check_name(resolved.config)
+    if not is_rank:
+        num_processes = num_local(resolved.config, count_gpus(resolved.config.train.device, env))
+        try:
+            notes = launch_notes(resolved, env, num_processes=num_processes)
+            resolved = resolved.tell(*notes)
+        except LaunchError as error:
+            resolved = resolved.tell(_warning("training would refuse", error))
+    try:
+        found = survey_of(make_plan(resolved, is_dry=True))
+    except NotHere:
+        found = _partial(checks.check_engines(checks.check(resolved)), env)
+    return replace(found, notes=[*found.notes, LOAD_CHECK_NOTE])
+
+
+def _partial(resolved: Resolved, env: Mapping[str, str]) -> Survey:
+    """The survey of a run that lacks something: every part is tried by itself."""
+    config = resolved.config
+    notes = [*resolved.notes]
+
+    def attempt(part: Callable[[], T]) -> T | None:
+        try:
+            return part()
+        except NotHere as error:
+            notes.append(_warning("not here", error))
+            return None
+
+    device = attempt(lambda: describe_device(choose_device(config)))
+    data = attempt(lambda: load_train(config))
+    notes += data.notes if data else []
+    train = data.rows if data else None
+    if not is_held_out(config.data.val):
+        val = attempt(lambda: load_val(config))
+    else:
+        val = limit_val(config, data.held_out) if data else None
+    if train and val:
+        notes += overlap_notes(train, val)
+    model_dir = attempt(lambda: find_model(config, config.model.path, merges=False))
+    if model_dir is not None:
+        use: Use = "adapters" if config.lora.rank else "train"
+        model = open_model(config, model_dir, use, where=resolved.where("model.path"))
+        check_context(resolved, model.positions)
+        attempt(lambda: find_critic(resolved, model_dir, model.config))
+    elif (critic := config.critic.path) is not None:
+        attempt(lambda: find_model(config, critic, merges=False))
+    reward_dir = attempt(lambda: find_reward_model(resolved))
+    rows = [train or [], val or []]
+    notes += attempt(lambda: check_rewards(resolved, rows, reward_dir, env)) or []
+    steps_per_epoch = num_steps = None
+    if train is not None:
+        config, arithmetic = checks.batch_arithmetic(config, len(train))
+        batches = checks.batching(config, len(train))
+        steps_per_epoch, num_steps = batches.steps_per_epoch, batches.num_steps
+        notes += arithmetic
+    else:
+        notes.append(checks.step_line(config))
+    return Survey(
+        resolved=resolved.shrink(config),
+        num_prompts=None if train is None else len(train),
+        num_val_prompts=None if val is None else len(val),
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+        device=device,
+        notes=notes,
+    )
+
+
+def _warning(what: str, error: Exception) -> str:
+    return f"{what}: {' '.join(str(error).split())}"
