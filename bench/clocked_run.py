@@ -20,7 +20,7 @@ import psutil
 
 from rlcli.cli.main import main
 from rlcli.trainer import loop
-from rlcli.trainer.loop import Run
+from rlcli.trainer.run import Run
 from rlcli.types import StepRecord
 
 

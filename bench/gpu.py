@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from random_run import Phases, Shape, Work, one_step, random_run, write_model
 
 if TYPE_CHECKING:
-    from rlcli.trainer.loop import Run
+    from rlcli.trainer.run import Run
 
 SHAPES = {
     "tiny": Shape(hidden=64, layers=2, heads=4, kv_heads=2, inner=128, vocabulary=512),

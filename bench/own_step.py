@@ -22,8 +22,10 @@ from fixed_work import LEARNING_RATE, Watch, Work, force_ends
 from rlcli.config.resolver import resolve
 from rlcli.rollout import native
 from rlcli.run_dir.path import open_run_dir
-from rlcli.trainer.build import build_run, make_plan
-from rlcli.trainer.loop import Run, train
+from rlcli.trainer.build import build_run
+from rlcli.trainer.loop import train
+from rlcli.trainer.run import Run
+from rlcli.trainer.run_plan import make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 KL_COEF = {

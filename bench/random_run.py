@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlcli.rollout.native import _Call
-    from rlcli.trainer.loop import Run
+    from rlcli.trainer.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "rlcli" / "assets" / "quickstart"
@@ -120,7 +120,8 @@ def random_run(
     """A run of `algorithm` on a model directory, ready for its first step."""
     from rlcli.config.resolver import resolve
     from rlcli.run_dir.path import open_run_dir
-    from rlcli.trainer.build import build_run, make_plan
+    from rlcli.trainer.build import build_run
+    from rlcli.trainer.run_plan import make_plan
 
     given = [
         f"model.path={model}", f"data.train=['{write_prompts(work, folder / 'prompts.jsonl')}']",

@@ -101,7 +101,7 @@ def one_rank(work: Work, engine: str, folder: Path) -> None:
 
     from rlcli.config.resolver import resolve
     from rlcli.distributed.rank_env import read_rank
-    from rlcli.trainer.build import make_plan
+    from rlcli.trainer.run_plan import make_plan
     from rlcli.trainer.session import run_rank, run_session
 
     ranks = read_rank(os.environ)

@@ -23,7 +23,7 @@ from rlcli.distributed.rank_env import read_rank
 from rlcli.errors import RlcliError
 from rlcli.run_dir.folder import RunDir
 from rlcli.run_dir.path import open_run_dir
-from rlcli.trainer.build import make_plan
+from rlcli.trainer.run_plan import make_plan
 from rlcli.trainer.session import train_together
 
 

@@ -21,7 +21,7 @@ from rlcli.models import compile
 from rlcli.models.causal_lm import CausalLM, enable_gradient_checkpointing, prepare
 from rlcli.models.compile import check_compiler, compile_layers
 from rlcli.models.packed_attention import GroupLayout
-from rlcli.trainer.build import make_plan
+from rlcli.trainer.run_plan import make_plan
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(

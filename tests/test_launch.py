@@ -17,9 +17,9 @@ from rlcli.config.schema import Config, TrainConfig, defaults
 from rlcli.distributed.launch_env import check_processes, fit_to_env, num_local, read_node
 from rlcli.distributed.rank_env import RankEnv, read_rank
 from rlcli.doctor import gpu
-from rlcli.doctor.packages import Package
 from rlcli.errors import ConfigError, LaunchError
 from rlcli.system.hardware import Gpu
+from rlcli.system.packages import Package
 
 
 def run(nnodes: int = 1, n_gpus: int | None = None) -> Resolved:

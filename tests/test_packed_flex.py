@@ -13,7 +13,7 @@ from test_packed import all_at_once, build
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
-from torch.nn.attention import flex_attention
+from torch.nn.attention import flex_attention as torch_flex_attention
 
 from rlcli.models import flex_attention
 from rlcli.models.causal_lm import _attend_in_one_kernel, enable_gradient_checkpointing, prepare
@@ -48,9 +48,9 @@ LAYOUTS = {
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The function that is compiled, as it is, with gradients on the CPU too."""
     monkeypatch.setattr(flex_attention, "compiled_kernel", lambda: attend_blocks)
-    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
-    monkeypatch.setattr(flex_attention, "_warn_once", lambda *words, **more: None)
+    monkeypatch.setattr(torch_flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(torch_flex_attention, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr(torch_flex_attention, "_warn_once", lambda *words, **more: None)
 
 
 def tensors(layout: GroupLayout, *, heads: int, num_kv: int, head: int) -> list[Tensor]:
@@ -96,7 +96,9 @@ def test_blocks_are_those_that_torch_finds_in_the_whole_mask(
 ) -> None:
     mask = flex_mask(GroupLayout(*lengths, CPU), window)
     length = len(mask.seen.own_from_N)
-    found = flex_attention.create_block_mask(sees(mask.seen), 1, 1, length, length, device="cpu")
+    found = torch_flex_attention.create_block_mask(
+        sees(mask.seen), 1, 1, length, length, device="cpu"
+    )
     names = [
         f"{full}{side}_{what}"
         for side in ("kv", "q")

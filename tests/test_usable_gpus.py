@@ -14,7 +14,7 @@ from rlcli.config.schema import Config
 from rlcli.doctor import gpu
 from rlcli.errors import DeviceNotFoundError, TrainingError
 from rlcli.plan.out_of_memory import is_out_of_memory, out_of_memory_error
-from rlcli.trainer.build import choose_device, describe_device
+from rlcli.trainer.run_plan import choose_device, describe_device
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from rlcli.config.resolver import resolve
-from rlcli.trainer.build import make_plan
+from rlcli.trainer.run_plan import make_plan
 from rlcli.trainer.session import run_session
 
 UNSTABLE = ("time/", "tokens_per_s", "memory/")

@@ -18,7 +18,7 @@ from rlcli.system.signals import INTERRUPTED
 from rlcli.terminal.i18n import translator
 
 if TYPE_CHECKING:
-    from rlcli.trainer.build import Plan
+    from rlcli.trainer.run_plan import Plan
 
 DryRun = Annotated[
     bool,
@@ -70,7 +70,7 @@ def _train(resolved: Resolved, ranks: RankEnv | None, *, as_json: bool) -> None:
     from rlcli.cli.banner import banner_lines
     from rlcli.run_dir.path import open_run_dir
     from rlcli.tools.dry_run import launch_notes, survey_of
-    from rlcli.trainer.build import make_plan
+    from rlcli.trainer.run_plan import make_plan
     from rlcli.trainer.session import run_rank, run_session
 
     def prepare() -> tuple[Plan, list[str]]:

@@ -14,10 +14,10 @@ from rlcli.distributed.collectives import Ranks, from_first
 from rlcli.distributed.known_run import hold_run
 from rlcli.distributed.lines import named
 from rlcli.distributed.rank_env import PARENTS, RankEnv
-from rlcli.doctor.packages import versions_of
 from rlcli.errors import LaunchError, RlcliError, UsageError
 from rlcli.run_dir.folder import RunDir
 from rlcli.system.hardware import die_with_parent
+from rlcli.system.packages import versions_of
 
 if TYPE_CHECKING:
     from torch.distributed import Store

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from rlcli.engines.sharded_checkpoint import StateReader
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -74,15 +71,6 @@ class Ranks:
         """The largest of the ranks' numbers."""
         return max(self.gather(number))
 
-    @contextmanager
-    def reading(self, folder: Path) -> Iterator[Mapping[str, Tensor]]:
-        """Tensors that rank 0 reads from a checkpoint, on every rank; each is sent on access.
-
-        All ranks access the same tensors in the same order; only rank 0 needs the folder.
-        """
-        with StateReader(folder) if self.is_first else nullcontext() as source:
-            yield _Tensors(source, is_alone=self.size == 1)
-
     def equalize(self, model: nn.Module) -> None:
         """Copy rank 0's weights to every rank: loaded or random ones may differ."""
         if self.size > 1:
@@ -104,32 +92,6 @@ class Ranks:
         for work in waiting:
             if work is not None:
                 work.wait()
-
-
-class _Tensors(Mapping[str, Tensor]):
-    """The tensors of an open checkpoint; if `source` is None, of that of rank 0."""
-
-    def __init__(self, source: Any, *, is_alone: bool) -> None:
-        self._source, self._is_alone = source, is_alone
-        known: list[Any] = [None if source is None else list(source.keys())]
-        self._names = set[str]((known if is_alone else from_first(known))[0])
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        if self._is_alone:
-            return self._source.get_tensor(name)
-        here = None if self._source is None else self._source.get_tensor(name)
-        shape, dtype = from_first([None, None] if here is None else [here.shape, here.dtype])
-        tensor = torch.empty(shape, dtype=dtype) if here is None else here
-        dist.broadcast(tensor, src=0)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def collectives_begun() -> int:

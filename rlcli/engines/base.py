@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from rlcli.run_dir.checkpoint import EngineState
 from rlcli.types import Advantages, AnnotatedBatch, Batch, Gather, StepRecord, TokenLoss
 
 Weights = Iterator[tuple[str, Tensor]]
@@ -75,25 +76,6 @@ class PolicyObjective(Protocol):
 
     def aggregate(self, values_BT: Tensor, mask_BT: Tensor, counts: Tensor) -> Tensor:
         """One number from per-token values; micro-batches with the same counts add up."""
-        ...
-
-
-class EngineState(Protocol):
-    """An engine's tensors by the file they are saved in."""
-
-    @property
-    def num_bytes(self) -> int: ...
-
-    def copied(self) -> EngineState:
-        """The same values in memory of the host that training does not touch."""
-        ...
-
-    def save(self, folder: Path) -> Mapping[str, str]:
-        """Write all files into an existing folder and let go of the tensors.
-
-        Returns: the SHA-256 of the files for which it is known, by name.
-        Raises: OSError when they cannot be written.
-        """
         ...
 
 

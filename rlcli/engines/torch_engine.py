@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from rlcli.config.schema import Config, TrainConfig
 from rlcli.distributed.collectives import named_for_others
-from rlcli.engines.base import EngineState, PolicyObjective
+from rlcli.engines.base import PolicyObjective
 from rlcli.engines.export import TensorFiles, save_pretrained
 from rlcli.engines.forward_passes import Passes
 from rlcli.engines.logprobs import Extra
 from rlcli.engines.merge import Whole
 from rlcli.engines.micro_batches import MiniBatch, index_rows, mini_batches, take_rows
 from rlcli.engines.optimizer import Updater, learning_rate_factor
+from rlcli.engines.state_on_ranks import read_on_all
 from rlcli.engines.update_metrics import Meter
 from rlcli.errors import TrainingError
 from rlcli.models.causal_lm import CausalLM
+from rlcli.run_dir.checkpoint import EngineState
 from rlcli.types import Advantages, AnnotatedBatch, Batch, StepRecord
 
 MAX_SKIPPED_UPDATES = 3
@@ -288,7 +290,7 @@ class TorchEngine(Passes):
 
     def _reading(self, folder: Path) -> AbstractContextManager[Mapping[str, Tensor]]:
         """The tensors of a saved state."""
-        return self.ranks.reading(folder)
+        return read_on_all(self.ranks, folder)
 
     @named_for_others
     def save_model(self, folder: Path | None, tokenizer: Any, *, merge_lora: bool) -> None:

@@ -30,7 +30,10 @@ def plan_loading(
     critic: ModelShape | None,
     reward: ModelShape | None,
 ) -> Loading:
-    """Policy, sampler's copy, reference, critic and reward model, all whole (rlcli/trainer/build_engine.py)."""
+    """Policy, sampler's copy, reference, critic and reward model, each whole on every rank.
+
+    The order is that of rlcli/trainer/build_engine.py.
+    """
     if numerics.fsdp:
         return _plan_shards(config, numerics, policy=policy, critic=critic, reward=reward)
     shards = numerics.deepspeed and config.train.zero_stage > 0

@@ -24,8 +24,8 @@ from rlcli.plan.states import (
     trained_states,
 )
 from rlcli.plan.workload import Rows, Workload, workload_of
+from rlcli.setup.checks.sampler import SERVER_MEMORY_FRACTION
 from rlcli.system.hardware import GIB
-from rlcli.trainer.build_sampler import SERVERS_FRACTION
 
 RUNTIME = {"cpu": 0.04 * GIB, "cuda": 0.6 * GIB, "mps": 0.3 * GIB}
 """What libraries take once they compute: code that is touched, contexts, workspaces."""
@@ -284,7 +284,7 @@ class _Step:
             return None
         fraction = rollout.memory_fraction
         if rollout.engine == "vllm_server" and fraction == RolloutConfig().memory_fraction:
-            fraction = SERVERS_FRACTION
+            fraction = SERVER_MEMORY_FRACTION
         width, tensor_parallel = self.numerics.width, rollout.tensor_parallel
         data = self.config.data
         cache = passes.kv_bytes_per_token(shape, width=width) * (

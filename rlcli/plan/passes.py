@@ -23,7 +23,7 @@ ENTROPY_GRAD_COPIES = 5
 BACKWARD_COPIES = 2
 """Of a chunk that is not recomputed: log-probs and the gradient."""
 FIRST_ROOM = 64
-"""Columns beyond the prompt that the sampler's buffers start with (packed.py)."""
+"""Columns beyond the prompt that the sampler's buffers start with (models/packed_attention.py)."""
 
 
 def saved_bytes(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlcli.errors import RewardError
-from rlcli.monitor.step_view import Seen
+from rlcli.rollout.step_view import Seen
 from rlcli.types import Batch, Prompt, Reward, Rollout, Share
 
 

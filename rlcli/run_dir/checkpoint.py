@@ -13,12 +13,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from rlcli.system.disk import DiskBudget, folder_bytes
-
-if TYPE_CHECKING:
-    from rlcli.engines.base import EngineState
 
 MANIFEST = "manifest.json"
 SHARES_INDEX = "shares.json"
@@ -28,6 +25,25 @@ COPY_ROOM = 1.5
 Resume = Literal["no", "newest"] | int
 Scores = list[tuple[int, float]]
 """(step, held-out score), to know the best one."""
+
+
+class EngineState(Protocol):
+    """An engine's tensors by the file they are saved in."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def copied(self) -> EngineState:
+        """The same values in memory of the host that training does not touch."""
+        ...
+
+    def save(self, folder: Path) -> Mapping[str, str]:
+        """Write all files into an existing folder and let go of the tensors.
+
+        Returns: the SHA-256 of the files for which it is known, by name.
+        Raises: OSError when they cannot be written.
+        """
+        ...
 
 
 def _read_umask() -> int:

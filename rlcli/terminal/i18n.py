@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Final
 
-CATALOGUE: Final = Path(__file__).parent / "assets" / "zh"
+CATALOGUE: Final = Path(__file__).parents[1] / "assets" / "zh"
 VARIABLE: Final = "RLCLI_LANG"
 TYPED: Final = re.compile(r"(?:--lang=|\+{0,2}run\.lang=)['\"]?(\w+)['\"]?")
 LONGEST: Final = 4000

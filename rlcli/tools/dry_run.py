@@ -29,7 +29,7 @@ from rlcli.setup.resources import (
     open_model,
 )
 from rlcli.system.hardware import usable_cores
-from rlcli.trainer.build import Plan, choose_device, describe_device, make_plan
+from rlcli.trainer.run_plan import Plan, choose_device, describe_device, make_plan
 
 T = TypeVar("T")
 

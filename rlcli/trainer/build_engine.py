@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rlcli.engines.torch_engine import TorchEngine
     from rlcli.models.causal_lm import CausalLM
     from rlcli.rollout.base import Sampler
-    from rlcli.trainer.build import Plan
+    from rlcli.trainer.run_plan import Plan
 
 
 def set_up_cpu(device: torch.device, num_parameters: int) -> None:
@@ -83,7 +83,7 @@ def build_models(
     trains_half = is_half and not uses_lora and engine_class.in_lockstep
     is_cast = is_half and not trains_half and not engine_class.loads_sharded
     autocast = compute if is_cast else None
-    _, pad_token_id = end_tokens(plan, plan.model_dir)
+    _, pad_token_id = end_tokens(plan.tokenizer, plan.model_config, plan.model_dir)
     parts = _choose_parts(engine_class, config)
     if parts is None:
         policy, sampled, peft_model, critic = _load_whole(
@@ -120,8 +120,10 @@ def build_models(
         return engine, build_vllm(plan, engine, compute, servers, tell=tell), policy.notes
     sampler = make_sampler(
         sampled,
-        plan,
+        plan.tokenizer,
+        plan.model_config,
         plan.model_dir,
+        max_rows=config.rollout.max_rows,
         shares_weights=sampled is policy,
         autocast_dtype=autocast if uses_lora else None,
     )

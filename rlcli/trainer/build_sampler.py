@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcli.errors import ConfigError, SamplerError
+from rlcli.setup.checks.sampler import SERVER_MEMORY_FRACTION
 from rlcli.terminal.i18n import translator
 from rlcli.terminal.text import progress_line
 
@@ -22,43 +23,41 @@ if TYPE_CHECKING:
     from rlcli.rollout.vllm.engine import VllmSettings
     from rlcli.rollout.vllm.replica import Replica
     from rlcli.rollout.vllm.server_sampler import ServerSampler
-    from rlcli.tools.evaluation.planning import EvalPlan
-    from rlcli.trainer.build import Plan
-
-SERVERS_FRACTION = 0.9
-"""Of a GPU that a server has for itself, where nobody says rollout.memory_fraction."""
+    from rlcli.trainer.run_plan import Plan
 
 
-def end_tokens(plan: Plan | EvalPlan, folder: Path) -> tuple[tuple[int, ...], int]:
-    """(tokens that end a response, the token that pads) of the model in `folder`."""
+def end_tokens(tokenizer: Any, model_config: Any, folder: Path) -> tuple[tuple[int, ...], int]:
+    """(tokens that end a response, the padding token) of the model in `folder`."""
     from rlcli.models.causal_lm import eos_token_ids
 
-    eos = tuple(eos_token_ids(str(folder), plan.tokenizer, plan.model_config))
-    pad = plan.tokenizer.pad_token_id
+    eos = tuple(eos_token_ids(str(folder), tokenizer, model_config))
+    pad = tokenizer.pad_token_id
     # a pad token that was only added to the tokenizer has no embedding
-    if pad is None or pad >= plan.model_config.get_text_config().vocab_size:
+    if pad is None or pad >= model_config.get_text_config().vocab_size:
         return eos, eos[0]
     return eos, pad
 
 
 def make_sampler(
     lm: CausalLM,
-    plan: Plan | EvalPlan,
+    tokenizer: Any,
+    model_config: Any,
     folder: Path,
     *,
+    max_rows: int,
     shares_weights: bool = True,
     autocast_dtype: torch.dtype | None = None,
 ) -> NativeSampler:
     """The sampler of a model; `folder` has its end tokens."""
     from rlcli.rollout.native import NativeSampler
 
-    eos, pad = end_tokens(plan, folder)
+    eos, pad = end_tokens(tokenizer, model_config, folder)
     return NativeSampler(
         lm,
-        plan.tokenizer,
+        tokenizer,
         eos_token_ids=eos,
         pad_token_id=pad,
-        max_rows=plan.config.rollout.max_rows,
+        max_rows=max_rows,
         shares_weights=shares_weights,
         autocast_dtype=autocast_dtype,
     )
@@ -93,7 +92,7 @@ def build_vllm(
 
     config = plan.config
     more = {
-        "eos_token_ids": end_tokens(plan, plan.model_dir)[0],
+        "eos_token_ids": end_tokens(plan.tokenizer, plan.model_config, plan.model_dir)[0],
         "lora_alpha": config.lora.alpha,
         "weights": engine.weights if engine.ranks.size == 1 else None,
         "tell": tell,
@@ -145,7 +144,7 @@ def _vllm_settings(plan: Plan, dtype: torch.dtype, *, num_ranks: int) -> VllmSet
         max_tokens=max_tokens,
         max_rows=rollout.max_rows,
         temperature=rollout.temperature,
-        memory_fraction=SERVERS_FRACTION if is_alone else rollout.memory_fraction,
+        memory_fraction=SERVER_MEMORY_FRACTION if is_alone else rollout.memory_fraction,
         cache_bytes=min(needed, int(rollout.memory_fraction * free / max(num_ranks, served))),
         tensor_parallel=rollout.tensor_parallel,
         num_ranks=num_ranks,

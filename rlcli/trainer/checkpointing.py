@@ -15,9 +15,16 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from rlcli.algos.algorithm import Algorithm
+from rlcli.config.schema import Config
+from rlcli.data.prompts import PromptStream
+from rlcli.distributed.collectives import Ranks
+from rlcli.engines.base import TrainEngine
 from rlcli.errors import CheckpointError, TrainingError
+from rlcli.monitor.monitor import Monitor, SilentMonitor
+from rlcli.rewards.base import Scorer
 from rlcli.run_dir.checkpoint import (
     COPY_ROOM,
     CheckpointFolder,
@@ -32,11 +39,26 @@ from rlcli.run_dir.model_card import write_cards
 from rlcli.system.disk import gib
 from rlcli.system.hardware import free_ram, memory_swing
 
-if TYPE_CHECKING:
-    from rlcli.trainer.loop import Run
-
 SECONDS_BETWEEN = 600.0
 MAX_FAILED_SAVES = 3
+
+
+class SavedRun(Protocol):
+    """The parts of a run that a checkpoint saves and restores."""
+
+    config: Config
+    num_steps: int
+    prompts: PromptStream
+    scorer: Scorer
+    engine: TrainEngine
+    algorithm: Algorithm
+    monitor: Monitor | SilentMonitor
+    tokenizer: Any
+    ranks: Ranks
+
+    def should_stop(self) -> bool:
+        """Whether the run was asked to stop, the same on every rank."""
+        ...
 
 
 class Checkpoints:
@@ -76,7 +98,7 @@ class Checkpoints:
         """Steps with a checkpoint, oldest first."""
         return self._store.steps()
 
-    def restore(self, run: Run) -> int:
+    def restore(self, run: SavedRun) -> int:
         """Load the checkpoint that `resume` asks for; the step to go on with, 0 for a new run.
 
         Raises: CheckpointError when checkpoints exist and none of them can be trusted.
@@ -98,7 +120,7 @@ class Checkpoints:
         run.monitor.begin(step or 0)
         return step or 0
 
-    def _find(self, run: Run) -> tuple[int | None, dict[str, Any]]:
+    def _find(self, run: SavedRun) -> tuple[int | None, dict[str, Any]]:
         """(step to go on from, state of everything but the engine); what was cut is cleared."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for scratch in self.folder.glob(".part-*"):
@@ -118,7 +140,7 @@ class Checkpoints:
             else:
                 os.rename(old, name)
 
-    def _choose(self, run: Run) -> int | None:
+    def _choose(self, run: SavedRun) -> int | None:
         if self.resume == "no":
             return None
         steps = self.steps()
@@ -166,7 +188,7 @@ class Checkpoints:
             self._not_due = step
         return due
 
-    def save_if_due(self, step: int, run: Run) -> None:
+    def save_if_due(self, step: int, run: SavedRun) -> None:
         """Save where it is due; else see that the disk budget holds.
 
         In the middle of training the files are written while it goes on; what came of that is
@@ -184,7 +206,7 @@ class Checkpoints:
         else:
             self._save_behind(step, run)
 
-    def save(self, step: int, run: Run) -> bool:
+    def save(self, step: int, run: SavedRun) -> bool:
         """One checkpoint, written now; whether it could be. A full disk is reported and survived.
 
         Raises: TrainingError after three failures in a row.
@@ -196,7 +218,7 @@ class Checkpoints:
         save = self._now(step, run)
         return run.ranks.first(run.ranks.is_first and self._end(run, self._store.write(save)))
 
-    def _save_behind(self, step: int, run: Run) -> None:
+    def _save_behind(self, step: int, run: SavedRun) -> None:
         """A checkpoint of this moment, written while training goes on.
 
         One that is still being written is waited for: the steps saved are those asked for, and
@@ -213,7 +235,7 @@ class Checkpoints:
         copied = replace(save, engine=save.engine.copied())
         self._writing = self._writer.submit(self._store.write, copied)
 
-    def _now(self, step: int, run: Run) -> Save:
+    def _now(self, step: int, run: SavedRun) -> Save:
         """The state of a run as it is: the engine's tensors are those that training goes on with.
 
         Other ranks with a share of the state begin to write it.
@@ -222,7 +244,7 @@ class Checkpoints:
         engine = run.engine.state(self._store.scratch(step))
         return Save(step=step, engine=engine, state=state, scores=_scores(run))
 
-    def _has_room(self, run: Run, num_bytes: int) -> bool:
+    def _has_room(self, run: SavedRun, num_bytes: int) -> bool:
         """Whether a copy of the state fits into memory; where it does not, that is told once."""
         if self._swing is None:
             # asked once: from the first copy on, the peak has one in it
@@ -238,7 +260,7 @@ class Checkpoints:
             self._told_no_room = True
         return False
 
-    def wait(self, run: Run) -> None:
+    def wait(self, run: SavedRun) -> None:
         """Until no checkpoint is being written; what came of it is told.
 
         Raises: TrainingError after three failures in a row.
@@ -247,7 +269,7 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             self._end(run, writing.result())
 
-    def _end(self, run: Run, saved: Saved) -> bool:
+    def _end(self, run: SavedRun, saved: Saved) -> bool:
         """Tell what came of a save; whether there is one."""
         self._tell(run, saved.notes)
         if saved.error is None:
@@ -265,11 +287,11 @@ class Checkpoints:
         run.monitor.note(f"checkpoint of step {saved.step} not written: {what}")
         return False
 
-    def _tell(self, run: Run, notes: Sequence[str]) -> None:
+    def _tell(self, run: SavedRun, notes: Sequence[str]) -> None:
         for note in notes:
             run.monitor.note(note)
 
-    def finish(self, run: Run, step: int) -> None:
+    def finish(self, run: SavedRun, step: int) -> None:
         """After the last step: a checkpoint, and the model in Hugging Face format.
 
         Raises: TrainingError when one of them could not be written.
@@ -311,7 +333,7 @@ class Checkpoints:
             ) from error
         self._tell(run, self._store.make_room(_scores(run)))
 
-    def close(self, run: Run) -> None:
+    def close(self, run: SavedRun) -> None:
         """Whatever ended the run: what is being written is finished, what failed is told."""
         try:
             self.wait(run)
@@ -321,12 +343,12 @@ class Checkpoints:
             self._writer.shutdown()
 
 
-def _scores(run: Run) -> Scores:
+def _scores(run: SavedRun) -> Scores:
     """Held-out pass@1 so far; without any, held-out rewards."""
     return [*(run.monitor.evaluations or run.monitor.held_out_rewards)]
 
 
-def _state(step: int, run: Run) -> dict[str, Any]:
+def _state(step: int, run: SavedRun) -> dict[str, Any]:
     return {
         "step": step,
         "prompts": run.prompts.state(),

@@ -16,14 +16,14 @@ import torch
 
 from rlcli.distributed.collectives import deal
 from rlcli.errors import Paused, RankError, RewardError, RlcliError
-from rlcli.monitor.step_view import Seen, show
 from rlcli.rewards.measures import judge_part, measure_judge
 from rlcli.rollout.base import OnFinish, SamplingParams
 from rlcli.rollout.collate import Collected, check_parts, groups_of, kinds_of_parts
+from rlcli.rollout.step_view import Seen, show
 from rlcli.types import Prompt, Reward, Rollout, StepRecord
 
 if TYPE_CHECKING:
-    from rlcli.trainer.loop import Run
+    from rlcli.trainer.run import Run
 
 MAX_UNSCORED_SHARE = 0.2
 HOLD_TRIES = 3

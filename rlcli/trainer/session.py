@@ -39,7 +39,8 @@ from rlcli.system.hardware import usable_cores
 from rlcli.system.signals import BY_CTRL_C, INTERRUPTED
 from rlcli.terminal.i18n import translator
 from rlcli.terminal.text import progress_line
-from rlcli.trainer.build import Plan, build_run, expects_cuda
+from rlcli.trainer.build import build_run
+from rlcli.trainer.run_plan import Plan, expects_cuda
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from rlcli.config.resolved import Resolved
     from rlcli.distributed.live_ranks import LiveRanks
     from rlcli.distributed.rank_env import RankEnv
-    from rlcli.trainer.loop import Run
+    from rlcli.trainer.run import Run
 
 LEAVE_S = 60.0
 """How long a rank waits for rank 0 to end, if an error ends all ranks together."""

@@ -19,12 +19,13 @@ from waiting import wait_until
 from rlcli.doctor.gpu import driver_findings, torch_finding
 from rlcli.doctor.leftovers import Process, leftover_finding, leftover_findings, orphans
 from rlcli.doctor.machine import disk_finding, hub_cache, threads_finding
+from rlcli.doctor.network import hub_finding, port_finding
 from rlcli.doctor.sandbox import namespace_finding, sandbox_finding, sandbox_findings
 from rlcli.errors import RewardError
 from rlcli.rewards.sandbox import check_sandbox
 from rlcli.rewards.sandbox.finding import forbidding
 from rlcli.system.hardware import parse_driver
-from rlcli.system.network import hub_finding, port_finding, within
+from rlcli.system.network import within
 
 SMI = "NVIDIA H200, 143771, 4, 570.86.15\nNVIDIA, odd name, 81559, 70000, 570.86.15\n"
 

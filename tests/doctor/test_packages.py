@@ -7,10 +7,8 @@ from collections.abc import Mapping
 import pytest
 
 from rlcli.doctor.packages import (
-    Package,
     base_findings,
     build_findings,
-    installed,
     optional_findings,
     package_findings,
     parsed,
@@ -21,6 +19,7 @@ from rlcli.doctor.packages import (
     vllm_findings,
 )
 from rlcli.system.finding import Finding
+from rlcli.system.packages import Package, installed
 
 PIP = "python -m pip"
 NEEDS = ["torch>=2.11", "rich>=13", "deepspeed>=0.19; extra == 'deepspeed'"]

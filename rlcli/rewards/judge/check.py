@@ -14,7 +14,8 @@ from rlcli.errors import JudgeNotHereError, RewardError, RewardServiceError
 from rlcli.rewards.judge.budget import Budget, price_date, price_of
 from rlcli.rewards.judge.cache import check_cache
 from rlcli.rewards.judge.call import Asker, Verdict
-from rlcli.rewards.judge.client import Access, access_of, connect
+from rlcli.rewards.judge.client import Access, access_of
+from rlcli.rewards.judge.connect import connect
 from rlcli.rewards.judge.faults import Fault, Kind
 from rlcli.rewards.judge.panel_member import temperature_of
 from rlcli.rewards.judge.providers import PROVIDERS, Provider, find_base_url, members_of

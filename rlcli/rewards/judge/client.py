@@ -86,21 +86,6 @@ def access_of(config: JudgeConfig, env: Mapping[str, str]) -> Access:
     )
 
 
-def connect(access: Access) -> Connection:
-    """A connection through the provider's SDK."""
-    if access.provider == "gemini":
-        from rlcli.rewards.judge.gemini_client import GeminiConnection
-
-        return GeminiConnection(access)
-    if access.provider == "claude":
-        from rlcli.rewards.judge.anthropic_client import ClaudeConnection
-
-        return ClaudeConnection(access)
-    from rlcli.rewards.judge.openai_client import OpenAIConnection
-
-    return OpenAIConnection(access)
-
-
 def http_client(access: Access) -> httpx2.AsyncClient:
     """One pool of connections. It follows no redirect: the key stays with the address given.
 

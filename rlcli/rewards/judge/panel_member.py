@@ -12,7 +12,8 @@ from rlcli.config.rewards import JudgeConfig
 from rlcli.rewards.judge import circuit_breaker
 from rlcli.rewards.judge.budget import Budget
 from rlcli.rewards.judge.call import MAX_TOKENS, Asker, Verdict
-from rlcli.rewards.judge.client import Access, connect, verdict_schema
+from rlcli.rewards.judge.client import Access, verdict_schema
+from rlcli.rewards.judge.connect import connect
 from rlcli.rewards.judge.counters import Tally
 from rlcli.rewards.judge.rate_limiter import Governor
 from rlcli.rewards.judge.templates import Template

@@ -1,7 +1,7 @@
 """A judge in its own process: serves calls from its parent until the pipe closes.
 
-Runs as `python -m rlcli.rewards.judge.process_worker CONNECTION_FD`. The first message holds the judge's
-configuration and its keys, which therefore appear on no command line and in no environment.
+Runs as `python -m rlcli.rewards.judge.process_worker CONNECTION_FD`. The first message holds the
+judge's configuration and its keys, which therefore appear on no command line and in no environment.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ OF_VLLM = (SAMPLER, "rollout.memory_fraction", "rollout.tensor_parallel")
 NOT_LINEAR = {"embed_tokens", "wte", "lm_head", "embed_out"}
 """Modules whose adapters vLLM does not take."""
 INSTALL = "pip install 'rlcli[vllm]' (from a checkout: pip install -e '.[vllm]')"
+SERVER_MEMORY_FRACTION = 0.9
+"""Default of rollout.memory_fraction for a server that has a GPU to itself."""
 INSTALL_ON_CPU = "scripts/install_vllm_cpu.sh"
 
 

@@ -78,7 +78,14 @@ def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler
         tell(note)
     # adapters are float32 on weights that need not be
     is_mixed = adapters is not None and dtype is torch.bfloat16
-    return make_sampler(policy, plan, plan.folder, autocast_dtype=dtype if is_mixed else None)
+    return make_sampler(
+        policy,
+        plan.tokenizer,
+        plan.model_config,
+        plan.folder,
+        max_rows=config.rollout.max_rows,
+        autocast_dtype=dtype if is_mixed else None,
+    )
 
 
 def _sample_and_score(

@@ -38,7 +38,7 @@ from rlcli.setup.resources import (
     open_model,
 )
 from rlcli.tools.load_policy import find_checkpoint, model_folder
-from rlcli.trainer.build import choose_device
+from rlcli.trainer.run_plan import choose_device
 from rlcli.types import Prompt
 
 if TYPE_CHECKING:

@@ -85,7 +85,7 @@ def plan_trial(resolved: Resolved, request: Request, env: Mapping[str, str]) -> 
     is_judged = combination.uses("judge")
     device = None
     if reward_dir is not None:
-        from rlcli.trainer.build import choose_device
+        from rlcli.trainer.run_plan import choose_device
 
         device = choose_device(config)
     return TrialPlan(
