@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import ROOT, save_tiny_model
+from saved_models import save_tiny_model
 from tiny_runs import Seen, tiny_run, write_inputs
 
 from rlcli.config.schema import defaults
@@ -46,6 +46,7 @@ class Row(NamedTuple):
         return self.outcome.partition(": ")[2]
 
 
+ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_name("every_setting.txt").read_text(encoding="utf-8").splitlines()
 ROWS = [
     Row(*(cell.strip() for cell in line.split("|")))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import save_tiny_model
+from saved_models import save_tiny_model
 
 from rlcli.cli.main import main
 from rlcli.rewards.sandbox import NoSandbox, find_sandbox

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import save_tiny_model
 from safetensors.torch import load_file, save_file
+from saved_models import save_tiny_model
 from tiny_models import build_tiny, model_types
 from torch import nn
 from transformers import AutoModelForCausalLM

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_tiny_model
 from engine_parts import config, make_batch, make_engine, one_update
+from saved_models import save_tiny_model
 
 from rlcli.algos.algorithm import Algorithm
 from rlcli.config.schema import Config

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_tiny_model
 from judge_server import Act, Call, JudgeServer
 from launched import check_ranks_end_well, run_ranks
 from safetensors.torch import load_file
+from saved_models import save_tiny_model
 from tiny_runs import UNSTABLE, tiny_run, write_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ ENGINES = {
 
 
 def command_of(folder: Path, cases: dict[str, list[str]]) -> list[object]:
-    return [ROOT / "tests" / "loop_ranks.py", folder, json.dumps(cases)]
+    return [ROOT / "tests" / "support" / "loop_ranks.py", folder, json.dumps(cases)]
 
 
 def train_on(size: int, folder: Path, cases: dict[str, list[str]], **env: str) -> None:

@@ -26,7 +26,7 @@ from rlcli.launcher.rendezvous import open_store
 from rlcli.run_dir.checkpoint import Resume
 from rlcli.run_dir.folder import RunDir
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HEAD = """
 import ctypes, json, os, signal, sys, time
 from pathlib import Path

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from small_runs import metrics, quickstart
 from transformers import AutoModelForCausalLM
 
 from rlcli.cli.main import main
@@ -19,7 +20,6 @@ from rlcli.config.schema import Config
 from rlcli.errors import ModelError
 from rlcli.hub import ASSETS
 from rlcli.setup.resources import find_model
-from tests.small_runs import metrics, quickstart
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 BASE = ASSETS / "quickstart"

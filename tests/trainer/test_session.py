@@ -15,7 +15,7 @@ import pytest
 from rlcli.cli.main import main
 from rlcli.run_dir.folder import RunDir
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BASE = [
     "train", "--preset", "quickstart", "--output_dir", "run", "rollout.val_n=1",
     "train.prompts_per_step=8", "train.mini_batch_prompts=8",

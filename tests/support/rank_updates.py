@@ -1,6 +1,8 @@
 """One rank of several that take five updates; the first one saves what came out.
 
-python tests/rank_updates.py MODEL OUT CASE ...   under RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT
+python tests/support/rank_updates.py MODEL OUT CASE ...
+
+Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
 A case is NAME[-rows][-fsdp[-cpu]][-zeroN[-host][-released]][@MODE]. cpu: shards in host memory.
 host: loaded into host memory and sharded from there, as for vLLM. released:

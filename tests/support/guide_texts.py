@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from string import Template
 
-GUIDES = Path(__file__).with_name("config") / "guide_commands.txt"
+GUIDES = Path(__file__).parents[1] / "config" / "guide_commands.txt"
 ENV = {"HOME": "/home/ann"}
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_tiny_model
 from held_scorer import Held
+from saved_models import save_tiny_model
 from tiny_runs import Seen, tiny_run, write_inputs
 from torch import Tensor
 

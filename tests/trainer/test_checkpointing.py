@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_checkpoint import Counter, checkpoints, make_run
+from checkpoint_parts import Counter, checkpoints, make_run
 
 from rlcli.errors import TrainingError
 from rlcli.run_dir.checkpoint import damage

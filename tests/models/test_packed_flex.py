@@ -9,7 +9,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_packed import all_at_once, build
+from packed_parts import all_at_once, build
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor

@@ -22,7 +22,7 @@ EOS = (2, 5)
 
 def save_model(folder: Path, *, tied: bool = True) -> Path:
     """A Qwen2 of a size that vLLM's CPU attention takes (32 numbers a head), and a tokenizer."""
-    from conftest import save_tokenizer
+    from saved_models import save_tokenizer
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(1)

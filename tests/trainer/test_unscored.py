@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from held_scorer import Held
-from test_collect import CountingSampler, prompt, rollout
+from rollout_parts import CountingSampler, prompt, rollout
 
 from rlcli.algos.algorithm import Algorithm
 from rlcli.algos.registry import ESTIMATORS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_packed import GROUP, PROMPTS, RESPONSES, build
+from packed_parts import GROUP, PROMPTS, RESPONSES, build
 from tiny_runs import tiny_run, write_inputs
 from torch import Tensor
 from torch._dynamo.utils import counters

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_model
 from engine_parts import make_engine, one_update
 from launched import check_ranks_end_well
 from rank_updates import ALGORITHMS, GROUPS, HALF, save_final, settings, train
 from safetensors.torch import load_file
+from saved_models import save_tiny_model
 
 from rlcli.config.schema import Config
 from rlcli.distributed.collectives import ALONE, deal
@@ -45,7 +45,7 @@ UNEQUAL = ("batch/samples", "batch/tokens")
 
 def run_cases(size: int, model: Path, out: Path, cases: list[str]) -> None:
     """Run the cases on `size` processes."""
-    check_ranks_end_well(size, [ROOT / "tests" / "rank_updates.py", model, out, *cases])
+    check_ranks_end_well(size, [ROOT / "tests" / "support" / "rank_updates.py", model, out, *cases])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """One rank of several that train together, one run after the other.
 
-python tests/loop_ranks.py FOLDER CASES   under RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE
+python tests/support/loop_ranks.py FOLDER CASES
+
+Reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE
 
 CASES: a JSON object of settings by the name of a run's directory in FOLDER.
 """
