@@ -137,7 +137,7 @@ def watch_process(count: Count) -> None:
     from torch.distributed import distributed_c10d
 
     from rlcli.engines.deepspeed_engine import DeepSpeedEngine, ShardedUpdater
-    from rlcli.engines.forward_passes import Passes
+    from rlcli.engines.forward_passes import ForwardPasses
     from rlcli.engines.optimizer import Updater
     from rlcli.engines.torch_engine import TorchEngine
     from rlcli.rollout.native import NativeSampler
@@ -149,7 +149,7 @@ def watch_process(count: Count) -> None:
         count.wrap_backward(owner)
     names = {"generate": "sampling", "load_weights": "weights", "annotate": "passes"}
     names |= {"update": "update", "state": "checkpoint", "save_model": "model"}
-    for owner in (NativeSampler, Passes, TorchEngine, DeepSpeedEngine):
+    for owner in (NativeSampler, ForwardPasses, TorchEngine, DeepSpeedEngine):
         for method, phase in names.items():
             if method in vars(owner):
                 count.wrap_phase(owner, method, phase)

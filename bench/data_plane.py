@@ -132,7 +132,7 @@ class Scorer:
         """None."""
         return []
 
-    def settle(self, rewards: Sequence[Any], *, learns: bool) -> list[Any]:
+    def normalize(self, rewards: Sequence[Any], *, update_stats: bool) -> list[Any]:
         """As they are."""
         return [*rewards]
 

@@ -174,7 +174,7 @@ def forced_lengths(lengths: Sequence[int]) -> Iterator[None]:
 def one_step(run: Run, work: Work, *, step: int, clock: Callable[[], float]) -> Phases:
     """Sample, estimate and update as the loop does, with random rewards."""
     from rlcli.rollout.base import SamplingParams
-    from rlcli.rollout.collate import Collected, collate
+    from rlcli.rollout.collate import ScoredRollouts, collate
     from rlcli.types import Reward
 
     draw = random.Random(step)
@@ -186,7 +186,7 @@ def one_step(run: Run, work: Work, *, step: int, clock: Callable[[], float]) -> 
     times.append(clock())
     rewards = [Reward(value=draw.random()) for _ in rollouts]
     batch = collate(
-        Collected(rollouts=rollouts, rewards=rewards, greedy={}), needs=run.algorithm.needs
+        ScoredRollouts(rollouts=rollouts, rewards=rewards, greedy={}), needs=run.algorithm.needs
     )
     annotated = run.engine.annotate(batch, run.algorithm)
     advantages = run.algorithm.advantages(annotated, all_reduce=run.engine.all_reduce)

@@ -18,7 +18,7 @@ class UsageError(RlcliError):
     exit_code = 2
 
 
-class NotHere(UsageError):
+class MissingResourceError(UsageError):
     """Something this machine lacks and another may have: a dry run goes on, with a warning."""
 
 
@@ -26,11 +26,11 @@ class ConfigError(UsageError):
     """A setting that is unknown, malformed or contradicts another."""
 
 
-class LaunchError(ConfigError, NotHere):
+class LaunchError(ConfigError, MissingResourceError):
     """Machines, processes or GPUs that were meant to train together, and cannot."""
 
 
-class DeviceNotFoundError(ConfigError, NotHere):
+class DeviceNotFoundError(ConfigError, MissingResourceError):
     """A device that this machine does not have."""
 
 
@@ -38,7 +38,7 @@ class DataError(UsageError):
     """A data file that is missing, empty or malformed: names file, row, field and cure."""
 
 
-class DataNotFoundError(DataError, NotHere):
+class DataNotFoundError(DataError, MissingResourceError):
     """A data file that is not on this machine."""
 
 
@@ -46,7 +46,7 @@ class ModelError(UsageError):
     """A model directory that cannot be trained: missing, no tokenizer, wrong architecture."""
 
 
-class ModelNotFoundError(ModelError, NotHere):
+class ModelNotFoundError(ModelError, MissingResourceError):
     """A model that is neither on this machine nor to be had."""
 
 
@@ -58,7 +58,7 @@ class RewardServiceError(RewardError):
     """A judge or a reward model's server that does not answer now, and may later."""
 
 
-class JudgeNotHereError(RewardError, NotHere):
+class MissingJudgeError(RewardError, MissingResourceError):
     """A judge's key or client library that this machine does not have."""
 
 

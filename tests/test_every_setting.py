@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from saved_models import save_tiny_model
-from tiny_runs import Seen, tiny_run, write_inputs
+from tiny_runs import StepView, tiny_run, write_inputs
 
 from rlcli.config.schema import defaults
 from rlcli.errors import UsageError
@@ -113,9 +113,9 @@ def overrides(folder: Path, base: str, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def baseline(folder: Path) -> Any:
     """The run of a base, made once."""
-    made: dict[str, Seen] = {}
+    made: dict[str, StepView] = {}
 
-    def call(base: str) -> Seen:
+    def call(base: str) -> StepView:
         if base not in made:
             made[base] = tiny_run(folder, f"base-{base}", overrides(folder, base))
         return made[base]

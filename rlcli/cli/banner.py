@@ -10,7 +10,7 @@ from rlcli.data.sets import val_name
 from rlcli.terminal.i18n import width
 
 if TYPE_CHECKING:
-    from rlcli.tools.dry_run import Survey
+    from rlcli.tools.dry_run import RunSummary
 
 WIDEST_VALUE = 32
 
@@ -35,7 +35,7 @@ def setting_lines(rows: list[tuple[str, str, str]]) -> list[str]:
     ]
 
 
-def banner_lines(survey: Survey) -> list[str]:
+def banner_lines(survey: RunSummary) -> list[str]:
     """The start banner, one line per fact."""
     config = survey.config
     lines = [
@@ -55,7 +55,7 @@ def _prompts(number: int | None) -> str:
     return "prompts not counted" if number is None else f"{number} prompts"
 
 
-def _held_out(survey: Survey) -> str:
+def _held_out(survey: RunSummary) -> str:
     number, data = survey.num_val_prompts, survey.config.data
     if number is None:
         return "held-out prompts not counted"
@@ -64,7 +64,7 @@ def _held_out(survey: Survey) -> str:
     return f"{number} held-out prompts ({val_name(data.train, data.val)})"
 
 
-def summary(survey: Survey) -> dict[str, Any]:
+def summary(survey: RunSummary) -> dict[str, Any]:
     """The same as one JSON object."""
     train = survey.config.train
     return {

@@ -205,7 +205,7 @@ def _check(
     from rlcli.config.rewards import RewardConfig
     from rlcli.data.files import printable
     from rlcli.data.readers import scan_rows
-    from rlcli.rewards import gold_problems
+    from rlcli.rewards import reference_problems
     from rlcli.rewards.rules import has_rule, text_only
 
     scan = scan_rows(files, reading)
@@ -214,7 +214,7 @@ def _check(
     if unknown:
         notes.append(_no_rule(unknown))
     graded = [row for row in scan.rows if has_rule(row.data_source)]
-    problems = [printable(problem) for problem in gold_problems(RewardConfig(), graded)]
+    problems = [printable(problem) for problem in reference_problems(RewardConfig(), graded)]
     unread = [
         (row, text) for row in graded if (text := text_only(row.data_source, row.ground_truth))
     ]

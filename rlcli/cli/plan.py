@@ -147,11 +147,11 @@ def _verdict(plan: RunPlan) -> str:
 
 
 def _reliefs(plan: RunPlan) -> list[str]:
-    if not plan.reliefs:
+    if not plan.savings:
         return []
-    name, wide = plan.largest.name, max(len(relief.change) for relief in plan.reliefs)
+    name, wide = plan.largest.name, max(len(relief.change) for relief in plan.savings)
     lines = [f"cheapest ways to lower {name}:"]
-    for relief in plan.reliefs:
+    for relief in plan.savings:
         numbers = f"{relief.peak_gib:>7.2f} GiB (-{relief.gain_gib:.2f})"
         fits = ", fits" if relief.fits and not plan.fits else ""
         cost = relief.cost

@@ -69,7 +69,7 @@ def _train(resolved: Resolved, ranks: RankEnv | None, *, as_json: bool) -> None:
 
     from rlcli.cli.banner import banner_lines
     from rlcli.run_dir.path import open_run_dir
-    from rlcli.tools.dry_run import launch_notes, survey_of
+    from rlcli.tools.dry_run import launch_notes, summarize_plan
     from rlcli.trainer.run_plan import make_plan
     from rlcli.trainer.session import run_rank, run_session
 
@@ -78,7 +78,7 @@ def _train(resolved: Resolved, ranks: RankEnv | None, *, as_json: bool) -> None:
         if ranks is None:
             noted = noted.tell(*launch_notes(noted, os.environ, num_processes=1))
         plan = make_plan(noted)
-        return plan, banner_lines(survey_of(plan))
+        return plan, banner_lines(summarize_plan(plan))
 
     if ranks is None:
         run_dir, resume = open_run_dir(resolved, Path.cwd())

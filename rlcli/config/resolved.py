@@ -38,7 +38,7 @@ class Resolved:
         """`key=value (from origin)`, for messages."""
         return f"{key}={one_line(show(self.value(key)))} (from {self.sources[key]})"
 
-    def adjust(
+    def override(
         self, values: Mapping[str, Any], *, note: str | None = None, origin: str | None = None
     ) -> Resolved:
         """The same with `values` (dotted keys, checked already) set; `origin` if it changed."""
@@ -50,12 +50,12 @@ class Resolved:
             notes=self.notes if note is None else [*self.notes, note],
         )
 
-    def shrink(self, config: Config) -> Resolved:
+    def clamp_to_data(self, config: Config) -> Resolved:
         """The same with the settings of `config`, which had to fit the data."""
         old, new = leaves(self.config), leaves(config)
         changed = {key: value for key, value in new.items() if old[key] != value}
         sources = {key: shrunk(self.sources[key], "the data") for key in changed}
-        return replace(self.adjust(changed), sources=self.sources | sources)
+        return replace(self.override(changed), sources=self.sources | sources)
 
     def tell(self, *notes: str) -> Resolved:
         """The same with more notes."""

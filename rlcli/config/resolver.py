@@ -34,10 +34,10 @@ from rlcli.config.verl_keys import (
 from rlcli.config.verl_semantics import (
     VAL,
     is_from_run,
-    settle_clip,
-    settle_function,
-    settle_kl,
-    settle_validation,
+    resolve_clip,
+    resolve_function,
+    resolve_kl,
+    resolve_validation,
 )
 from rlcli.errors import ConfigError
 
@@ -161,8 +161,8 @@ def resolve(
     selection = _select(reader)
     winners, notes = _weigh(reader, selection, recipe, dumps)
     for note in (
-        settle_function(winners),
-        settle_validation(winners, reader.settings, dumps),
+        resolve_function(winners),
+        resolve_validation(winners, reader.settings, dumps),
     ):
         notes += [note] if note else []
     found = _reward_function(winners, here)
@@ -180,7 +180,7 @@ def resolve(
         notes=notes,
         explicit=frozenset(key for key, setting in winners.items() if setting.is_explicit),
     )
-    return settle_kl(settle_clip(resolved, winners), winners)
+    return resolve_kl(resolve_clip(resolved, winners), winners)
 
 
 def _refuse_blank(options: Mapping[str, Any]) -> None:

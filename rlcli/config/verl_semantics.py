@@ -18,7 +18,7 @@ RATIO = "algorithm.clip_ratio"
 SIDES = ("algorithm.clip_low", "algorithm.clip_high")
 
 
-def settle_clip(resolved: Resolved, winners: Mapping[str, Setting]) -> Resolved:
+def resolve_clip(resolved: Resolved, winners: Mapping[str, Setting]) -> Resolved:
     """clip_ratio given above the level of clip_low and clip_high sets both.
 
     Raises:
@@ -43,10 +43,10 @@ def settle_clip(resolved: Resolved, winners: Mapping[str, Setting]) -> Resolved:
         f"{show(bounds[0])} and {show(bounds[1])}. A larger range is a weaker constraint."
     )
     values = dict.fromkeys(lower, ratio)
-    return resolved.adjust(values, note=note if changed else None, origin=resolved.sources[RATIO])
+    return resolved.override(values, note=note if changed else None, origin=resolved.sources[RATIO])
 
 
-def settle_kl(resolved: Resolved, winners: Mapping[str, Setting]) -> Resolved:
+def resolve_kl(resolved: Resolved, winners: Mapping[str, Setting]) -> Resolved:
     """KL coefficients without a switch turn on the KL term they most likely meant.
 
     Where the user turned the switch off they stay without effect; preflight lists them.
@@ -69,7 +69,7 @@ def _settle_reward_coef(resolved: Resolved, winners: Mapping[str, Setting]) -> R
             return _not_used(resolved, key, "the KL is in the loss and has algorithm.kl_loss_coef")
         value = {"algorithm.kl_loss_coef": algorithm.kl_coef}
         note = f"{origin} sets algorithm.kl_loss_coef: under {algorithm.name} the KL is in the loss"
-        return resolved.adjust(
+        return resolved.override(
             value,
             origin=origin,
             note=f"{note} (algorithm.kl_in_reward=true puts it into the reward).",
@@ -77,7 +77,7 @@ def _settle_reward_coef(resolved: Resolved, winners: Mapping[str, Setting]) -> R
     if winners["algorithm.kl_loss"].is_explicit or algorithm.kl_coef == 0.0:
         return resolved
     note = f"{origin} turns algorithm.kl_in_reward on: no KL term is on in this run."
-    return resolved.adjust({"algorithm.kl_in_reward": True}, note=note, origin=origin)
+    return resolved.override({"algorithm.kl_in_reward": True}, note=note, origin=origin)
 
 
 def _settle_loss_coef(resolved: Resolved, winners: Mapping[str, Setting]) -> Resolved:
@@ -92,14 +92,14 @@ def _settle_loss_coef(resolved: Resolved, winners: Mapping[str, Setting]) -> Res
         reason = "the KL is in the reward; algorithm.kl_loss=true adds one to the loss"
         return _not_used(resolved, key, reason)
     note = f"{origin} turns algorithm.kl_loss on: no KL term is on in this run."
-    return resolved.adjust({"algorithm.kl_loss": True}, note=note, origin=origin)
+    return resolved.override({"algorithm.kl_loss": True}, note=note, origin=origin)
 
 
 def _not_used(resolved: Resolved, key: str, reason: str) -> Resolved:
     return resolved.tell(f"not used: {key} ({reason}).").forget([key])
 
 
-def settle_function(winners: MutableMapping[str, Setting]) -> str | None:
+def resolve_function(winners: MutableMapping[str, Setting]) -> str | None:
     """Append custom_reward_function.name to reward.fn, as FILE.py:FUNCTION.
 
     Returns a note if reward.fn names no file.
@@ -115,7 +115,7 @@ def settle_function(winners: MutableMapping[str, Setting]) -> str | None:
     return None
 
 
-def settle_validation(
+def resolve_validation(
     winners: MutableMapping[str, Setting], read: Sequence[Setting], dumps: Collection[str]
 ) -> str | None:
     """Evaluate on rows held out from data.train if the user sets data.train and not data.val.

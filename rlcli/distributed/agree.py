@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from rlcli.distributed.collectives import Ranks, from_first
+from rlcli.distributed.collectives import Ranks, broadcast_from_rank0
 from rlcli.distributed.known_run import hold_run
 from rlcli.distributed.lines import named
 from rlcli.distributed.rank_env import PARENTS, RankEnv
@@ -148,7 +148,7 @@ def agree_on_run(
             path = str(run_dir.path)
         except RlcliError as refused:
             error, code = refused, refused.exit_code
-    path, resume, code = from_first([path, resume, code])
+    path, resume, code = broadcast_from_rank0([path, resume, code])
     if error is not None:
         raise error
     if code:

@@ -65,13 +65,13 @@ class Ranks:
 
     def first(self, value: T) -> T:
         """Rank 0's value, on every rank."""
-        return value if self.size == 1 else from_first([value])[0]
+        return value if self.size == 1 else broadcast_from_rank0([value])[0]
 
     def largest(self, number: int) -> int:
         """The largest of the ranks' numbers."""
         return max(self.gather(number))
 
-    def equalize(self, model: nn.Module) -> None:
+    def broadcast_parameters(self, model: nn.Module) -> None:
         """Copy rank 0's weights to every rank: loaded or random ones may differ."""
         if self.size > 1:
             for parameter in model.parameters():
@@ -109,7 +109,7 @@ def collectives_begun() -> int:
     return sum(backend._get_sequence_number_for_group() for backend in backends)
 
 
-def from_first(values: list[Any]) -> list[Any]:
+def broadcast_from_rank0(values: list[Any]) -> list[Any]:
     """Rank 0's values, on every rank."""
     dist.broadcast_object_list(values, src=0)
     return values
@@ -135,7 +135,7 @@ def named_for_others(
     return call
 
 
-def deal(costs: Sequence[int], size: int, *, per_round: int) -> list[list[int]]:
+def partition(costs: Sequence[int], size: int, *, per_round: int) -> list[list[int]]:
     """Item numbers in `size` shares, ascending; `costs` has one number per item.
 
     Of every `per_round` consecutive items, the most expensive go first, each to the share with the

@@ -24,7 +24,7 @@ from rlcli.errors import LaunchError
 from rlcli.system.finding import Finding
 from rlcli.system.network import holder, within
 
-TRY_S, HANDSHAKE_S, TURN_S = 5.0, 30.0, 0.2
+TRY_S, HANDSHAKE_S, POLL_S = 5.0, 30.0, 0.2
 UNREACHABLE_S = 120.0
 GRACE_S = 15.0
 """Extra time for the answer of number 0, which may have started later."""
@@ -120,7 +120,7 @@ class Meeting:
                 if now_s - since_s >= limit_s:
                     raise self.error(f"{says}; gave up after {limit_s:g} s", cure) from error
             self.tell(f"waiting for {self.unit} 0 ({now_s - begun_s:.0f} s): {says}")
-            time.sleep(TURN_S)
+            time.sleep(POLL_S)
         address, limit = (self.host, self.port), timedelta(seconds=HANDSHAKE_S)
         try:
             # a server that stays silent blocks the constructor for ever
@@ -195,7 +195,7 @@ class Meeting:
             store.add(f"beat/{entry}", 1)
             missing = store.get("missing").decode() if store.check(["missing"]) else "others"
             self.tell(f"connected; {self.unit} 0 waits for {missing} ({waited_s:.0f} s)")
-            time.sleep(TURN_S)
+            time.sleep(POLL_S)
         return store.get(key)
 
     def _receive(self, store: Store, own: Member, key: str) -> str:
@@ -215,7 +215,7 @@ class Meeting:
             store.set("missing", text := named(missing, self.unit))
             if waited_s >= self.quiet_s:
                 self.tell(f"waiting for {text} at {self.host}:{self.port} ({waited_s:.0f} s)")
-            time.sleep(TURN_S)
+            time.sleep(POLL_S)
         answer = json.dumps([secrets.token_hex(8), [asdict(member) for member in members]])
         for each in keys.values():
             store.set(each, answer)
@@ -225,7 +225,7 @@ class Meeting:
         """Leave the meeting; number 0 waits for all `num`, since they need its store."""
         left, until_s = part.add("left", 1), time.monotonic() + GRACE_S
         while self.number == 0 and left < num and time.monotonic() < until_s:
-            time.sleep(TURN_S)
+            time.sleep(POLL_S)
             left = part.add("left", 0)
 
     def compare(self, members: Sequence[Member]) -> list[Finding]:

@@ -66,7 +66,7 @@ def hold_run(
             run_dir.hold(resumes=resume != "no")
         return run_dir, resume
     if restart_count and resolved.config.run.resume == "never":
-        resolved = resolved.adjust({"run.resume": "auto"})
+        resolved = resolved.override({"run.resume": "auto"})
     run_dir, run = find_run(resolved, cwd)
     run_dir.hold(resumes=run.resume != "no")
     if launcher_store is not None:

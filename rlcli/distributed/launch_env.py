@@ -68,7 +68,7 @@ def fit_to_env(resolved: Resolved, ranks: RankEnv | None, env: Mapping[str, str]
         return resolved
     if resolved.sources["train.nnodes"] == "default":
         origin = f"env {found.counted_by}"
-        return resolved.adjust({"train.nnodes": found.nnodes}, origin=origin)
+        return resolved.override({"train.nnodes": found.nnodes}, origin=origin)
     where = resolved.where("train.nnodes")
     if nnodes == 1 and (found.is_pod or is_slurm_task(env)):
         raise LaunchError(
@@ -84,7 +84,7 @@ def _fit_to_ranks(resolved: Resolved, ranks: RankEnv) -> Resolved:
     is_whole = ranks.num_nodes in (None, resolved.config.train.nnodes)
     if not is_whole:
         origin = f"{ranks.launcher}'s variables"
-        resolved = resolved.adjust({"train.nnodes": ranks.num_nodes}, origin=origin)
+        resolved = resolved.override({"train.nnodes": ranks.num_nodes}, origin=origin)
     _refuse_servers(resolved, ranks.local_world_size or 1, num_gpus=None)
     if ranks.is_own:  # after the loss of a node, the agent's notes no longer hold
         return resolved.tell(*ranks.notes) if is_whole else resolved

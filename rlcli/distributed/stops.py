@@ -14,7 +14,7 @@ from torch.distributed import Store
 
 from rlcli.system.signals import STOPS, StopRequest
 
-TURN_S = 0.5
+POLL_S = 0.5
 DELAY_S = 2.0
 """Wait before forwarding: a launcher that signals every rank reaches rank 0 in this time."""
 END_S = 5.0
@@ -56,7 +56,7 @@ def _start(
 
 def _send(store: Store, arrived: list[int], ended: Event) -> None:
     while not arrived:
-        if ended.wait(TURN_S):
+        if ended.wait(POLL_S):
             return
     if ended.wait(DELAY_S):
         return
@@ -66,7 +66,7 @@ def _send(store: Store, arrived: list[int], ended: Event) -> None:
 
 def _receive(store: Store, stop: StopRequest, ended: Event) -> None:
     with suppress(dist.DistError):
-        while not ended.wait(TURN_S):
+        while not ended.wait(POLL_S):
             if store.check(["stop"]):
                 number = int(store.get("stop"))
                 if stop.signal is None:

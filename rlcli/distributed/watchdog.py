@@ -22,7 +22,7 @@ from rlcli.distributed.collectives import collectives_begun
 from rlcli.distributed.lines import named
 from rlcli.distributed.stops import own_line
 
-FIRST_WORD_S = 60.0
+FIRST_WARNING_S = 60.0
 BEAT_S = 10.0
 SILENT_BEATS = 3
 PATIENCE_S = 30 * 60.0
@@ -67,12 +67,12 @@ class Watch:
         store: Store,
         log: Path,
         *,
-        first_word_s: float = FIRST_WORD_S,
+        first_warning_s: float = FIRST_WARNING_S,
         beat_s: float = BEAT_S,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._rank, self._size, self._log = rank, size, log
-        self._first_word_s, self._beat_s, self._patience_s = first_word_s, beat_s, patience_s
+        self._first_word_s, self._beat_s, self._patience_s = first_warning_s, beat_s, patience_s
         self._store = PrefixStore("watch", store)
         self._beats = PrefixStore("watch", own_line(store))
         self.tell: Callable[[str], None] = lambda note: None
@@ -84,7 +84,7 @@ class Watch:
         self._name, self._since = "start", time.monotonic()
         self._heard = {0: Beat(0, 0, 0.0, "start")} if rank else _none_heard(size)
         self._unheard_s = dict.fromkeys(self._heard, 0.0)
-        self._slowest, self._waited_s, self._next_word_s = -1, 0.0, first_word_s
+        self._slowest, self._waited_s, self._next_word_s = -1, 0.0, first_warning_s
         self._ended = Event()
         self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()

@@ -31,7 +31,7 @@ from rlcli.models.causal_lm import CausalLM
 from rlcli.types import AnnotatedBatch, Batch
 
 
-class Passes:
+class ForwardPasses:
     """Policy, reference and critic in this process, and the passes over them."""
 
     in_lockstep = False

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlcli.engines.micro_batches import PackedRows
 from rlcli.models.causal_lm import CausalLM
-from rlcli.models.packed_attention import in_steps
+from rlcli.models.packed_attention import round_up_tokens
 
 CHUNK_ELEMENTS = 2**26
 """Logits held at once: 256 MiB in float32."""
@@ -140,7 +140,7 @@ def _packed(lm: CausalLM, rows: PackedRows) -> Tensor:
     """The hidden states that predict each response token, and padding."""
     hidden_ND = lm.hidden(rows.token_ids_N, rows.layout.position_ids, rows.layout)
     predicts_N = rows.layout.predicts_N
-    return hidden_ND[F.pad(predicts_N, (0, in_steps(len(predicts_N)) - len(predicts_N)))]
+    return hidden_ND[F.pad(predicts_N, (0, round_up_tokens(len(predicts_N)) - len(predicts_N)))]
 
 
 def _padded(lm: CausalLM, rows: PackedRows, pad_token_id: int) -> Tensor:

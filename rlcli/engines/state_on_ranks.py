@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlcli.distributed.collectives import Ranks, from_first
+from rlcli.distributed.collectives import Ranks, broadcast_from_rank0
 from rlcli.engines.sharded_checkpoint import StateReader
 
 
@@ -31,7 +31,7 @@ class _Tensors(Mapping[str, Tensor]):
     def __init__(self, source: Any, *, is_alone: bool) -> None:
         self._source, self._is_alone = source, is_alone
         known: list[Any] = [None if source is None else list(source.keys())]
-        self._names = set[str]((known if is_alone else from_first(known))[0])
+        self._names = set[str]((known if is_alone else broadcast_from_rank0(known))[0])
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -39,7 +39,9 @@ class _Tensors(Mapping[str, Tensor]):
         if self._is_alone:
             return self._source.get_tensor(name)
         here = None if self._source is None else self._source.get_tensor(name)
-        shape, dtype = from_first([None, None] if here is None else [here.shape, here.dtype])
+        shape, dtype = broadcast_from_rank0(
+            [None, None] if here is None else [here.shape, here.dtype]
+        )
         tensor = torch.empty(shape, dtype=dtype) if here is None else here
         dist.broadcast(tensor, src=0)
         return tensor

@@ -17,13 +17,13 @@ from rlcli.config.schema import Config, TrainConfig
 from rlcli.distributed.collectives import named_for_others
 from rlcli.engines.base import PolicyObjective
 from rlcli.engines.export import TensorFiles, save_pretrained
-from rlcli.engines.forward_passes import Passes
+from rlcli.engines.forward_passes import ForwardPasses
 from rlcli.engines.logprobs import Extra
 from rlcli.engines.merge import Whole
 from rlcli.engines.micro_batches import MiniBatch, index_rows, mini_batches, take_rows
 from rlcli.engines.optimizer import Updater, learning_rate_factor
 from rlcli.engines.state_on_ranks import read_on_all
-from rlcli.engines.update_metrics import Meter
+from rlcli.engines.update_metrics import UpdateMetrics
 from rlcli.errors import TrainingError
 from rlcli.models.causal_lm import CausalLM
 from rlcli.run_dir.checkpoint import EngineState
@@ -32,7 +32,7 @@ from rlcli.types import Advantages, AnnotatedBatch, Batch, StepRecord
 MAX_SKIPPED_UPDATES = 3
 
 
-class TorchEngine(Passes):
+class TorchEngine(ForwardPasses):
     """Policy, reference, critic and their optimizers in this process.
 
     Each rank computes the rows it holds of every mini-batch; gradients are added up.
@@ -95,7 +95,7 @@ class TorchEngine(Passes):
         step: int,
     ) -> StepRecord:
         """All epochs over the step's rollouts: the critic first, then the policy."""
-        meter, train, critic = Meter(), self.config.train, self.config.critic
+        meter, train, critic = UpdateMetrics(), self.config.train, self.config.critic
         factor = learning_rate_factor(train, step=step, total_steps=self.total_steps)
 
         def cut(size: int, *, needs_advantage: bool) -> list[MiniBatch]:
@@ -128,7 +128,7 @@ class TorchEngine(Passes):
         objective: PolicyObjective,
         mini: MiniBatch,
         factor: float,
-        meter: Meter,
+        meter: UpdateMetrics,
         seed: tuple[int, ...],
     ) -> None:
         selected_BT = self._select(batch, advantages, objective, mini.rows, seed)
@@ -175,7 +175,7 @@ class TorchEngine(Passes):
         self._step(self.policy_updater, "policy", factor, meter)
         self._note_the_rest(batch, advantages, mini, meter)
 
-    def _is_unmoved(self, objective: PolicyObjective, meter: Meter) -> bool:
+    def _is_unmoved(self, objective: PolicyObjective, meter: UpdateMetrics) -> bool:
         """Whether the policy is still what it was before the update: its ratio is exactly 1.
 
         Computed again it would be 1 but for rounding, whose sign decides the gradient of |lr|:
@@ -189,7 +189,7 @@ class TorchEngine(Passes):
         batch: AnnotatedBatch,
         advantages: Advantages,
         mini: MiniBatch,
-        meter: Meter,
+        meter: UpdateMetrics,
     ) -> None:
         """Entropy of rollouts that were not computed: the mean of -log p estimates it."""
         meter.add_rows(mini.num_learning, int(mini.counts[1]))
@@ -205,7 +205,7 @@ class TorchEngine(Passes):
         objective: PolicyObjective,
         mini: MiniBatch,
         factor: float,
-        meter: Meter,
+        meter: UpdateMetrics,
     ) -> None:
         assert self.critic is not None
         assert self.critic_updater is not None
@@ -257,7 +257,7 @@ class TorchEngine(Passes):
         out[list(rows)] = chosen
         return out
 
-    def _step(self, updater: Updater, name: str, factor: float, meter: Meter) -> None:
+    def _step(self, updater: Updater, name: str, factor: float, meter: UpdateMetrics) -> None:
         norm, taken = updater.step(factor)
         meter.end_mini_batch(name, norm, taken=taken)
         if updater.skipped_in_a_row >= MAX_SKIPPED_UPDATES:

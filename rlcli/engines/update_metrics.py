@@ -11,7 +11,7 @@ from rlcli.distributed.collectives import ALONE, Ranks
 from rlcli.types import StepRecord
 
 
-class Meter:
+class UpdateMetrics:
     """Collects what an update sees and gives the step's metrics."""
 
     def __init__(self) -> None:

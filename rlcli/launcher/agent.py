@@ -36,14 +36,14 @@ from rlcli.launcher.record import Record
 from rlcli.launcher.rendezvous import make_rendezvous
 from rlcli.launcher.signals import Signals
 from rlcli.launcher.watch import Watch
-from rlcli.run_dir.heartbeat import forget_signs
+from rlcli.run_dir.heartbeat import clear_heartbeat
 from rlcli.system.signals import BY_CTRL_C
 
 # torch logs every signal that it sends; the agent reports those that matter to a user
 logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
 logging.getLogger("torch.distributed.elastic").propagate = False
 RUN_ID = "rlcli"
-TURN_S = 0.05
+POLL_S = 0.05
 KILL_LIMIT_S = 10
 HURRIED_LEAVE_S = 0.5
 """Seconds the other ranks have to exit after a second Ctrl-C."""
@@ -98,7 +98,7 @@ class Agent(LocalElasticAgent):
             entrypoint=job.command[0],
             args=tuple(word.replace("$", "$$") for word in job.command[1:]),  # torch substitutes
             max_restarts=UNLIMITED,
-            monitor_interval=TURN_S,
+            monitor_interval=POLL_S,
             master_addr=address,
             master_port=store.port,
         )
@@ -183,7 +183,7 @@ class Agent(LocalElasticAgent):
 
     def _forget_signs(self) -> None:
         if self._record.path is not None:
-            forget_signs(self._record.path)
+            clear_heartbeat(self._record.path)
 
     def _follow(self) -> End | None:
         """On nodes other than 0: report signals and exits to node 0; return what it decides."""

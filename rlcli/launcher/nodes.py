@@ -20,7 +20,7 @@ from torch.distributed import Store
 from rlcli.distributed.stops import own_line
 from rlcli.launcher.job import Death, End, Job
 
-TURN_S = 0.1
+POLL_S = 0.1
 FLUSH_LIMIT_S = 2.0
 END_LIMIT_S = 2.0
 GOODBYE_LIMIT_S = 5.0
@@ -123,7 +123,7 @@ class Nodes:
     def _await(self, is_so: Callable[[], bool], limit_s: float) -> None:
         deadline_s = time.monotonic() + limit_s
         while not is_so() and not self.lost and time.monotonic() < deadline_s:
-            time.sleep(TURN_S / 2)
+            time.sleep(POLL_S / 2)
 
     def _talk(self, store: Store, run_store: Store, stop: Event) -> None:
         beat, seen, names = 0, Counter[int](), dict[int, int]()
@@ -145,7 +145,7 @@ class Nodes:
                     self.run_path = self._find_path(run_store)
                 self.num_waiting = self.count_waiting()
                 self._answered_s = time.monotonic()
-                stop.wait(TURN_S)
+                stop.wait(POLL_S)
         except (RuntimeError, ValueError) as error:
             if not stop.is_set() and not self.is_controller:
                 self.lost.setdefault(0, f"its store is gone ({type(error).__name__})")

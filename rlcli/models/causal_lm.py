@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlcli.errors import ModelError
 from rlcli.models.forward import CausalLM
-from rlcli.models.gated_mlp import keep_all, keep_less
+from rlcli.models.gated_mlp import disable_recompute, enable_recompute
 from rlcli.models.load_check import check_model, first_line, why_not_with
 from rlcli.models.loading import load_pretrained
 from rlcli.models.onednn_linear import speed_up_linears
@@ -91,7 +91,7 @@ def set_up_layers(model: PreTrainedModel, device: torch.device) -> None:
     _silence_dropout(model)
     if device.type == "cpu":
         speed_up_linears(model)
-    keep_less(model)
+    enable_recompute(model)
 
 
 def check_passes(lm: CausalLM, *, samples: bool = True) -> None:
@@ -134,7 +134,7 @@ def _attend_in_one_kernel(lm: CausalLM, plain: str) -> None:
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """Recompute activations in the backward pass."""
-    keep_all(model)
+    disable_recompute(model)
     enable = getattr(model, "activation_checkpointing_enable", None)
     if enable is None:  # transformers before 5.20
         enable = model.gradient_checkpointing_enable

@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from rlcli.errors import ConfigError
 from rlcli.models.flex_attention import allow_variants
 from rlcli.models.forward import find_decoder
-from rlcli.models.gated_mlp import keep_all
+from rlcli.models.gated_mlp import disable_recompute
 from rlcli.models.onednn_linear import OneDnnLinear
 from rlcli.models.packed_attention import ATTENTION
 
@@ -48,7 +48,7 @@ def check_compiler(device: torch.device, where: str) -> None:
 def compile_layers(model: PreTrainedModel) -> None:
     """Compile what the decoder layers consist of, in place, at its first use in training."""
     _keep_apart()
-    keep_all(model)  # the compiler itself chooses what to compute again
+    disable_recompute(model)  # the compiler itself chooses what to compute again
     decoder: Any = find_decoder(model)
     for layer in decoder.layers:
         for child in layer.children():

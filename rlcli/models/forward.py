@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from rlcli.models.packed_attention import DecodeLayout, Layout, in_steps
+from rlcli.models.packed_attention import DecodeLayout, Layout, round_up_tokens
 
 T = TypeVar("T")
 DROP_SHARE = 8
@@ -219,7 +219,7 @@ def _decode_packed(
         padding = tokens.new_full(done.shape, pad_token_id)
         padding[live] = tokens
         done[live] = ended
-        kept = in_steps(int((~done).sum()))
+        kept = round_up_tokens(int((~done).sum()))
         if (len(done) - kept) * DROP_SHARE >= len(done):
             keep = done.int().argsort(stable=True)[:kept].sort().values
             layout.keep(keep)

@@ -22,14 +22,14 @@ FORWARDS = (f"down_proj={FORWARD}returndown_proj", f"return{FORWARD}")
 Activation = Callable[[Tensor], Tensor]
 
 
-def keep_less(model: nn.Module) -> None:
+def enable_recompute(model: nn.Module) -> None:
     """Have every layer of this form keep its gate and its `up` alone."""
     for module in model.modules():
         if hasattr(module, "gate_proj") and _is_gated(type(module)):
             module.__class__ = _frugal(type(module))
 
 
-def keep_all(model: nn.Module) -> None:
+def disable_recompute(model: nn.Module) -> None:
     """Undo it: gradient checkpointing keeps nothing of a layer, and makes all of it again."""
     for module in model.modules():
         if isinstance(module, _Frugal):

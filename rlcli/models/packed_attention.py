@@ -28,7 +28,7 @@ class PackingUnsupportedError(Exception):
     """This architecture's attention has a feature that packing does not compute."""
 
 
-def in_steps(n: int) -> int:
+def round_up_tokens(n: int) -> int:
     """n, or a few more: kernels that were made for a number of tokens then serve again."""
     step = 1 if n <= FEWEST_PADDED else max(32, 1 << (n.bit_length() - 6))
     return -(-n // step) * step
@@ -168,7 +168,7 @@ class GroupLayout:
         response_positions = p.lengths[self.group_R][r.row] + r.column
         positions = torch.cat([prompt_positions, response_positions])
         self.num_tokens = len(positions)
-        self.num_padding = in_steps(self.num_tokens) - self.num_tokens
+        self.num_padding = round_up_tokens(self.num_tokens) - self.num_tokens
         self.position_ids = F.pad(positions, (0, self.num_padding))[None]
         self.predicts_N = self._predicting_index(_Block(response_lengths, device, left=False))
         self._buckets = self._by_length(read_lengths, device)

@@ -132,10 +132,10 @@ class HealthLog:
     def _note(self, step: int, verdicts: Sequence[Verdict]) -> list[str]:
         notes: list[str] = []
         for found in verdicts:
-            row = {"step": step, "verdict": found.name, "says": found.says, "knob": found.knob}
+            row = {"step": step, "verdict": found.name, "says": found.says, "knob": found.cure}
             with suppress(OSError), self._file.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
-            notes.append(f"health: {found.says} {found.knob}")
+            notes.append(f"health: {found.says} {found.cure}")
         return notes
 
 

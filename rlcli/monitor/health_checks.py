@@ -54,11 +54,11 @@ MEAN_STEPS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What is wrong and why (`says`), and what to change (`knob`)."""
+    """What is wrong and why (`says`), and what to change (`cure`)."""
 
     name: str
     says: str
-    knob: str
+    cure: str
 
 
 def _learns_fully(steps: Sequence[StepRecord], config: Config, count: int) -> bool:
@@ -99,10 +99,10 @@ def reward_zero(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
     before = max(_rewards(steps))
     if before > 0:
         says = f"it was {before:.2g}, and the policy lost what it could do"
-        knob = f"Lower train.lr (now {config.train.lr:g}); --resume STEP goes back to a checkpoint."
+        cure = f"Lower train.lr (now {config.train.lr:g}); --resume STEP goes back to a checkpoint."
     else:
-        says, knob = _why_zero(steps[-1], config)
-    return Verdict(name="reward_zero", says=f"reward is 0 everywhere: {says}.", knob=knob)
+        says, cure = _why_zero(steps[-1], config)
+    return Verdict(name="reward_zero", says=f"reward is 0 everywhere: {says}.", cure=cure)
 
 
 def _why_zero(step: StepRecord, config: Config) -> tuple[str, str]:
@@ -158,8 +158,8 @@ def unscored(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
     if share is None or is_for_judge(steps[-1], config):
         return None
     says = f"the reward leaves {share:.0%} of the rollouts unscored; they are masked out."
-    knob = f"Fix the reward function, or raise reward.timeout_s (now {config.reward.timeout_s:g})."
-    return Verdict(name="unscored", says=says, knob=knob)
+    cure = f"Fix the reward function, or raise reward.timeout_s (now {config.reward.timeout_s:g})."
+    return Verdict(name="unscored", says=says, cure=cure)
 
 
 def zero_variance(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -172,10 +172,10 @@ def zero_variance(steps: Sequence[StepRecord], config: Config) -> Verdict | None
     mean = steps[-1].get("reward_mean", 0.0)
     says = f"{tied[-1]:.0%} of the groups score all alike and teach nothing (reward {mean:.2f})."
     if mean >= 0.5:
-        knob = "Harder prompts, or algorithm.dynamic_sampling=true, which draws others."
+        cure = "Harder prompts, or algorithm.dynamic_sampling=true, which draws others."
     else:
-        knob = f"Raise rollout.n (now {config.rollout.n}), or begin with easier prompts."
-    return Verdict(name="zero_variance", says=says, knob=knob)
+        cure = f"Raise rollout.n (now {config.rollout.n}), or begin with easier prompts."
+    return Verdict(name="zero_variance", says=says, cure=cure)
 
 
 def kl_high(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -184,8 +184,8 @@ def kl_high(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
     if not values or min(values) <= KL_RANGE[1]:
         return None
     says = f"kl_divergence {values[-1]:.2g} is above {KL_RANGE[1]:g}: far from the reference model."
-    knob = f"Raise {_kl_knob(config)}, or lower train.lr (now {config.train.lr:g})."
-    return Verdict(name="kl_high", says=says, knob=knob)
+    cure = f"Raise {_kl_knob(config)}, or lower train.lr (now {config.train.lr:g})."
+    return Verdict(name="kl_high", says=says, cure=cure)
 
 
 def kl_low(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -200,8 +200,8 @@ def kl_low(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         f"kl_divergence {values[-1]:.2g} is below {KL_RANGE[0]:g} after "
         f"{steps[-1]['step']:.0f} steps and reward does not rise: the policy hardly moves."
     )
-    knob = f"Raise train.lr (now {config.train.lr:g}), or lower {_kl_knob(config)}."
-    return Verdict(name="kl_low", says=says, knob=knob)
+    cure = f"Raise train.lr (now {config.train.lr:g}), or lower {_kl_knob(config)}."
+    return Verdict(name="kl_low", says=says, cure=cure)
 
 
 def clip_high(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -212,8 +212,8 @@ def clip_high(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
     says = (
         f"clip_fraction {values[-1]:.2g} is above {MAX_CLIP:g}: updates overshoot the clip range."
     )
-    knob = f"Lower train.lr (now {config.train.lr:g}){_fewer_updates(config)}."
-    return Verdict(name="clip_high", says=says, knob=knob)
+    cure = f"Lower train.lr (now {config.train.lr:g}){_fewer_updates(config)}."
+    return Verdict(name="clip_high", says=says, cure=cure)
 
 
 def _updates(config: Config) -> int:
@@ -243,8 +243,8 @@ def clip_none(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         f"clip_fraction is 0 for {NO_CLIP_STEPS} steps of {updates} updates and reward does not "
         "rise: the policy hardly moves."
     )
-    knob = f"Raise train.lr (now {config.train.lr:g})."
-    return Verdict(name="clip_none", says=says, knob=knob)
+    cure = f"Raise train.lr (now {config.train.lr:g})."
+    return Verdict(name="clip_none", says=says, cure=cure)
 
 
 def entropy_collapse(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -265,11 +265,11 @@ def entropy_collapse(steps: Sequence[StepRecord], config: Config) -> Verdict | N
         return None
     low, high = config.algorithm.clip_bounds
     wider = f", algorithm.clip_high (now {high:g}; dapo has 0.28)" if low == high else ""
-    knob = (
+    cure = (
         f"Raise algorithm.entropy_coef (now {config.algorithm.entropy_coef:g}){wider}, or lower "
         f"train.lr (now {config.train.lr:g})."
     )
-    return Verdict(name="entropy_collapse", says=says, knob=knob)
+    return Verdict(name="entropy_collapse", says=says, cure=cure)
 
 
 def length_runaway(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -286,11 +286,11 @@ def length_runaway(steps: Sequence[StepRecord], config: Config) -> Verdict | Non
         f"responses grew from {then:.0f} to {now:.0f} tokens within {len(window) - 1} steps and "
         "reward did not rise with them."
     )
-    knob = (
+    cure = (
         "Try algorithm.overlong_penalty=true, or algorithm.aggregation=seq_mean_token_sum_norm, "
         "which does not pay for length."
     )
-    return Verdict(name="length_runaway", says=says, knob=knob)
+    return Verdict(name="length_runaway", says=says, cure=cure)
 
 
 def truncation(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -299,11 +299,11 @@ def truncation(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
     if not values or min(values) <= MAX_TRUNCATED or _all_zero(steps):
         return None
     says = f"{values[-1]:.0%} of the responses are cut by the length limit."
-    knob = (
+    cure = (
         f"Raise data.max_response_tokens (now {config.data.max_response_tokens:,}), or set "
         "algorithm.overlong_filter=true to leave them out of the loss."
     )
-    return Verdict(name="truncation", says=says, knob=knob)
+    return Verdict(name="truncation", says=says, cure=cure)
 
 
 def sampler_gap(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -315,12 +315,12 @@ def sampler_gap(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         return None
     says = f"sampler and trainer differ by {values[-1]:.2g} in a token's probability on average."
     if config.rollout.async_steps:
-        knob = "The rollouts are a step old: lower train.lr, or set rollout.async_steps=0."
+        cure = "The rollouts are a step old: lower train.lr, or set rollout.async_steps=0."
     elif "sampler/weight_mean" in steps[-1]:
-        knob = "algorithm.correction makes up for part of it; model.dtype=float32 removes it."
+        cure = "algorithm.correction makes up for part of it; model.dtype=float32 removes it."
     else:
-        knob = "Set algorithm.correction=token, or model.dtype=float32."
-    return Verdict(name="sampler_gap", says=says, knob=knob)
+        cure = "Set algorithm.correction=token, or model.dtype=float32."
+    return Verdict(name="sampler_gap", says=says, cure=cure)
 
 
 def reward_length(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -334,10 +334,10 @@ def reward_length(steps: Sequence[StepRecord], config: Config) -> Verdict | None
     says = f"reward follows length (r = {values[-1]:.2f}): {longer} responses are what is paid for."
     if values[-1] < 0 and steps[-1].get("truncated_share", 0.0) > 0.05:
         limit = config.data.max_response_tokens
-        knob = f"Long ones are cut: raise data.max_response_tokens (now {limit:,})."
+        cure = f"Long ones are cut: raise data.max_response_tokens (now {limit:,})."
     else:
-        knob = "Read some (rlcli rollouts view --best); then mend the reward or the judge's prompt."
-    return Verdict(name="reward_length", says=says, knob=knob)
+        cure = "Read some (rlcli rollouts view --best); then mend the reward or the judge's prompt."
+    return Verdict(name="reward_length", says=says, cure=cure)
 
 
 def reward_falling(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -352,8 +352,8 @@ def reward_falling(steps: Sequence[StepRecord], config: Config) -> Verdict | Non
     says = f"reward fell from {best:.3g} to {now:.3g} (means of 5 steps)."
     again = f"Lower train.lr (now {config.train.lr:g}){_fewer_updates(config)}"
     more = f", or raise {_kl_knob(config)}" if config.algorithm.needs_reference else ""
-    knob = f"{again}{more}; an earlier checkpoint is resumed with --resume STEP."
-    return Verdict(name="reward_falling", says=says, knob=knob)
+    cure = f"{again}{more}; an earlier checkpoint is resumed with --resume STEP."
+    return Verdict(name="reward_falling", says=says, cure=cure)
 
 
 def skipped_updates(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -362,8 +362,8 @@ def skipped_updates(steps: Sequence[StepRecord], config: Config) -> Verdict | No
     if not skipped:
         return None
     says = f"{skipped:.0f} updates were skipped: the gradient was not finite."
-    knob = f"Lower train.lr (now {config.train.lr:g}), or set model.dtype=float32."
-    return Verdict(name="skipped_updates", says=says, knob=knob)
+    cure = f"Lower train.lr (now {config.train.lr:g}), or set model.dtype=float32."
+    return Verdict(name="skipped_updates", says=says, cure=cure)
 
 
 Check = Callable[[Sequence[StepRecord], Config], Verdict | None]

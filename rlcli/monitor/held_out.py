@@ -73,13 +73,13 @@ def held_out_falling(
         )
     else:
         return None
-    knob = f"Lower train.lr (now {config.train.lr:g})"
+    cure = f"Lower train.lr (now {config.train.lr:g})"
     if not config.algorithm.needs_reference:
-        knob += " or set algorithm.kl_loss=true"
+        cure += " or set algorithm.kl_loss=true"
     return Verdict(
         name=HELD_OUT_FALLING,
         says=says,
-        knob=f"{knob}. The checkpoint with the best score is kept: rlcli ckpt list RUN.",
+        cure=f"{cure}. The checkpoint with the best score is kept: rlcli ckpt list RUN.",
     )
 
 

@@ -38,10 +38,10 @@ def canary(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         f"known bad answers got {score:.2f} of 1 on average: the judge can be talked round, and "
         "the policy will find out how."
     )
-    knob = "Take a stronger reward.judge.model or a stricter reward.judge.prompt."
+    cure = "Take a stronger reward.judge.model or a stricter reward.judge.prompt."
     if not config.reward.judge.rule_first and not config.reward.composite:
-        knob += " Where answers can be compared, reward.judge.rule_first=true asks it less."
-    return Verdict(name="judge_canary", says=says, knob=knob)
+        cure += " Where answers can be compared, reward.judge.rule_first=true asks it less."
+    return Verdict(name="judge_canary", says=says, cure=cure)
 
 
 def injections(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -53,11 +53,11 @@ def injections(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         f"{rates[-1]:.0%} of the responses speak to the judge (ask for a score, pose as its "
         "verdict) instead of answering."
     )
-    knob = (
+    cure = (
         "Read some (rlcli rollouts view --best); where they are paid for, take a stronger "
         "reward.judge.model and go back with --resume STEP."
     )
-    return Verdict(name="judge_injections", says=says, knob=knob)
+    return Verdict(name="judge_injections", says=says, cure=cure)
 
 
 def alike(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -67,11 +67,11 @@ def alike(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         return None
     mean = steps[-1].get("judge/score_mean", 0.0)
     says = f"the judge gives every response the same score ({mean:.2f} of 1) and teaches nothing."
-    knob = (
+    cure = (
         "Read its reasons (rlcli rollouts view); then describe more steps of the scale in "
         "reward.judge.prompt, or take another reward.judge.model."
     )
-    return Verdict(name="judge_alike", says=says, knob=knob)
+    return Verdict(name="judge_alike", says=says, cure=cure)
 
 
 def length(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -80,11 +80,11 @@ def length(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
     if not values or min(values) <= MAX_LENGTH_CORRELATION or reward_length(steps, config):
         return None
     says = f"the judge's score follows length (r = {values[-1]:.2f}): it pays for longer responses."
-    knob = (
+    cure = (
         "Say in reward.judge.prompt that length earns nothing; algorithm.overlong_penalty=true "
         "holds against it."
     )
-    return Verdict(name="judge_length", says=says, knob=knob)
+    return Verdict(name="judge_length", says=says, cure=cure)
 
 
 def agreement(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -96,11 +96,11 @@ def agreement(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         f"judge and rule pass or fail alike in only {shares[-1]:.0%} of the responses: one of them "
         "is wrong."
     )
-    knob = (
+    cure = (
         "Read where they differ (rlcli rollouts view, rlcli reward test); then mend reward.fn, "
         "or take another reward.judge.prompt or reward.judge.model."
     )
-    return Verdict(name="judge_agreement", says=says, knob=knob)
+    return Verdict(name="judge_agreement", says=says, cure=cure)
 
 
 def unscored(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
@@ -109,7 +109,7 @@ def unscored(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
     if share is None or not is_for_judge(steps[-1], config):
         return None
     says = f"the judge leaves {share:.0%} of the rollouts unscored; they are masked out."
-    return Verdict(name="unscored", says=says, knob=_unscored_knob(steps[-1], config))
+    return Verdict(name="unscored", says=says, cure=_unscored_knob(steps[-1], config))
 
 
 def _unscored_knob(step: StepRecord, config: Config) -> str:
@@ -146,11 +146,11 @@ def cache(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         "the file that keeps the judge's verdicts cannot be read or written; the run goes on "
         "without it, and pays again for what was judged before."
     )
-    knob = (
+    cure = (
         "Look at the disk; delete judge_cache.sqlite (or the file of reward.judge.cache) before "
         "the run is resumed, or set reward.judge.cache=off."
     )
-    return Verdict(name="judge_cache", says=says, knob=knob)
+    return Verdict(name="judge_cache", says=says, cure=cure)
 
 
 JUDGE_CHECKS: tuple[Check, ...] = (unscored, canary, injections, alike, agreement, length, cache)

@@ -207,7 +207,7 @@ class Monitor:
         self.held_out_rewards = [(step, reward) for step, reward in rewards]
 
 
-class SilentMonitor:
+class NullMonitor:
     """The monitor of a rank other than 0: it writes and shows nothing."""
 
     stop_requested = False

@@ -10,7 +10,7 @@ from rlcli.plan.states import num_processes
 ENGINE = "train.engine"
 
 
-def settle_engine(
+def resolve_engine(
     resolved: Resolved, models: Models, machine: Machine, *, num_val: int | None
 ) -> Resolved:
     """`resolved` with the fsdp engine if several processes cannot each hold the whole run.
@@ -23,11 +23,11 @@ def settle_engine(
     phase = plan_memory(config, models, machine=machine, num_val=num_val).largest
     if phase.fits is not False or machine.memory_gib is None:
         return resolved
-    changed = resolved.adjust({ENGINE: "fsdp"}).config
+    changed = resolved.override({ENGINE: "fsdp"}).config
     shared = plan_memory(changed, models, machine=machine, num_val=num_val)
     if all(p.peak_gib >= phase.peak_gib for p in shared.phases if p.name == phase.name):
         return resolved  # what vLLM lacks, no training engine gives
-    return resolved.adjust(
+    return resolved.override(
         {ENGINE: "fsdp"},
         note=f"{ENGINE}=auto takes fsdp: whole on every device, the {phase.name} phase takes "
         f"{phase.peak_gib:.1f} GiB of {machine.memory_gib:.1f}.",

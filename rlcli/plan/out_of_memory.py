@@ -11,8 +11,8 @@ from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.errors import TrainingError, UsageError
 from rlcli.plan.memory import MemoryPlan, plan_memory
-from rlcli.plan.reliefs import find_reliefs
 from rlcli.plan.report import RunPlan, plan_run
+from rlcli.plan.savings import find_savings
 
 PHASES: Final = {
     "generate": "rollout",
@@ -64,8 +64,8 @@ def _cures(plan: RunPlan, name: str) -> tuple[str, list[str]]:
     def again(changed: Config) -> MemoryPlan:
         return plan_memory(changed, plan.models, machine=plan.machine, num_val=0)
 
-    reliefs = find_reliefs(plan.resolved, replace(plan.memory, phases=[phase]), again)
-    return phase.name, [f"{cure.change} (-{cure.gain_gib:.2g} GiB)" for cure in reliefs]
+    savings = find_savings(plan.resolved, replace(plan.memory, phases=[phase]), again)
+    return phase.name, [f"{cure.change} (-{cure.gain_gib:.2g} GiB)" for cure in savings]
 
 
 def _halves(resolved: Resolved, name: str) -> list[str]:

@@ -13,13 +13,13 @@ from rlcli.data.files import find_files
 from rlcli.data.sets import is_held_out, num_held_out
 from rlcli.errors import DataNotFoundError
 from rlcli.plan.disk import DiskPlan, find_free_gib, plan_disk
-from rlcli.plan.engine import settle_engine
+from rlcli.plan.engine import resolve_engine
 from rlcli.plan.judge import JudgePlan, plan_judge
 from rlcli.plan.machine import Machine, find_machine
 from rlcli.plan.memory import MemoryPlan, Models, Phase, plan_memory
 from rlcli.plan.models import find_shape
 from rlcli.plan.needs import needs_of
-from rlcli.plan.reliefs import Fitted, Relief, find_reliefs, make_fit
+from rlcli.plan.savings import Fitted, MemorySaving, find_savings, make_fit
 from rlcli.plan.shapes import ModelShape
 from rlcli.plan.states import critic_parameters
 from rlcli.setup import checks
@@ -43,7 +43,7 @@ class RunPlan:
     steps: int | None
     disk: DiskPlan
     judge: JudgePlan | None
-    reliefs: list[Relief]
+    savings: list[MemorySaving]
     together: Fitted | None
     warnings: list[str]
 
@@ -85,7 +85,7 @@ class RunPlan:
             "checkpoint_gib": self.disk.checkpoint_gib,
             "disk": asdict(self.disk),
             "judge": None if self.judge is None else asdict(self.judge),
-            "suggestions": [asdict(relief) for relief in self.reliefs],
+            "suggestions": [asdict(relief) for relief in self.savings],
             "together": None if self.together is None else _together(self.together),
             "warnings": self.warnings,
         }
@@ -145,15 +145,15 @@ def make_memory_plan(
     """The plan of checked settings on a given machine; pure."""
     resolved, batch, batches = _settle_batches(resolved, num_prompts)
     models = Models(policy=shape, critic=critic, reward=reward_model)
-    resolved = settle_engine(resolved, models, machine, num_val=num_val)
+    resolved = resolve_engine(resolved, models, machine, num_val=num_val)
     config = resolved.config
 
     def again(changed: Config) -> MemoryPlan:
         return plan_memory(changed, models, machine=machine, num_val=num_val)
 
     memory = again(config)
-    reliefs = find_reliefs(resolved, memory, again)
-    is_enough = memory.largest.fits is not False or any(relief.fits for relief in reliefs)
+    savings = find_savings(resolved, memory, again)
+    is_enough = memory.largest.fits is not False or any(relief.fits for relief in savings)
     steps = batches.num_steps if batches else config.train.max_steps
     return RunPlan(
         resolved=resolved,
@@ -167,7 +167,7 @@ def make_memory_plan(
         judge=plan_judge(
             config, steps=steps, num_val=num_val, prompts=config.train.prompts_per_step
         ),
-        reliefs=reliefs,
+        savings=savings,
         together=None if is_enough else make_fit(resolved, memory, again),
         warnings=[*resolved.notes, *_warnings(config, machine, memory)],
     )
@@ -182,7 +182,7 @@ def _settle_batches(
     config, lines = checks.batch_arithmetic(resolved.config, num_prompts)
     *shrunk, step, run = lines
     batches = checks.batching(config, num_prompts)
-    return resolved.shrink(config).tell(*shrunk), [step, run], batches
+    return resolved.clamp_to_data(config).tell(*shrunk), [step, run], batches
 
 
 def _warnings(config: Config, machine: Machine, memory: MemoryPlan) -> list[str]:

@@ -208,7 +208,7 @@ def _verdicts(run: RunDir, rows: Sequence[Mapping[str, float]]) -> list[dict[str
     except RunDirError:
         return []
     return [
-        {"step": int(row["step"]), "verdict": found.name, "says": found.says, "knob": found.knob}
+        {"step": int(row["step"]), "verdict": found.name, "says": found.says, "knob": found.cure}
         for row in rows
         for found in health.replay(row)
     ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rlcli.rewards.build_scorer import (
     build_scorer,
     check_reward,
-    gold_problems,
     needs_model,
     probe_reward,
+    reference_problems,
     rules_in_use,
 )
 from rlcli.rewards.passing import PASSED, accuracy_scores, pass_scores
@@ -17,9 +17,9 @@ __all__ = [
     "accuracy_scores",
     "build_scorer",
     "check_reward",
-    "gold_problems",
     "needs_model",
     "pass_scores",
     "probe_reward",
+    "reference_problems",
     "rules_in_use",
 ]

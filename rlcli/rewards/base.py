@@ -45,7 +45,7 @@ class Scorer(Protocol):
         """
         ...
 
-    def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
+    def normalize(self, rewards: Sequence[Reward], *, update_stats: bool) -> list[Reward]:
         """This rank's rewards of one step, or of one evaluation, on their final scale.
 
         Collective, like `metrics`: all ranks call both in the same order.
@@ -73,7 +73,7 @@ class StatelessScorer:
         """None."""
         return []
 
-    def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
+    def normalize(self, rewards: Sequence[Reward], *, update_stats: bool) -> list[Reward]:
         """The rewards as they are."""
         return [*rewards]
 

@@ -20,7 +20,7 @@ from rlcli.rewards.normalize import FixedScale, Normalizer, RunningScale
 from rlcli.rewards.process_pool import ScorerPool
 from rlcli.rewards.remote import RemoteModel, check_url, is_url
 from rlcli.rewards.rule_first_scorer import RuleFirstScorer
-from rlcli.rewards.rules import RUNS_CODE, gold_problem, has_rule, rule_name
+from rlcli.rewards.rules import RUNS_CODE, has_rule, reference_problem, rule_name
 from rlcli.rewards.sandbox import check_sandbox
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def needs_model(config: RewardConfig) -> bool:
     return combine(config).uses("model") and not is_url(config.model or "")
 
 
-def gold_problems(config: RewardConfig, rows: Iterable[Row]) -> list[str]:
+def reference_problems(config: RewardConfig, rows: Iterable[Row]) -> list[str]:
     """One message per row that its built-in rule cannot grade; [] for a user's function."""
     combination = combine(config)
     if not combination.uses("fn") or not is_rule(config.fn):
@@ -99,7 +99,7 @@ def gold_problems(config: RewardConfig, rows: Iterable[Row]) -> list[str]:
         if combination.is_rule_first and config.fn == "rules" and not has_rule(row.data_source):
             continue
         name = rule_name(row.data_source) if config.fn == "rules" else config.fn
-        problem = gold_problem(name, row.ground_truth, row.extra_info)
+        problem = reference_problem(name, row.ground_truth, row.extra_info)
         if problem:
             problems.append(f"{row.id}: {problem} (rule {name}).")
     return problems

@@ -59,7 +59,7 @@ class CompositeScorer:
         """Those of the judge, where it is a part."""
         return [one for scorer in self._scorers.values() for one in scorer.canaries(step, prompts)]
 
-    def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
+    def normalize(self, rewards: Sequence[Reward], *, update_stats: bool) -> list[Reward]:
         """The sums with the reward model's part on its scale; what is unscored stays so."""
         if self._scale is None:
             return [*rewards]
@@ -67,7 +67,7 @@ class CompositeScorer:
         raw = [score for each in self._gather(own) for score in each]
         if not raw:
             return [*rewards]
-        moments = self._scale.moments(raw, learns=learns)
+        moments = self._scale.moments(raw, update_stats=update_stats)
 
         def settled(reward: Reward) -> Reward:
             if reward.value is None:

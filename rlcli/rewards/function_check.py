@@ -14,7 +14,7 @@ from rlcli.rewards.base import text_rollout
 from rlcli.rewards.process import CallFailed, NotStarted, ScoringProcess
 from rlcli.rewards.process_pool import call_of, read_reply, with_key_hint
 from rlcli.rewards.rules.references import alternatives
-from rlcli.rewards.rules.undecided import Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference
 from rlcli.types import Message, Prompt, Reward
 
 MAX_SOURCES, MIN_ROWS = 4, 2
@@ -73,7 +73,7 @@ def check_function(
 
 def answer_text(answer: Any) -> str:
     """An answer as text, the first if there are alternatives."""
-    with suppress(Ungradable):
+    with suppress(InvalidReference):
         answer = alternatives(answer)[0]
     return (
         json.dumps(answer, ensure_ascii=False, default=str)

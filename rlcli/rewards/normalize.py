@@ -55,7 +55,7 @@ def moments_of(values: Sequence[float]) -> Moments:
 class Normalizer(Protocol):
     """Says on which scale the scores of a step count."""
 
-    def moments(self, values: Sequence[float], *, learns: bool) -> Moments:
+    def moments(self, values: Sequence[float], *, update_stats: bool) -> Moments:
         """What to take off and to divide by; `values` are those of the step or evaluation."""
         ...
 
@@ -74,7 +74,7 @@ class FixedScale:
     def __init__(self, mean: float, std: float) -> None:
         self._moments = Moments(1, mean, std * std)
 
-    def moments(self, values: Sequence[float], *, learns: bool) -> Moments:
+    def moments(self, values: Sequence[float], *, update_stats: bool) -> Moments:
         """Those given."""
         return self._moments
 
@@ -98,9 +98,9 @@ class RunningScale:
         self._seen = Moments()
         self._held_out = Moments()
 
-    def moments(self, values: Sequence[float], *, learns: bool) -> Moments:
+    def moments(self, values: Sequence[float], *, update_stats: bool) -> Moments:
         """Those of training, or those of evaluations."""
-        if learns:
+        if update_stats:
             self._seen = self._seen.merged(moments_of(values))
             return self._seen
         if not self._held_out.count:

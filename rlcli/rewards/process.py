@@ -115,7 +115,7 @@ class ScoringProcess:
         self._connection.close()
 
     def _obituary(self) -> str:
-        return obituary(self._process, "the scoring process")
+        return exit_reason(self._process, "the scoring process")
 
     def _receive_in_time(self) -> bytes:
         """The next message within the timeout, not counting the child's waits for a CPU.
@@ -174,7 +174,7 @@ def start_worker(
     return process, connection
 
 
-def obituary(process: subprocess.Popen[Any], who: str) -> str:
+def exit_reason(process: subprocess.Popen[Any], who: str) -> str:
     """How a process ended, in words; its exit status comes shortly after its last byte."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=5)

@@ -50,7 +50,7 @@ class RuleFirstScorer:
         """Those of the judge."""
         return self._judge.canaries(step, prompts)
 
-    def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
+    def normalize(self, rewards: Sequence[Reward], *, update_stats: bool) -> list[Reward]:
         """The rewards as they are."""
         return [*rewards]
 

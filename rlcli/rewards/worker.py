@@ -28,7 +28,7 @@ from rlcli.rewards.loading import (
 from rlcli.rewards.outcomes import NoOpinion, NotANumber, read_outcome
 from rlcli.rewards.parent_pipe import ParentGone, ParentPipe
 from rlcli.rewards.protocol import READY, STARTED, UNSAFE
-from rlcli.rewards.rules.undecided import NoRule, Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference, NoRule
 from rlcli.system.hardware import be_killed_first, die_with_parent
 
 RULE_MEMORY_BYTES = 4 << 30
@@ -81,7 +81,7 @@ def _score(
         function = resolve(call["data_source"])
         pipe.send(STARTED)
         return read_outcome(function(**call))
-    except (NoOpinion, NoRule, Ungradable) as error:
+    except (NoOpinion, NoRule, InvalidReference) as error:
         return {"error": str(error), "undecided": True}
     except (NotANumber, RewardError) as error:
         return {"error": str(error)}

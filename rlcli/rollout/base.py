@@ -40,7 +40,7 @@ class Sampler(Protocol):
         """Sample from these weights from now on."""
         ...
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Make room: nothing is sampled before the next weights."""
         ...
 
@@ -54,7 +54,7 @@ class Sampler(Protocol):
         params: SamplingParams,
         *,
         seed: int,
-        places: Sequence[int] | None = None,
+        prompt_indices: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[Rollout]:
         """params.n rollouts per prompt, prompts in order, a group's rollouts adjacent.

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from rlcli.errors import RewardError
-from rlcli.rollout.step_view import Seen
+from rlcli.rollout.step_view import StepView
 from rlcli.types import Batch, Prompt, Reward, Rollout, Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collected:
+class ScoredRollouts:
     """This rank's rollouts, prompts in order and groups adjacent, with their rewards.
 
     greedy: rewards of greedy rollouts by prompt. order: the prompts of all ranks; empty if this
@@ -27,10 +27,10 @@ class Collected:
     rewards: Sequence[Reward]
     greedy: Mapping[str, Reward]
     order: Sequence[Prompt] = ()
-    seen: Seen = field(default_factory=Seen)
+    seen: StepView = field(default_factory=StepView)
 
 
-def collate(collected: Collected, *, needs: frozenset[str]) -> Batch:
+def collate(collected: ScoredRollouts, *, needs: frozenset[str]) -> Batch:
     """This rank's rollouts as tensors. Unscored rows stay, with valid_B 0.
 
     A group with fewer than two scores is invalid where the estimator compares within groups;
@@ -77,7 +77,7 @@ def _flat(rows: Sequence[Sequence[float]], dtype: type[np.generic]) -> np.ndarra
     return np.fromiter(chain.from_iterable(rows), dtype, count=sum(map(len, rows)))
 
 
-def _share_of(collected: Collected, groups: Mapping[str, object]) -> Share | None:
+def _share_of(collected: ScoredRollouts, groups: Mapping[str, object]) -> Share | None:
     """The numbers of this rank's prompts among the prompts of the step."""
     if not collected.order:
         return None
@@ -110,7 +110,7 @@ def _collate_parts(rewards: Sequence[Reward]) -> dict[str, Tensor]:
     return {n: torch.tensor([reward.parts.get(n, 0.0) for reward in rewards]) for n in names}
 
 
-def groups_of(collected: Collected) -> dict[str, list[int]]:
+def groups_of(collected: ScoredRollouts) -> dict[str, list[int]]:
     """The rows of each prompt, by its id."""
     groups: dict[str, list[int]] = {}
     for row, rollout in enumerate(collected.rollouts):

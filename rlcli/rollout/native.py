@@ -56,7 +56,7 @@ class NativeSampler:
                 if name in own:
                     own[name].copy_(tensor)
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Nothing: its buffers live as long as a call."""
 
     def close(self) -> None:
@@ -68,11 +68,11 @@ class NativeSampler:
         params: SamplingParams,
         *,
         seed: int,
-        places: Sequence[int] | None = None,
+        prompt_indices: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[Rollout]:
         """params.n rollouts per prompt, prompts in order."""
-        places = range(len(prompts)) if places is None else places
+        prompt_indices = range(len(prompts)) if prompt_indices is None else prompt_indices
         per_call = max(1, self.max_rows // params.n)
         out: list[Rollout] = []
         was_training = self.lm.model.training
@@ -81,7 +81,9 @@ class NativeSampler:
             for start in range(0, len(prompts), per_call):
                 some = prompts[start : start + per_call]
                 call = _Call(self, some, params, offset=start * params.n, on_finish=on_finish)
-                out.extend(call.run(seed=seed, places=places[start : start + per_call]))
+                out.extend(
+                    call.run(seed=seed, prompt_indices=prompt_indices[start : start + per_call])
+                )
         finally:
             self.lm.model.train(was_training)
         return out
@@ -112,10 +114,10 @@ class _Call:
         self.stops = StopTexts(sampler.tokenizer, params.stop)
 
     @torch.inference_mode()
-    def run(self, *, seed: int, places: Sequence[int]) -> list[Rollout]:
+    def run(self, *, seed: int, prompt_indices: Sequence[int]) -> list[Rollout]:
         """All rollouts of the call, in order."""
         # one number per row of the call, live or not: dropping a row moves no other row's draws
-        drawn = [self._draw(seed, place) for place in places]
+        drawn = [self._draw(seed, place) for place in prompt_indices]
         self.uniform_TR = torch.cat(drawn).T.contiguous().to(self.device)
         dtype = self.sampler.autocast_dtype
         cast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()

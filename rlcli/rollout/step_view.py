@@ -17,7 +17,7 @@ LEVEL = 1
 
 
 @dataclass(slots=True)
-class SeenRollout:
+class ResponseView:
     """A response without its tokens."""
 
     prompt: Prompt
@@ -28,7 +28,7 @@ class SeenRollout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class StepView:
     """The rollouts of all ranks, prompts in order and groups adjacent, and their rewards.
 
     Empty on every rank but 0.
@@ -40,43 +40,43 @@ class Seen:
 
 def show(
     ranks: Ranks, order: Sequence[Prompt], rollouts: Sequence[Rollout], rewards: Sequence[Reward]
-) -> Seen:
+) -> StepView:
     """Gather every rank's rollouts on rank 0. order: the prompts of all ranks."""
     if ranks.size == 1:
-        return Seen(rollouts=rollouts, rewards=rewards)
+        return StepView(rollouts=rollouts, rewards=rewards)
     number = {prompt.id: place for place, prompt in enumerate(order)}
     numbers = [number[rollout.prompt.id] for rollout in rollouts]
     if ranks.rank:
         ranks.gather_bytes(_pack(numbers, rollouts, rewards))
-        return Seen()
+        return StepView()
     rows: list[tuple[int, Response, Reward]] = list(zip(numbers, rollouts, rewards, strict=True))
     for data in ranks.gather_bytes(b"")[1:]:
         rows += _unpack(data, order)
     rows.sort(key=itemgetter(0))
-    return Seen(rollouts=[row[1] for row in rows], rewards=[row[2] for row in rows])
+    return StepView(rollouts=[row[1] for row in rows], rewards=[row[2] for row in rows])
 
 
 def _pack(numbers: Sequence[int], rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> bytes:
     """Columns of the rollouts; equal rewards, of which there are many, are sent once."""
     table: dict[tuple[Any, ...], int] = {}
-    places = [table.setdefault(_fields(reward), len(table)) for reward in rewards]
+    prompt_indices = [table.setdefault(_fields(reward), len(table)) for reward in rewards]
     columns = (
         numbers,
         [rollout.text for rollout in rollouts],
         [rollout.num_tokens for rollout in rollouts],
         [rollout.finish_reason for rollout in rollouts],
         [rollout.policy_version for rollout in rollouts],
-        places,
+        prompt_indices,
     )
     return zlib.compress(pickle.dumps((columns, list(table)), pickle.HIGHEST_PROTOCOL), LEVEL)
 
 
 def _unpack(data: bytes, order: Sequence[Prompt]) -> Iterator[tuple[int, Response, Reward]]:
-    (numbers, *columns, places), table = pickle.loads(zlib.decompress(data))
+    (numbers, *columns, prompt_indices), table = pickle.loads(zlib.decompress(data))
     rewards = [_reward(*fields) for fields in table]
     prompts = [order[number] for number in numbers]
-    seen = map(SeenRollout, prompts, *columns)
-    return zip(numbers, seen, [rewards[place] for place in places], strict=True)
+    seen = map(ResponseView, prompts, *columns)
+    return zip(numbers, seen, [rewards[place] for place in prompt_indices], strict=True)
 
 
 def _fields(reward: Reward) -> tuple[Any, ...]:

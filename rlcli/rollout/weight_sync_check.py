@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlcli.errors import SamplerError
 from rlcli.rollout.base import OnFinish, Sampler, SamplingParams
-from rlcli.rollout.collate import Collected, collate
+from rlcli.rollout.collate import ScoredRollouts, collate
 from rlcli.types import Batch, Prompt, Reward, Rollout
 
 NUM_PROMPTS, NUM_TOKENS = 16, 16
@@ -57,7 +57,7 @@ class _Sent:
     sent_M: Tensor
 
 
-class CheckedSampler:
+class VerifiedSampler:
     """A sampler whose log-probs are compared with the trainer's after each weight update.
 
     Every rank checks its own sampler. prompts: some of them are sampled from for the check.
@@ -112,15 +112,17 @@ class CheckedSampler:
         params: SamplingParams,
         *,
         seed: int,
-        places: Sequence[int] | None = None,
+        prompt_indices: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[Rollout]:
         """See Sampler."""
-        return self.sampler.generate(prompts, params, seed=seed, places=places, on_finish=on_finish)
+        return self.sampler.generate(
+            prompts, params, seed=seed, prompt_indices=prompt_indices, on_finish=on_finish
+        )
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """See Sampler."""
-        self.sampler.rest()
+        self.sampler.sleep()
 
     def close(self) -> None:
         """See Sampler."""
@@ -129,7 +131,9 @@ class CheckedSampler:
     def _trainer_logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
         """The trainer's log-probs of this rank's tokens [N]."""
         rewards = [Reward(value=0.0)] * len(rollouts)
-        batch = collate(Collected(rollouts=rollouts, rewards=rewards, greedy={}), needs=frozenset())
+        batch = collate(
+            ScoredRollouts(rollouts=rollouts, rewards=rewards, greedy={}), needs=frozenset()
+        )
         return self.trainer.response_logprobs(batch).cpu()[batch.response_mask_BT != 0]
 
     def _check_gap(self, own_N: Tensor, trainer_N: Tensor, version: int) -> None:

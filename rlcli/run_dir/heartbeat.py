@@ -12,7 +12,7 @@ SIGN_EVERY_S = 5.0
 LOOK_EVERY_S = 1.0
 
 
-def give_signs(run_dir: Path, *, every_s: float = SIGN_EVERY_S) -> None:
+def start_heartbeat(run_dir: Path, *, every_s: float = SIGN_EVERY_S) -> None:
     """Give them from now on, for as long as this process runs."""
 
     def give() -> None:
@@ -24,7 +24,7 @@ def give_signs(run_dir: Path, *, every_s: float = SIGN_EVERY_S) -> None:
     Thread(target=give, daemon=True).start()
 
 
-def forget_signs(run_dir: Path) -> None:
+def clear_heartbeat(run_dir: Path) -> None:
     """Take the file away, once rank 0 is gone."""
     with suppress(OSError):
         (run_dir / SIGN).unlink(missing_ok=True)

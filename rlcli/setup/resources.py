@@ -18,9 +18,9 @@ from rlcli.distributed.launch_env import check_processes, read_node
 from rlcli.errors import (
     ConfigError,
     DataError,
+    MissingResourceError,
     ModelError,
     ModelNotFoundError,
-    NotHere,
     RewardError,
 )
 from rlcli.models.weight_files import (
@@ -56,7 +56,7 @@ def refuse_early(
     checked = checks.check_engines(checks.check(resolved))
     if not is_rank:
         read_node(checked.config, env)
-        with suppress(NotHere) if is_dry else nullcontext():
+        with suppress(MissingResourceError) if is_dry else nullcontext():
             check_processes(
                 checked,
                 env,
@@ -389,10 +389,10 @@ def _decoded(tokenizer: Any, text: str) -> str:
 
 def _gold_notes(config: Config, rows: Sequence[Any]) -> list[str]:
     """Golds are tried on a sample: parsing thousands of formulas would hold up every start."""
-    from rlcli.rewards import gold_problems
+    from rlcli.rewards import reference_problems
 
     some = rows[:: max(1, len(rows) // TRIED_GOLDS)]
-    problems = gold_problems(config.reward, some)
+    problems = reference_problems(config.reward, some)
     if not problems:
         return []
     found = f"{len(problems)} of {len(some)} rows tried cannot be graded: {problems[0]}"

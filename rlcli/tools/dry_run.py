@@ -11,7 +11,7 @@ from rlcli.config.schema import Config
 from rlcli.data.sets import is_held_out, overlap_notes
 from rlcli.distributed.launch_env import check_processes, num_local
 from rlcli.doctor.gpu import count_gpus
-from rlcli.errors import LaunchError, NotHere
+from rlcli.errors import LaunchError, MissingResourceError
 from rlcli.models.weight_files import Use
 from rlcli.plan.judge import judge_notes
 from rlcli.run_dir.path import check_name
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class RunSummary:
     """A run in words. Numbers are None where the data to count is not here."""
 
     resolved: Resolved
@@ -52,10 +52,10 @@ class Survey:
         return self.resolved.config
 
 
-def survey_of(plan: Plan) -> Survey:
+def summarize_plan(plan: Plan) -> RunSummary:
     """The same of a run that can start."""
     num_val = len(plan.val.prompts) if plan.val else 0
-    return Survey(
+    return RunSummary(
         resolved=plan.resolved,
         num_prompts=len(plan.train.prompts),
         num_val_prompts=num_val,
@@ -79,7 +79,7 @@ def launch_notes(resolved: Resolved, env: Mapping[str, str], *, num_processes: i
     )
 
 
-def survey(resolved: Resolved, env: Mapping[str, str], *, is_rank: bool = False) -> Survey:
+def survey(resolved: Resolved, env: Mapping[str, str], *, is_rank: bool = False) -> RunSummary:
     """Everything a start checks; a missing file, model or GPU becomes a warning.
 
     is_rank: a launcher has started the processes. Raises: UsageError for anything
@@ -94,13 +94,13 @@ def survey(resolved: Resolved, env: Mapping[str, str], *, is_rank: bool = False)
         except LaunchError as error:
             resolved = resolved.tell(_warning("training would refuse", error))
     try:
-        found = survey_of(make_plan(resolved, is_dry=True))
-    except NotHere:
+        found = summarize_plan(make_plan(resolved, is_dry=True))
+    except MissingResourceError:
         found = _partial(checks.check_engines(checks.check(resolved)), env)
     return replace(found, notes=[*found.notes, LOAD_CHECK_NOTE])
 
 
-def _partial(resolved: Resolved, env: Mapping[str, str]) -> Survey:
+def _partial(resolved: Resolved, env: Mapping[str, str]) -> RunSummary:
     """The survey of a run that lacks something: every part is tried by itself."""
     config = resolved.config
     notes = [*resolved.notes]
@@ -108,7 +108,7 @@ def _partial(resolved: Resolved, env: Mapping[str, str]) -> Survey:
     def attempt(part: Callable[[], T]) -> T | None:
         try:
             return part()
-        except NotHere as error:
+        except MissingResourceError as error:
             notes.append(_warning("not here", error))
             return None
 
@@ -141,8 +141,8 @@ def _partial(resolved: Resolved, env: Mapping[str, str]) -> Survey:
         notes += arithmetic
     else:
         notes.append(checks.step_line(config))
-    return Survey(
-        resolved=resolved.shrink(config),
+    return RunSummary(
+        resolved=resolved.clamp_to_data(config),
         num_prompts=None if train is None else len(train),
         num_val_prompts=None if val is None else len(val),
         steps_per_epoch=steps_per_epoch,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rlcli.rollout.collate import Collected
-from rlcli.trainer.rollout_step import Begun, begin, end
+from rlcli.rollout.collate import ScoredRollouts
+from rlcli.trainer.rollout_step import PendingRollouts, begin, end
 from rlcli.trainer.run import Run
 from rlcli.trainer.validation import is_evaluation_due
 from rlcli.types import StepRecord
 
 
-class Ahead:
+class AsyncRollouts:
     """Samples the next step before the rewards of this one are waited for: one policy older.
 
     Nothing is ahead of a checkpoint, an evaluation or the end: a run that is resumed samples what
@@ -18,7 +18,7 @@ class Ahead:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._next: Begun | None = None
+        self._next: PendingRollouts | None = None
         self._before: dict[str, int] = {}
 
     def state(self) -> dict[str, int]:
@@ -30,7 +30,7 @@ class Ahead:
         """Passes over the data that are complete without it."""
         return self.state()["epoch"]
 
-    def collect(self, record: StepRecord, step: int) -> Collected:
+    def collect(self, record: StepRecord, step: int) -> ScoredRollouts:
         """This step's rollouts with their rewards. Where it fails, nothing more is ahead."""
         begun = self._next or self._begin(record, step)
         before = self._run.prompts.state()
@@ -44,7 +44,7 @@ class Ahead:
         self._run.prompts.load_state(self.state())
         self._next = None
 
-    def _begin(self, record: StepRecord, step: int) -> Begun:
+    def _begin(self, record: StepRecord, step: int) -> PendingRollouts:
         prompts = self._run.prompts.next(self._run.config.train.prompts_per_step)
         return begin(self._run, prompts, record, step=step)
 

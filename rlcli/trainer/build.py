@@ -15,7 +15,7 @@ from rlcli.errors import (
 )
 from rlcli.monitor.console import RunConsole
 from rlcli.monitor.health import Health
-from rlcli.monitor.monitor import Monitor, SilentMonitor
+from rlcli.monitor.monitor import Monitor, NullMonitor
 from rlcli.monitor.trackers import build_trackers
 from rlcli.run_dir.checkpoint import Resume
 from rlcli.run_dir.folder import RunDir
@@ -131,7 +131,7 @@ def _build_run(
             monitor.note(note)
         tell = monitor.note
     else:
-        monitor = SilentMonitor()
+        monitor = NullMonitor()
         tell = speaker(config.run.lang)
     return Run(
         config=config,

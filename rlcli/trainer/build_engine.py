@@ -204,7 +204,7 @@ def _load_policy(
     policy = load(dtype=trained)
     set_up_cpu(device, policy.model.num_parameters())
     peft_model = adapt(policy, config.lora)
-    ranks.equalize(policy.model)
+    ranks.broadcast_parameters(policy.model)
     if not config.rollout.is_native:
         return policy, None, peft_model
     if trained is not compute:
@@ -246,5 +246,5 @@ def _build_critic(plan: Plan, pad_token_id: int, ranks: Ranks) -> Critic:
         pad_token_id=pad_token_id,
         trust_remote_code=plan.config.model.trust_remote_code,
     )
-    ranks.equalize(critic)
+    ranks.broadcast_parameters(critic)
     return critic

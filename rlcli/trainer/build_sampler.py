@@ -88,7 +88,7 @@ def build_vllm(
     servers: what `find_servers` found. tell: that one, or the engine, was started again.
     """
     from rlcli.rollout.vllm.local_sampler import VllmSampler
-    from rlcli.rollout.weight_sync_check import CheckedSampler
+    from rlcli.rollout.weight_sync_check import VerifiedSampler
 
     config = plan.config
     more = {
@@ -109,7 +109,7 @@ def build_vllm(
                 f"vLLM does not start: {error}\n"
                 "Change rollout.memory_fraction, or use rollout.engine=native."
             ) from error
-    return CheckedSampler(
+    return VerifiedSampler(
         sampler,
         engine,
         plan.train.prompts,

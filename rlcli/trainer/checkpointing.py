@@ -23,7 +23,7 @@ from rlcli.data.prompts import PromptStream
 from rlcli.distributed.collectives import Ranks
 from rlcli.engines.base import TrainEngine
 from rlcli.errors import CheckpointError, TrainingError
-from rlcli.monitor.monitor import Monitor, SilentMonitor
+from rlcli.monitor.monitor import Monitor, NullMonitor
 from rlcli.rewards.base import Scorer
 from rlcli.run_dir.checkpoint import (
     COPY_ROOM,
@@ -52,7 +52,7 @@ class SavedRun(Protocol):
     scorer: Scorer
     engine: TrainEngine
     algorithm: Algorithm
-    monitor: Monitor | SilentMonitor
+    monitor: Monitor | NullMonitor
     tokenizer: Any
     ranks: Ranks
 

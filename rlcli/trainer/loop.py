@@ -11,9 +11,9 @@ from contextlib import suppress
 import torch
 
 from rlcli.errors import Paused, RewardError
-from rlcli.rollout.collate import Collected, collate
-from rlcli.trainer.async_rollout import Ahead
-from rlcli.trainer.rollout_step import StepAbandoned, collect
+from rlcli.rollout.collate import ScoredRollouts, collate
+from rlcli.trainer.async_rollout import AsyncRollouts
+from rlcli.trainer.rollout_step import StepCancelled, collect
 from rlcli.trainer.run import Run
 from rlcli.trainer.validation import evaluate_if_due
 from rlcli.types import StepRecord
@@ -34,13 +34,13 @@ def _train(run: Run) -> int:
     done = run.checkpoints.restore(run)
     run.sampler.load_weights(run.engine.weights(), version=done)
     evaluate_if_due(run, done)
-    ahead = Ahead(run) if run.config.rollout.async_steps else None
+    ahead = AsyncRollouts(run) if run.config.rollout.async_steps else None
     while done < run.num_steps and not run.should_stop():
         torch.manual_seed(run.seed(done, "torch", run.ranks.rank))
-        with suppress(StepAbandoned), run.monitor.step(done, ahead or run.prompts) as record:
+        with suppress(StepCancelled), run.monitor.step(done, ahead or run.prompts) as record:
             with run.ranks.doing("reward"):
-                collected = collect_or_go_back(run, record, done, ahead)
-            run.sampler.rest()
+                collected = collect_or_restore(run, record, done, ahead)
+            run.sampler.sleep()
             batch = collate(collected, needs=run.algorithm.needs)
             batch = run.engine.annotate(batch, run.algorithm)
             advantages = run.algorithm.advantages(
@@ -64,12 +64,12 @@ def _train(run: Run) -> int:
     return done
 
 
-def collect_or_go_back(
-    run: Run, record: StepRecord, done: int, ahead: Ahead | None = None
-) -> Collected:
+def collect_or_restore(
+    run: Run, record: StepRecord, done: int, ahead: AsyncRollouts | None = None
+) -> ScoredRollouts:
     """The next prompts' rollouts; where there are none, the run stands as before the step.
 
-    Raises: StepAbandoned when a stop was asked for, and what the reward ended with; the run is
+    Raises: StepCancelled when a stop was asked for, and what the reward ended with; the run is
     saved before that.
     """
     before, scale = (ahead or run.prompts).state(), run.scorer.state()
@@ -78,7 +78,7 @@ def collect_or_go_back(
             return ahead.collect(record, done)
         prompts = run.prompts.next(run.config.train.prompts_per_step)
         return collect(run, prompts, record, step=done)
-    except (StepAbandoned, Paused, RewardError):
+    except (StepCancelled, Paused, RewardError):
         run.prompts.load_state(before)
         run.scorer.load_state(scale)
         run.checkpoints.save(done, run)

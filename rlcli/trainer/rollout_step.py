@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlcli.distributed.collectives import deal
+from rlcli.distributed.collectives import partition
 from rlcli.errors import Paused, RankError, RewardError, RlcliError
 from rlcli.rewards.measures import judge_part, measure_judge
 from rlcli.rollout.base import OnFinish, SamplingParams
-from rlcli.rollout.collate import Collected, check_parts, groups_of, kinds_of_parts
-from rlcli.rollout.step_view import Seen, show
+from rlcli.rollout.collate import ScoredRollouts, check_parts, groups_of, kinds_of_parts
+from rlcli.rollout.step_view import StepView, show
 from rlcli.types import Prompt, Reward, Rollout, StepRecord
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ STOP_PATIENCE_S = 5.0
 USAGE = ("calls", "input_tokens", "output_tokens", "cost_usd")
 
 
-class StepAbandoned(Exception):  # no error: the step is done again on resume
+class StepCancelled(Exception):  # no error: the step is done again on resume
     """A stop was asked for while the rewards of a step or an evaluation were still missing."""
 
 
@@ -46,7 +46,7 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
+class PendingRollouts:
     """A step that is sampled and being scored. greedy: empty unless the estimator needs it."""
 
     sampled: Submitted
@@ -54,7 +54,9 @@ class Begun:
     canaries: Sequence[Future[Reward]]
 
 
-def collect(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: int) -> Collected:
+def collect(
+    run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: int
+) -> ScoredRollouts:
     """Scored rollouts of `prompts`; dynamic sampling adds prompts until enough have mixed scores.
 
     Raises: RewardError or Paused when the reward leaves too many rollouts unscored three times.
@@ -62,17 +64,17 @@ def collect(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: in
     return end(run, begin(run, prompts, record, step=step), record, step=step)
 
 
-def begin(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: int) -> Begun:
+def begin(run: Run, prompts: Sequence[Prompt], record: StepRecord, *, step: int) -> PendingRollouts:
     """Sample `prompts` by the sampler's current weights, and submit each rollout to the scorer."""
     try:
         canaries = run.scorer.canaries(step, prompts)
     except RlcliError as error:  # `end` raises it, on all ranks together
         canaries = [_failed(error)]
     sampled, greedy = _sample(run, prompts, record, seed=run.seed(step, "sample"))
-    return Begun(sampled=sampled, greedy=greedy, canaries=canaries)
+    return PendingRollouts(sampled=sampled, greedy=greedy, canaries=canaries)
 
 
-def end(run: Run, begun: Begun, record: StepRecord, *, step: int) -> Collected:
+def end(run: Run, begun: PendingRollouts, record: StepRecord, *, step: int) -> ScoredRollouts:
     """Wait for the rewards of a begun step; dynamic sampling adds prompts by current weights.
 
     Raises: RewardError or Paused when the reward leaves too many rollouts unscored three times.
@@ -162,7 +164,7 @@ def sample(
     """
     rollout, rank = run.config.rollout, run.ranks.rank
     costs = [len(prompt.token_ids) for prompt in prompts]
-    shares = deal(costs, run.ranks.size, per_round=run.config.train.mini_batch_prompts)
+    shares = partition(costs, run.ranks.size, per_round=run.config.train.mini_batch_prompts)
     width = rollout.tensor_parallel if rollout.engine == "vllm" else 1
     first = rank - rank % width
     asked = sorted(number for share in shares[first : first + width] for number in share)
@@ -175,7 +177,7 @@ def sample(
 
     with run.ranks.doing("generate"):
         found = run.sampler.generate(
-            [prompts[i] for i in asked], params, seed=seed, places=asked, on_finish=finish
+            [prompts[i] for i in asked], params, seed=seed, prompt_indices=asked, on_finish=finish
         )
     return [one for i, one in enumerate(found) if asked[i // params.n] in place]
 
@@ -194,12 +196,12 @@ def _failed(error: RlcliError) -> Future[Reward]:
     return future
 
 
-def _scored(run: Run, sampled: Submitted, greedy: Submitted, record: StepRecord) -> Collected:
+def _scored(run: Run, sampled: Submitted, greedy: Submitted, record: StepRecord) -> ScoredRollouts:
     """Wait for the rewards, and bring them to their final scale."""
     started = time.perf_counter()
     rewards = _held(run, sampled, record)
     greedy_rewards = _held(run, greedy, record) if "greedy" in run.algorithm.needs else []
-    settled = run.scorer.settle([*rewards, *greedy_rewards], learns=True)
+    settled = run.scorer.normalize([*rewards, *greedy_rewards], update_stats=True)
     rewards, greedy_rewards = settled[: len(rewards)], settled[len(rewards) :]
     by_prompt = {
         rollout.prompt.id: reward
@@ -209,7 +211,7 @@ def _scored(run: Run, sampled: Submitted, greedy: Submitted, record: StepRecord)
     slower_s = max(run.ranks.gather(sampled.seconds)) - sampled.seconds
     _add(record, "time/sample_s", slower_s)
     _add(record, "time/score_s", max(0.0, time.perf_counter() - started - slower_s))
-    return Collected(
+    return ScoredRollouts(
         rollouts=sampled.rollouts, rewards=rewards, greedy=by_prompt, order=sampled.order
     )
 
@@ -217,7 +219,7 @@ def _scored(run: Run, sampled: Submitted, greedy: Submitted, record: StepRecord)
 def score(run: Run, rollouts: Sequence[Rollout]) -> list[Reward]:
     """Rewards in the order of `rollouts`, once all ranks have theirs.
 
-    Raises: StepAbandoned when a stop was asked for and scoring still goes on.
+    Raises: StepCancelled when a stop was asked for and scoring still goes on.
     """
     return _await(run, [_begin_to_score(run, rollout) for rollout in rollouts])
 
@@ -238,7 +240,7 @@ class _Progress:
 def _await(run: Run, futures: Sequence[Future[Reward]]) -> list[Reward]:
     """This rank's rewards, once all ranks have theirs.
 
-    Raises: StepAbandoned, on all ranks, when a stop was asked for and scoring still goes on; on
+    Raises: StepCancelled, on all ranks, when a stop was asked for and scoring still goes on; on
     all ranks, the error of any rank's reward.
     """
     while True:
@@ -262,7 +264,7 @@ def _await(run: Run, futures: Sequence[Future[Reward]]) -> list[Reward]:
         if all(progress.is_done for progress in everyones):
             return [future.result() for future in futures]
         if everyones[0].is_stopping:
-            raise StepAbandoned
+            raise StepCancelled
         if trouble := run.scorer.trouble():
             run.monitor.note(trouble)
 
@@ -295,7 +297,7 @@ def _count(run: Run, record: StepRecord, usage: Mapping[str, float], *, prefix: 
 def note_judge(
     run: Run,
     record: StepRecord,
-    seen: Seen,
+    seen: StepView,
     metrics: StepRecord,
     *,
     canaries: Sequence[Reward] = (),
@@ -369,7 +371,7 @@ def _too_many(unscored: Sequence[tuple[str | None, bool]], total: int) -> Paused
     return RewardError(f"{message}\nFix the reward function, then resume with --resume auto.")
 
 
-def _without_ties(run: Run, collected: Collected) -> tuple[Collected, list[float]]:
+def _without_ties(run: Run, collected: ScoredRollouts) -> tuple[ScoredRollouts, list[float]]:
     """(only groups with at least two different scores, the scores of all ranks).
 
     Groups of equal scores have advantages of 0.
@@ -385,7 +387,7 @@ def _without_ties(run: Run, collected: Collected) -> tuple[Collected, list[float
     return _picked(collected, order), [value for _, each in everyones for value in each]
 
 
-def _picked(collected: Collected, order: Sequence[Prompt]) -> Collected:
+def _picked(collected: ScoredRollouts, order: Sequence[Prompt]) -> ScoredRollouts:
     """The rollouts of these prompts."""
     ids = {prompt.id for prompt in order}
     rows = [row for row, one in enumerate(collected.rollouts) if one.prompt.id in ids]
@@ -397,11 +399,11 @@ def _picked(collected: Collected, order: Sequence[Prompt]) -> Collected:
     )
 
 
-def _joined(first: Collected, second: Collected, max_groups: int) -> Collected:
+def _joined(first: ScoredRollouts, second: ScoredRollouts, max_groups: int) -> ScoredRollouts:
     """Both together, no prompt twice, at most `max_groups` prompts."""
     seen = {prompt.id for prompt in first.order}
     new = _picked(second, [prompt for prompt in second.order if prompt.id not in seen])
-    both = Collected(
+    both = ScoredRollouts(
         rollouts=[*first.rollouts, *new.rollouts],
         rewards=[*first.rewards, *new.rewards],
         greedy={**first.greedy, **new.greedy},
@@ -413,7 +415,7 @@ def _add(record: StepRecord, name: str, value: float) -> None:
     record[name] = record.get(name, 0.0) + value
 
 
-def _record_rollouts(seen: Seen, record: StepRecord) -> None:
+def _record_rollouts(seen: StepView, record: StepRecord) -> None:
     """Reward, length and truncation metrics of the step."""
     values = [r.value for r in seen.rewards if r.value is not None]
     lengths = [rollout.num_tokens for rollout in seen.rollouts]

@@ -12,7 +12,7 @@ from rlcli.config.schema import Config
 from rlcli.data.prompts import PromptStream
 from rlcli.distributed.collectives import ALONE, Ranks
 from rlcli.engines.base import TrainEngine
-from rlcli.monitor.monitor import Monitor, SilentMonitor
+from rlcli.monitor.monitor import Monitor, NullMonitor
 from rlcli.rewards.base import Scorer
 from rlcli.rollout.base import Sampler
 from rlcli.trainer.checkpointing import Checkpoints
@@ -32,7 +32,7 @@ class Run:
     engine: TrainEngine
     algorithm: Algorithm
     checkpoints: Checkpoints
-    monitor: Monitor | SilentMonitor
+    monitor: Monitor | NullMonitor
     tokenizer: Any
     ranks: Ranks = ALONE
 

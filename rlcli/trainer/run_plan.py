@@ -67,7 +67,7 @@ def make_plan(resolved: Resolved, *, is_dry: bool = False) -> Plan:
     """
     resolved = checks.check_engines(checks.check(resolved))
     device = choose_device(resolved.config)
-    resolved = checks.settle_sampler(resolved, is_cuda=device.type == "cuda")
+    resolved = checks.resolve_sampler(resolved, is_cuda=device.type == "cuda")
     config = resolved.config
     if config.model.compile:
         from rlcli.models.compile import check_compiler
@@ -94,8 +94,8 @@ def make_plan(resolved: Resolved, *, is_dry: bool = False) -> Plan:
     config, notes = checks.batch_arithmetic(config, len(train.prompts))
     batches = checks.batching(config, len(train.prompts))
     critic_dir = find_critic(resolved, model.folder, model.config) if "critic" in needs else None
-    resolved = _settle_engine(
-        resolved.shrink(config), model.config, has_critic=critic_dir is not None
+    resolved = _resolve_engine(
+        resolved.clamp_to_data(config), model.config, has_critic=critic_dir is not None
     )
     start_note = describe(config.model.path, model_dir)
     start_notes = [start_note] if start_note else []
@@ -122,12 +122,12 @@ def make_plan(resolved: Resolved, *, is_dry: bool = False) -> Plan:
     )
 
 
-def _settle_engine(resolved: Resolved, model_config: Any, *, has_critic: bool) -> Resolved:
+def _resolve_engine(resolved: Resolved, model_config: Any, *, has_critic: bool) -> Resolved:
     """`resolved` with the fsdp engine if train.engine is auto and the run needs it.
 
     Raises: ConfigError for an engine that cannot train this model.
     """
-    from rlcli.plan.engine import settle_engine
+    from rlcli.plan.engine import resolve_engine
     from rlcli.plan.machine import find_machine
     from rlcli.plan.memory import Models
     from rlcli.plan.shapes import shape_of
@@ -147,7 +147,7 @@ def _settle_engine(resolved: Resolved, model_config: Any, *, has_critic: bool) -
     except ModelError:  # of unknown size
         return resolved
     models = Models(policy=shape, critic=shape if has_critic else None)
-    return settle_engine(resolved, models, find_machine(config.train), num_val=0)
+    return resolve_engine(resolved, models, find_machine(config.train), num_val=0)
 
 
 def _needs(resolved: Resolved) -> frozenset[str]:

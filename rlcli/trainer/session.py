@@ -33,7 +33,7 @@ from rlcli.report import write_report
 from rlcli.run_dir.checkpoint import Resume, holds_critic, saved_steps
 from rlcli.run_dir.disk_usage import check_disk, disk_need
 from rlcli.run_dir.folder import RunDir
-from rlcli.run_dir.heartbeat import give_signs
+from rlcli.run_dir.heartbeat import start_heartbeat
 from rlcli.run_dir.path import open_run_dir
 from rlcli.system.hardware import usable_cores
 from rlcli.system.signals import BY_CTRL_C, INTERRUPTED
@@ -180,7 +180,7 @@ def train_together(
         _train_on(plan, run_dir, resume, LiveRanks(rank_env, store, run_dir.path))
         end_stops()
         return None
-    give_signs(run_dir.path)
+    start_heartbeat(run_dir.path)
     ranks = LiveRanks(rank_env, store, run_dir.path)
     at_end = ExitStack()
 

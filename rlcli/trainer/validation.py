@@ -10,10 +10,10 @@ from rlcli.errors import Paused
 from rlcli.monitor.held_out import half_width
 from rlcli.rewards import PASSED, accuracy_scores
 from rlcli.rollout.base import SamplingParams
-from rlcli.rollout.step_view import Seen, show
+from rlcli.rollout.step_view import StepView, show
 from rlcli.trainer.rollout_step import (
     MAX_UNSCORED_SHARE,
-    StepAbandoned,
+    StepCancelled,
     count_usage,
     note_judge,
     sample,
@@ -39,7 +39,7 @@ def evaluate_if_due(run: Run, step: int) -> None:
     is_new = step not in {evaluated for evaluated, _ in run.monitor.held_out_rewards}
     if is_evaluation_due(run, step) and run.ranks.first(is_new):
         try:
-            with suppress(StepAbandoned):
+            with suppress(StepCancelled):
                 evaluate(run, step=step)
         except Paused:
             run.checkpoints.save(step, run)
@@ -50,7 +50,7 @@ def evaluate(run: Run, *, step: int) -> StepRecord:
     """Held-out score of the policy: mean reward and pass@1 over val_n rollouts per prompt.
 
     Returns: the record on rank 0, {} elsewhere.
-    Raises: StepAbandoned when a stop was asked for while rewards were still missing.
+    Raises: StepCancelled when a stop was asked for while rewards were still missing.
     """
     if not run.val_prompts:
         return {}
@@ -64,7 +64,7 @@ def evaluate(run: Run, *, step: int) -> StepRecord:
     )
     with run.ranks.doing("evaluation"), run.monitor.evaluation(step) as record:
         rollouts = sample(run, run.val_prompts, params, seed=run.seed(0, "evaluate"))
-        rewards = run.scorer.settle(score(run, rollouts), learns=False)
+        rewards = run.scorer.normalize(score(run, rollouts), update_stats=False)
         seen = show(run.ranks, run.val_prompts, rollouts, rewards)
         metrics = run.scorer.metrics()
         if run.ranks.is_first:
@@ -73,7 +73,7 @@ def evaluate(run: Run, *, step: int) -> StepRecord:
     return dict(record)
 
 
-def _record_evaluation(run: Run, record: StepRecord, seen: Seen) -> None:
+def _record_evaluation(run: Run, record: StepRecord, seen: StepView) -> None:
     values = [reward.value for reward in seen.rewards if reward.value is not None]
     rate = _pass_rate(run, seen.rewards)
     if rate is not None:

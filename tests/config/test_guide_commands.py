@@ -13,7 +13,7 @@ from guide_texts import CONFIGS, ENV, commands
 
 from rlcli.config.resolver import resolve
 from rlcli.errors import ConfigError
-from rlcli.setup.checks import batch_arithmetic, check, settle_sampler
+from rlcli.setup.checks import batch_arithmetic, check, resolve_sampler
 
 
 class Expected(NamedTuple):
@@ -206,7 +206,7 @@ def test_a_command_of_the_guides_that_offloads_the_actor_on_8_gpus_takes_fsdp(
 ) -> None:
     small_memory = commands()[3]
     resolved = check(resolve(flags={}, overrides=small_memory, files=[], env=ENV, cwd=tmp_path))
-    resolved = settle_sampler(resolved, is_cuda=False)
+    resolved = resolve_sampler(resolved, is_cuda=False)
     assert resolved.config.train.engine == "fsdp"
     assert any("turns train.engine to fsdp" in note for note in resolved.notes)
     assert [note for note in resolved.notes if note.startswith("not used: ")] == [

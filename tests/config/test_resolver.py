@@ -240,6 +240,8 @@ def test_a_count_beyond_all_reason_names_the_limit(run: Any, setting: str, limit
 def test_a_value_that_had_to_shrink_keeps_its_author(run: Any) -> None:
     resolved = run("data.train_batch_size=512")
     smaller = with_values(resolved.config, {"train.prompts_per_step": 8})
-    said = resolved.shrink(smaller).shrink(with_values(smaller, {"train.prompts_per_step": 4}))
+    said = resolved.clamp_to_data(smaller).clamp_to_data(
+        with_values(smaller, {"train.prompts_per_step": 4})
+    )
     origin = said.sources["train.prompts_per_step"]
     assert origin == "override data.train_batch_size=512, shrunk to the data"

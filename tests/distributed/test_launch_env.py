@@ -134,13 +134,13 @@ def test_more_processes_than_gpus_are_refused_with_the_cure() -> None:
         notes(run(n_gpus=8), 2)
     assert "train.n_gpus=8 (from env N_GPUS)" in str(caught.value)
     assert "Set N_GPUS=2" in str(caught.value)
-    on_cpu = run(n_gpus=8).adjust({"train.device": "cpu"})
+    on_cpu = run(n_gpus=8).override({"train.device": "cpu"})
     assert "on the CPU" in notes(on_cpu, 2)[0]
 
 
 def test_processes_without_gpus_are_as_many_as_cores_can_bear() -> None:
     assert notes(run(n_gpus=32))[1] == "more processes (32) than cores (4): fewer are faster."
-    for resolved in (run(n_gpus=1000), run(n_gpus=33).adjust({"train.device": "cpu"})):
+    for resolved in (run(n_gpus=1000), run(n_gpus=33).override({"train.device": "cpu"})):
         for num_gpus in (0, 64)[: 1 + (resolved.config.train.device == "cpu")]:
             with pytest.raises(LaunchError) as caught:
                 notes(resolved, num_gpus)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from saved_models import save_tiny_model
 
 from rlcli.config.schema import Config
-from rlcli.distributed.collectives import ALONE, deal
+from rlcli.distributed.collectives import ALONE, partition
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = [*ALGORITHMS, "lora", "small", "grpo-rows", "ppo-rows"]
@@ -264,12 +264,12 @@ def test_deepspeed_takes_the_device_of_the_run_though_there_is_a_gpu() -> None:
 
 
 def test_prompts_are_dealt_by_number_and_cost() -> None:
-    assert deal([5, 1, 4, 1, 3], 2, per_round=5) == [[0, 1, 3], [2, 4]]
-    assert deal([1, 1], 3, per_round=2) == [[0], [1], []]
+    assert partition([5, 1, 4, 1, 3], 2, per_round=5) == [[0, 1, 3], [2, 4]]
+    assert partition([1, 1], 3, per_round=2) == [[0], [1], []]
 
 
 def test_every_rank_has_a_part_of_every_mini_batch() -> None:
-    shares = deal([9, 9, 9, 9, 1, 1, 1, 1, 5, 5, 5], 2, per_round=4)
+    shares = partition([9, 9, 9, 9, 1, 1, 1, 1, 5, 5, 5], 2, per_round=4)
     assert sorted(shares[0] + shares[1]) == list(range(11))
     for share in shares:
         assert [sum(number // 4 == part for number in share) for part in (0, 1)] == [2, 2]

@@ -22,7 +22,7 @@ from rlcli.errors import RankError, RankLostError
 from rlcli.distributed.rank_env import read_rank
 
 me, run_dir = read_rank(os.environ), Path(os.environ["TEST_RUN_DIR"])
-BEAT_S, FIRST_WORD_S, PATIENCE_S = 0.1, 1.0, 1.5
+BEAT_S, FIRST_WARNING_S, PATIENCE_S = 0.1, 1.0, 1.5
 CASES = {
     "short": [{}] * 50,
     "even": [{0: 0.1, 1: 0.1, 2: 0.1}] * 14,
@@ -75,7 +75,7 @@ def tell(case, note):
         os.kill(pids[1], signal.SIGCONT)
 
 with process_group(me, is_cuda=False, tell=print) as meeting:
-    limits = {"first_word_s": FIRST_WORD_S, "beat_s": BEAT_S}
+    limits = {"first_warning_s": FIRST_WARNING_S, "beat_s": BEAT_S}
     name, *lost = sys.argv[1:]
     if lost:
         limits["patience_s"] = PATIENCE_S

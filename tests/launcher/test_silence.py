@@ -15,7 +15,7 @@ import pytest
 from launched import ROOT, Lead, is_alive
 from waiting import wait_until
 
-from rlcli.run_dir.heartbeat import SIGN, Silence, forget_signs
+from rlcli.run_dir.heartbeat import SIGN, Silence, clear_heartbeat
 
 HANGS = """
 if relaunches: sys.exit(0)
@@ -24,7 +24,7 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 if not rank:
     write_status("STATE", "REASON")
     write("ready")
-    give_signs()
+    start_heartbeat()
     os.kill(os.getpid(), signal.SIGSTOP)
 time.sleep(60)
 """
@@ -77,7 +77,7 @@ def test_a_rank_0_that_lives_may_save_as_long_as_it_takes(lead: Lead) -> None:
     script = (
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "if rank: time.sleep(60)\nwrite_status('running')\nwrite('ready')\n"
-        "for _ in range(4): give_signs()\nsys.exit(9)\n"
+        "for _ in range(4): start_heartbeat()\nsys.exit(9)\n"
     )
     signal_once_ready(lead, signal.SIGTERM)
     limits: dict[str, Any] = {"sign_s": 1.0, "grace_s": 1.2, "stuck_s": 1.2, "leave_s": 0.1}
@@ -151,8 +151,8 @@ def test_a_machine_that_was_frozen_has_not_been_silent(
 def test_signs_are_given_until_the_process_stops(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from rlcli.run_dir.heartbeat import give_signs\n"
-        "give_signs(Path(sys.argv[1]), every_s=0.05)\ntime.sleep(60)\n"
+        "from rlcli.run_dir.heartbeat import start_heartbeat\n"
+        "start_heartbeat(Path(sys.argv[1]), every_s=0.05)\ntime.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
     try:
@@ -167,5 +167,5 @@ def test_signs_are_given_until_the_process_stops(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    forget_signs(tmp_path)
+    clear_heartbeat(tmp_path)
     assert not list(tmp_path.iterdir())

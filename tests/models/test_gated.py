@@ -15,7 +15,7 @@ from transformers.models.gemma.modeling_gemma import GemmaMLP
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-from rlcli.models.gated_mlp import keep_all, keep_less
+from rlcli.models.gated_mlp import disable_recompute, enable_recompute
 
 SIZES: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 24}
 
@@ -52,7 +52,7 @@ def kept_bytes(layer: nn.Module, x: Tensor) -> int:
 def test_values_and_gradients_are_the_same_to_the_bit(index: int, dtype: torch.dtype) -> None:
     plain = layers()[index].to(dtype)
     frugal = copy.deepcopy(plain)
-    keep_less(frugal)
+    enable_recompute(frugal)
     x = torch.randn(1, 37, 8).to(dtype)
     for expected, got in zip(outcome(plain, x), outcome(frugal, x), strict=True):
         assert expected is not None
@@ -72,7 +72,7 @@ def test_adapters_see_the_same() -> None:
     for is_frugal in (False, True):
         model = Model()
         if is_frugal:
-            keep_less(model)
+            enable_recompute(model)
         torch.manual_seed(1)
         adapted = get_peft_model(
             model,
@@ -91,7 +91,7 @@ def test_the_product_is_gone_after_the_forward_pass(monkeypatch: pytest.MonkeyPa
     """What is saved is one thing; what is alive is what costs memory."""
     products: list[weakref.ref[torch.UntypedStorage]] = []
     layer = layers()[0]
-    keep_less(layer)
+    enable_recompute(layer)
     plain = layer.down_proj.forward
 
     def forward(product: Tensor) -> Tensor:
@@ -109,8 +109,8 @@ def test_it_keeps_two_tensors_of_four_until_that_is_undone() -> None:
     x = torch.randn(1, 100, 8)
     wide, narrow = 100 * 24 * 4, 100 * 8 * 4
     assert kept_bytes(layer, x) == 4 * wide + narrow
-    keep_less(layer)
+    enable_recompute(layer)
     assert kept_bytes(layer, x) == 2 * wide + narrow
-    keep_all(layer)
+    disable_recompute(layer)
     assert type(layer) is Qwen2MLP
     assert kept_bytes(layer, x) == 4 * wide + narrow

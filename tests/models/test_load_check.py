@@ -23,7 +23,7 @@ from rlcli.models.forward import CausalLM
 from rlcli.models.load_check import find_non_finite
 from rlcli.models.load_check import probe as probe_module
 from rlcli.rollout.base import SamplingParams
-from rlcli.rollout.collate import Collected, collate
+from rlcli.rollout.collate import ScoredRollouts, collate
 from rlcli.rollout.native import NativeSampler
 from rlcli.types import Prompt, Reward
 
@@ -46,7 +46,9 @@ def prob_gap(lm: CausalLM) -> float:
     )
     rollouts = sampler.generate(prompts, SamplingParams(n=3, max_tokens=12), seed=1)
     said = torch.tensor([x for rollout in rollouts for x in rollout.logprobs])
-    collected = Collected(rollouts=rollouts, rewards=[Reward(value=0.0)] * len(rollouts), greedy={})
+    collected = ScoredRollouts(
+        rollouts=rollouts, rewards=[Reward(value=0.0)] * len(rollouts), greedy={}
+    )
     batch = collate(collected, needs=frozenset())
     rows = pack_rows(batch, range(len(rollouts)), index_rows(batch), CPU)
     lm.model.train()

@@ -10,7 +10,7 @@ import transformers
 from packed_parts import GROUP, PROMPTS, RESPONSES, all_at_once, build
 
 from rlcli.models.causal_lm import enable_gradient_checkpointing, prepare
-from rlcli.models.packed_attention import GroupLayout, in_steps
+from rlcli.models.packed_attention import GroupLayout, round_up_tokens
 
 ARCHITECTURES = [
     ("Qwen2", {}),
@@ -90,7 +90,7 @@ def test_the_last_token_of_a_response_is_not_computed() -> None:
     ("tokens", "padded"), [(0, 0), (64, 64), (65, 96), (2000, 2016), (5001, 5120), (40000, 40960)]
 )
 def test_numbers_of_tokens_are_few_and_waste_little(tokens: int, padded: int) -> None:
-    assert in_steps(tokens) == padded
+    assert round_up_tokens(tokens) == padded
 
 
 def test_padding_is_computed_and_changes_nothing() -> None:

@@ -60,7 +60,7 @@ def judged(steps: int, config: Config = CONFIG, **metrics: Value) -> dict[str, t
 def only(found: dict[str, tuple[int, Verdict]], name: str) -> tuple[int, str, str]:
     assert list(found) == [name]
     step, verdict = found[name]
-    return step, verdict.says, verdict.knob
+    return step, verdict.says, verdict.cure
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -95,14 +95,14 @@ def test_one_bad_step_is_chance() -> None:
         ({}, "the answers are wrong, or the reward does not read them", "rollouts view --zero"),
     ],
 )
-def test_reward_0_everywhere_names_its_cause(more: dict[str, float], cause: str, knob: str) -> None:
+def test_reward_0_everywhere_names_its_cause(more: dict[str, float], cause: str, cure: str) -> None:
     health = Health(CONFIG)
     zero = {**WELL, "reward_mean": 0.0, "reward_std": 0.0, "zero_variance_share": 1.0, **more}
     assert health.after(1, zero) == []
     (verdict,) = health.after(2, zero)
     assert verdict.name == "reward_zero"
     assert cause in verdict.says
-    assert knob in verdict.knob
+    assert cure in verdict.cure
     # groups without variance and cut responses are the same news
     assert [v for step in range(3, 9) for v in health.after(step, zero)] == []
 
@@ -112,8 +112,8 @@ def test_a_gap_between_sampler_and_trainer_is_put_down_to_a_step_between(
     steps: int, cure: str
 ) -> None:
     config = with_values(CONFIG, {"rollout.async_steps": steps})
-    _, _, knob = only(judged(2, config, sampler__prob_gap=0.05), "sampler_gap")
-    assert cure in knob
+    _, _, cure = only(judged(2, config, sampler__prob_gap=0.05), "sampler_gap")
+    assert cure in cure
 
 
 @pytest.mark.parametrize(("dtype", "is_found"), [("float32", True), ("bfloat16", False)])
@@ -129,10 +129,10 @@ def test_a_reward_that_is_lost_is_another_matter() -> None:
         reward_mean=lambda s: 0.3 if s < 3 else 0.0,
         reward_std=lambda s: 0.4 if s < 3 else 0.0,
     )
-    step, says, knob = only(found, "reward_zero")
+    step, says, cure = only(found, "reward_zero")
     assert step == 4
     assert "it was 0.3" in says
-    assert "train.lr" in knob
+    assert "train.lr" in cure
 
 
 @pytest.mark.parametrize(
@@ -153,22 +153,22 @@ def test_a_reward_that_is_lost_is_another_matter() -> None:
 def test_a_level_out_of_range_is_said_with_its_number(
     name: str, metrics: dict[str, Value], step: int, words: str
 ) -> None:
-    at, says, knob = only(judged(60, **metrics), name)
+    at, says, cure = only(judged(60, **metrics), name)
     assert at == step
     assert words in says
-    assert "." in knob
+    assert "." in cure
 
 
 def test_knobs_fit_the_settings() -> None:
     easy = judged(5, zero_variance_share=0.9, reward_mean=0.9)["zero_variance"][1]
     hard = judged(5, zero_variance_share=0.9, reward_mean=0.1)["zero_variance"][1]
-    assert "Harder prompts" in easy.knob
-    assert "rollout.n (now 8)" in hard.knob
+    assert "Harder prompts" in easy.cure
+    assert "rollout.n (now 8)" in hard.cure
     judge = with_values(CONFIG, {"reward.judge.enabled": True})
-    assert "reward.judge.concurrency" in judged(3, judge, unscored=80.0)["unscored"][1].knob
+    assert "reward.judge.concurrency" in judged(3, judge, unscored=80.0)["unscored"][1].cure
     loss = with_values(CONFIG, {"algorithm.kl_loss": True})
-    assert "algorithm.kl_loss_coef" in judged(3, loss, kl_divergence=0.2)["kl_high"][1].knob
-    assert "algorithm.kl_coef" in judged(3, kl_divergence=0.2)["kl_high"][1].knob
+    assert "algorithm.kl_loss_coef" in judged(3, loss, kl_divergence=0.2)["kl_high"][1].cure
+    assert "algorithm.kl_coef" in judged(3, kl_divergence=0.2)["kl_high"][1].cure
 
 
 def test_an_entropy_that_falls_fast_or_to_nothing_is_a_collapse() -> None:
@@ -196,10 +196,10 @@ def test_a_reward_that_falls_is_told_from_noise() -> None:
     def falls(step: int) -> float:
         return 0.7 - 0.02 * max(0, step - 20) + 0.02 * (-1) ** step
 
-    step, says, knob = only(judged(35, reward_mean=falls), "reward_falling")
+    step, says, cure = only(judged(35, reward_mean=falls), "reward_falling")
     assert 20 < step < 32
     assert "reward fell from 0.7" in says
-    assert "train.mini_batch_prompts" in knob
+    assert "train.mini_batch_prompts" in cure
 
 
 def test_a_slow_start_is_no_stand_still() -> None:

@@ -64,15 +64,15 @@ def test_each_is_found_told_once_and_names_a_knob(
     ((at, verdict),) = after(30, **metrics)
     assert (at, verdict.name) == (step, name)
     assert words in verdict.says
-    assert "reward.judge." in verdict.knob
+    assert "reward.judge." in verdict.cure
 
 
 @pytest.mark.parametrize("changes", [MIX, {"reward.judge.rule_first": True}])
 def test_rule_first_is_named_only_where_it_can_be_set(changes: dict[str, Any]) -> None:
     ((_, verdict),) = after(1, judge__canary_score=0.4)
-    assert "reward.judge.rule_first" in verdict.knob
+    assert "reward.judge.rule_first" in verdict.cure
     ((_, verdict),) = after(1, with_values(CONFIG, changes), judge__canary_score=0.4)
-    assert "reward.judge.rule_first" not in verdict.knob
+    assert "reward.judge.rule_first" not in verdict.cure
 
 
 def test_a_judge_without_a_spread_is_told_once_not_as_groups_as_well() -> None:
@@ -97,13 +97,13 @@ def test_where_the_whole_reward_follows_length_that_is_said_alone() -> None:
     ],
 )
 def test_the_fault_that_took_most_scores_names_the_knob(
-    counts: dict[str, float], knob: str
+    counts: dict[str, float], cure: str
 ) -> None:
     named: dict[str, Any] = {f"judge__unscored_{kind}": n for kind, n in counts.items()}
     ((step, verdict),) = after(30, unscored=51.2, **named)
     assert (step, verdict.name) == (2, "unscored")
     assert "the judge leaves 10%" in verdict.says
-    assert knob in verdict.knob
+    assert cure in verdict.cure
 
 
 def test_in_a_mix_the_judge_is_blamed_only_for_faults_of_its_own() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from rlcli.config.resolved import Resolved
 from rlcli.plan import passes
-from rlcli.plan.engine import settle_engine
+from rlcli.plan.engine import resolve_engine
 from rlcli.plan.machine import Machine
 from rlcli.plan.memory import MemoryPlan, Models, plan_memory
 from rlcli.plan.models import known_config
@@ -347,6 +347,6 @@ def test_auto_takes_fsdp_if_several_processes_cannot_each_hold_the_run(
 ) -> None:
     resolved = settings(*words, "rollout.engine=vllm", "data.max_response_tokens=512")
     models = Models(policy=known(name))
-    settled = settle_engine(resolved, models, GPU, num_val=0)
+    settled = resolve_engine(resolved, models, GPU, num_val=0)
     assert settled.config.train.engine == engine
     assert any("takes fsdp" in note for note in settled.notes) == (engine == "fsdp")

@@ -52,8 +52,8 @@ def test_suggestions_gain_what_they_predict_when_applied(settings: Settings, pha
     algo, kind, overrides = SHAPES[phase]
     before = made(settings(*overrides, "data.val=[]", algo=algo), kind=kind)
     assert before.largest.name == phase
-    assert 1 <= len(before.reliefs) <= 3
-    for relief in before.reliefs:
+    assert 1 <= len(before.savings) <= 3
+    for relief in before.savings:
         changed = settings(*overrides, "data.val=[]", *relief.change.split(" "), algo=algo)
         after = next(p for p in made(changed, kind=kind).phases if p.name == phase)
         assert after.peak_gib == pytest.approx(relief.peak_gib)
@@ -64,11 +64,11 @@ def test_suggestions_gain_what_they_predict_when_applied(settings: Settings, pha
 def test_a_suggestion_fits_only_where_every_phase_does(settings: Settings) -> None:
     """0.5B GRPO on 16 GiB: checkpointing lowers the update, and sampling still takes 22 GiB."""
     plan = made(settings("data.val=[]"), kind="cuda", memory_gib=16.0)
-    relief = next(r for r in plan.reliefs if "gradient_checkpointing" in r.change)
+    relief = next(r for r in plan.savings if "gradient_checkpointing" in r.change)
     assert relief.peak_gib < 16.0 < relief.largest_gib
     assert (relief.fits, relief.largest) == (False, "rollout")
     assert "rollout still takes 22.25 GiB" in " ".join(" ".join(plan_lines(plan)).split())
-    for other in plan.reliefs:
+    for other in plan.savings:
         after = made(settings("data.val=[]", *other.change.split(" ")), kind="cuda", memory_gib=16)
         assert other.fits == after.fits
         assert other.largest_gib == pytest.approx(after.largest.peak_gib)
@@ -105,7 +105,7 @@ def test_the_critic_is_shown_with_the_parameters_that_memory_counts(settings: Se
 
 
 def test_the_cheapest_relief_never_changes_the_gradient(settings: Settings) -> None:
-    first = made(settings("model.dtype=float32", "data.val=[]")).reliefs[0]
+    first = made(settings("model.dtype=float32", "data.val=[]")).savings[0]
     assert first.change.startswith("train.tokens_per_micro_batch=")
 
 
@@ -113,14 +113,14 @@ def test_a_relief_is_strong_enough_to_fit_where_one_can_be(settings: Settings) -
     asked = settings("model.dtype=float32", "data.val=[]", "rollout.max_rows=32")
     plan = made(asked, memory_gib=20.0)
     assert plan.fits is False
-    assert plan.reliefs[0].fits is True
+    assert plan.savings[0].fits is True
 
 
 def test_where_nothing_fits_the_mildest_change_with_half_the_gain_is_shown(
     settings: Settings,
 ) -> None:
     overrides = ["model.dtype=float32", "data.val=[]", "algorithm.kl_loss=false"]
-    first = made(settings(*overrides), memory_gib=1.0).reliefs[0]
+    first = made(settings(*overrides), memory_gib=1.0).savings[0]
     assert first.fits is False
     # 16,384 tokens give way to 8,192, not to the 1,536 of a single rollout
     assert first.change == "train.tokens_per_micro_batch=8192"
@@ -336,7 +336,7 @@ def test_a_model_that_cannot_be_loaded_does_not_fit_however_many_gpus_share_it(
     assert plan.fits is False
     assert plan.largest.name == phase
     if phase == "rollout":  # 61 GiB of weights in half of 80 GiB: share them, or give vLLM more
-        wider, more, *_ = plan.reliefs
+        wider, more, *_ = plan.savings
         assert wider.values == {"rollout.tensor_parallel": 2}
         assert more.values == {"rollout.memory_fraction": 0.8}
         assert wider.fits

@@ -146,7 +146,7 @@ STEP = [mix(1.0, 1.0), mix(3.0, 0.0), mix(None, 1.0), mix(5.0, 0.0), mix(7.0, 1.
 
 
 def test_a_step_counts_on_the_scale_of_its_scores_and_the_parts_stay_raw() -> None:
-    settled = scaled(RunningScale("m")).settle(STEP, learns=True)
+    settled = scaled(RunningScale("m")).normalize(STEP, update_stats=True)
     root = 5**0.5
     expected = [0.7 * -3 / root + 0.3, 0.7 * -1 / root, None, 0.7 / root, 0.7 * 3 / root + 0.3]
     assert [reward.value for reward in settled] == [
@@ -159,18 +159,20 @@ def test_a_step_counts_on_the_scale_of_its_scores_and_the_parts_stay_raw() -> No
 def test_a_fixed_scale_stays_as_it_is() -> None:
     mixed = scaled(FixedScale(2.0, 0.5))
     for _ in range(2):
-        (reward,) = mixed.settle([mix(3.0, 1.0)], learns=True)
+        (reward,) = mixed.normalize([mix(3.0, 1.0)], update_stats=True)
         # 0.7 * (3 - 2) / 0.5 + 0.3
         assert reward.value == pytest.approx(1.7)
     assert mixed.state() == {"scale": {}}
 
 
 def test_without_a_scale_the_sums_are_raw() -> None:
-    assert scaled(None).settle(STEP, learns=True) == STEP
+    assert scaled(None).normalize(STEP, update_stats=True) == STEP
 
 
 def test_what_is_equal_before_is_equal_after() -> None:
-    settled = scaled(RunningScale("m")).settle([mix(0.1, 1.0)] * 3 + [mix(0.2, 1.0)], learns=True)
+    settled = scaled(RunningScale("m")).normalize(
+        [mix(0.1, 1.0)] * 3 + [mix(0.2, 1.0)], update_stats=True
+    )
     assert len({reward.value for reward in settled}) == 2
     assert len({reward.value for reward in settled[:3]}) == 1
 
@@ -182,7 +184,7 @@ def test_the_scale_is_kept_beside_what_the_judge_spent() -> None:
 
     reward = Reward(value=3.0, parts={"rm_score": 2.0, "judge": 1.0})
     mixed = build()
-    mixed.settle([reward], learns=True)
+    mixed.normalize([reward], update_stats=True)
     state = mixed.state()
     assert state["spent_usd"] == 1.5
     assert state["scale"]["training"] == [1, 2.0, 0.0]

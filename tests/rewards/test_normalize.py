@@ -48,7 +48,7 @@ def test_the_order_within_a_step_changes_no_bit(scores: list[float], rng: random
 def test_one_distinct_score_is_exactly_0(score: float, count: int) -> None:
     scale = RunningScale("m")
     for _ in range(3):
-        assert scale.moments([score] * count, learns=True).scaled(score) == 0.0
+        assert scale.moments([score] * count, update_stats=True).scaled(score) == 0.0
 
 
 def test_a_spread_that_float32_cannot_tell_is_none() -> None:
@@ -59,17 +59,17 @@ def test_a_spread_that_float32_cannot_tell_is_none() -> None:
 
 def test_a_running_scale_takes_in_every_step_of_training_and_no_evaluation() -> None:
     scale = RunningScale("m")
-    scale.moments([100.0, 300.0], learns=False)
-    assert scale.moments([1.0, 3.0], learns=True) == Moments(2, 2.0, 2.0)
-    scale.moments([100.0, 300.0], learns=False)
-    assert scale.moments([5.0, 7.0, 9.0], learns=True) == Moments(5, 5.0, 40.0)
+    scale.moments([100.0, 300.0], update_stats=False)
+    assert scale.moments([1.0, 3.0], update_stats=True) == Moments(2, 2.0, 2.0)
+    scale.moments([100.0, 300.0], update_stats=False)
+    assert scale.moments([5.0, 7.0, 9.0], update_stats=True) == Moments(5, 5.0, 40.0)
 
 
 def test_evaluations_stay_on_the_scale_of_the_first() -> None:
     scale = RunningScale("m")
-    first = scale.moments([1.0, 3.0], learns=False)
-    scale.moments([9.0, 11.0], learns=True)
-    assert scale.moments([5.0, 7.0], learns=False) == first
+    first = scale.moments([1.0, 3.0], update_stats=False)
+    scale.moments([9.0, 11.0], update_stats=True)
+    assert scale.moments([5.0, 7.0], update_stats=False) == first
     # before: (2 - 2) / 1; after: (6 - 2) / 1
     assert first.scaled(6.0) == 4.0
 
@@ -81,19 +81,23 @@ def test_a_scale_that_is_kept_as_json_goes_on_bit_equal(steps: list[list[float]]
         state = json.loads(json.dumps(resumed.state()))
         resumed = RunningScale("m")
         resumed.load_state(state)
-        expected = whole.moments(scores, learns=True), whole.moments(scores, learns=False)
-        assert (resumed.moments(scores, learns=True), resumed.moments(scores, learns=False)) == (
-            expected
+        expected = (
+            whole.moments(scores, update_stats=True),
+            whole.moments(scores, update_stats=False),
         )
+        assert (
+            resumed.moments(scores, update_stats=True),
+            resumed.moments(scores, update_stats=False),
+        ) == (expected)
 
 
 def test_scores_of_another_model_are_forgotten() -> None:
     scale, other = RunningScale("m"), RunningScale("other")
-    scale.moments([1.0, 3.0], learns=True)
+    scale.moments([1.0, 3.0], update_stats=True)
     other.load_state(scale.state())
-    assert other.moments([8.0], learns=True) == Moments(1, 8.0, 0.0)
+    assert other.moments([8.0], update_stats=True) == Moments(1, 8.0, 0.0)
 
 
 def test_a_fixed_scale_is_what_it_was_given() -> None:
-    for learns in (True, False):
-        assert FixedScale(2.0, 0.5).moments([9.0], learns=learns).scaled(3.0) == 2.0
+    for update_stats in (True, False):
+        assert FixedScale(2.0, 0.5).moments([9.0], update_stats=update_stats).scaled(3.0) == 2.0

@@ -129,7 +129,7 @@ def test_money_and_canaries_are_the_judges(both: Any) -> None:
     scorer.load_state({"spent_usd": 2.5})
     assert judge.kept == {"spent_usd": 2.5}
     assert len(scorer.canaries(0, [])) == 1
-    assert scorer.settle([OPEN], learns=True) == [OPEN]
+    assert scorer.normalize([OPEN], update_stats=True) == [OPEN]
 
 
 class Half(Held):

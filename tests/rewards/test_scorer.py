@@ -14,7 +14,7 @@ import pytest
 from rlcli.config.rewards import JudgeConfig, RewardConfig
 from rlcli.data.readers import Row
 from rlcli.errors import RewardError
-from rlcli.rewards import build_scorer, check_reward, gold_problems
+from rlcli.rewards import build_scorer, check_reward, reference_problems
 from rlcli.rewards.base import score_all
 from rlcli.rewards.batched_scorer import BatchScorer
 from rlcli.types import Reward, Rollout
@@ -73,23 +73,23 @@ def test_golds_that_no_rule_can_grade_are_found() -> None:
         row_of("seventy", source="gsm8k", line=2),
         row_of(None, source="math", line=3),
     ]
-    assert gold_problems(RewardConfig(fn="rules"), rows) == [
+    assert reference_problems(RewardConfig(fn="rules"), rows) == [
         "a.jsonl:2: ground_truth 'seventy' is not a number (rule gsm8k).",
         "a.jsonl:3: there is no ground_truth (rule math).",
     ]
-    assert gold_problems(RewardConfig(fn="mine.py:f"), rows) == []
+    assert reference_problems(RewardConfig(fn="mine.py:f"), rows) == []
 
 
 def test_runs_without_rules_need_none_for_their_data_source() -> None:
     rows = [row_of("seventy", source="gsm8k", line=1), row_of(None, source="mine", line=2)]
     alone = RewardConfig(model="http://host/score")
     assert check_reward(alone, {"mine"}) == []
-    assert gold_problems(alone, rows) == []
+    assert reference_problems(alone, rows) == []
     weights = {"rm_score": 0.7, "rule_score": 0.3}
     mixed = alone.model_copy(update={"composite": True, "weights": weights})
     with pytest.raises(RewardError, match="no built-in rule grades data_source 'mine'"):
         check_reward(mixed, {"mine"})
-    assert gold_problems(mixed, rows[:1]) == [
+    assert reference_problems(mixed, rows[:1]) == [
         "a.jsonl:1: ground_truth 'seventy' is not a number (rule gsm8k)."
     ]
     (note,) = check_reward(mixed, {"gsm8k"})
@@ -128,7 +128,7 @@ def test_a_lone_reward_model_is_raw_unless_a_scale_is_asked_for(
         raw = score_all(scorer, [rollout("3"), rollout("5")])
     finally:
         scorer.close()
-    settled = scorer.settle(raw, learns=True)
+    settled = scorer.normalize(raw, update_stats=True)
     assert [reward.value for reward in raw] == [3.0, 5.0]
     assert [reward.value for reward in settled] == values
     assert [dict(reward.parts) for reward in settled] == [
@@ -143,7 +143,7 @@ def test_rule_first_needs_no_rule_for_every_row(user_file: Any) -> None:
     note = check_reward(config, {"gsm8k", "essays", ""}, env=env)[0]
     assert note == "no built-in rule grades data_source '', 'essays': the judge scores."
     rows = [row_of(None, source="essays", line=1), row_of("seventy", source="gsm8k", line=2)]
-    assert gold_problems(config, rows) == [
+    assert reference_problems(config, rows) == [
         "a.jsonl:2: ground_truth 'seventy' is not a number (rule gsm8k)."
     ]
     silent = user_file("def compute_score(**row): return None")

@@ -46,7 +46,7 @@ class Answering(BaseHTTPRequestHandler):
         pass
 
 
-class Gone(Answering):
+class ProcessExited(Answering):
     """Hangs up."""
 
     def do_POST(self) -> None:
@@ -63,7 +63,7 @@ class Words:
 @pytest.fixture
 def urls() -> Iterator[list[str]]:
     """Of a server that answers and of one that has gone."""
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Answering, Gone)]
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Answering, ProcessExited)]
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     yield [f"http://127.0.0.1:{server.server_port}" for server in servers]

@@ -17,7 +17,7 @@ from rlcli.errors import SamplerError
 from rlcli.models.causal_lm import load_causal_lm
 from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.native import NativeSampler
-from rlcli.rollout.weight_sync_check import CheckedSampler
+from rlcli.rollout.weight_sync_check import VerifiedSampler
 from rlcli.types import Prompt
 
 Sync = Callable[[NativeSampler, Iterator[tuple[str, Tensor]], int], None]
@@ -42,12 +42,12 @@ def engine(tiny_model: Path) -> TorchEngine:
 
 
 @pytest.fixture
-def sampler(tiny_model: Path, engine: TorchEngine) -> CheckedSampler:
+def sampler(tiny_model: Path, engine: TorchEngine) -> VerifiedSampler:
     return checked(tiny_model, engine, torch.float32)
 
 
 @pytest.fixture
-def half_sampler(tiny_model: Path, engine: TorchEngine) -> CheckedSampler:
+def half_sampler(tiny_model: Path, engine: TorchEngine) -> VerifiedSampler:
     """Samples in bfloat16; the trainer's weights are bfloat16 numbers to begin with."""
     with torch.no_grad():
         for parameter in engine.policy.model.parameters():
@@ -55,7 +55,7 @@ def half_sampler(tiny_model: Path, engine: TorchEngine) -> CheckedSampler:
     return checked(tiny_model, engine, torch.bfloat16)
 
 
-def checked(tiny_model: Path, engine: TorchEngine, dtype: torch.dtype) -> CheckedSampler:
+def checked(tiny_model: Path, engine: TorchEngine, dtype: torch.dtype) -> VerifiedSampler:
     copy = Copy(
         load_causal_lm(str(tiny_model), dtype=dtype, device=CPU),
         AutoTokenizer.from_pretrained(tiny_model),
@@ -65,7 +65,7 @@ def checked(tiny_model: Path, engine: TorchEngine, dtype: torch.dtype) -> Checke
         shares_weights=False,
     )
     asked = [Prompt(id=str(i), messages=(), token_ids=(5 + i, 6, 7)) for i in range(9)]
-    return CheckedSampler(copy, engine, asked, temperature=0.8, max_tokens=24, dtype=dtype)
+    return VerifiedSampler(copy, engine, asked, temperature=0.8, max_tokens=24, dtype=dtype)
 
 
 @torch.no_grad()
@@ -74,14 +74,14 @@ def move(engine: TorchEngine, by: float) -> None:
         parameter.add_(by * torch.randn_like(parameter))
 
 
-def set_sync(sampler: CheckedSampler, sync: Sync) -> None:
+def set_sync(sampler: VerifiedSampler, sync: Sync) -> None:
     assert isinstance(sampler.sampler, Copy)
     sampler.sampler.sync = sync
 
 
 def expect_idle_sync_found(
     engine: TorchEngine,
-    sampler: CheckedSampler,
+    sampler: VerifiedSampler,
     change: Callable[[], None],
     *,
     versions: range,
@@ -99,7 +99,7 @@ def expect_idle_sync_found(
         take_steps()
 
 
-def answers(sampler: CheckedSampler) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+def answers(sampler: VerifiedSampler) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
     """Tokens and log-probs, of the same seed each time."""
     asked = [Prompt(id=str(i), messages=(), token_ids=(5 + i, 6, 7)) for i in range(9)]
     rollouts = sampler.generate(asked, SamplingParams(n=1, max_tokens=16, temperature=0.8), seed=0)
@@ -107,7 +107,7 @@ def answers(sampler: CheckedSampler) -> list[tuple[tuple[int, ...], tuple[float,
 
 
 def test_the_trainers_policy_passes_after_every_update(
-    engine: TorchEngine, sampler: CheckedSampler
+    engine: TorchEngine, sampler: VerifiedSampler
 ) -> None:
     for version in range(6):
         sampler.load_weights(engine.weights(), version=version)
@@ -118,7 +118,7 @@ def test_the_trainers_policy_passes_after_every_update(
     assert [rollout.policy_version for rollout in rollouts] == [5, 5, 5]
 
 
-def test_one_layer_left_out_stops_the_run(engine: TorchEngine, sampler: CheckedSampler) -> None:
+def test_one_layer_left_out_stops_the_run(engine: TorchEngine, sampler: VerifiedSampler) -> None:
     sampler.load_weights(engine.weights(), version=0)
     move(engine, by=0.05)
     some = ((name, t) for name, t in engine.weights() if "layers.0.mlp" not in name)
@@ -129,7 +129,7 @@ def test_one_layer_left_out_stops_the_run(engine: TorchEngine, sampler: CheckedS
 
 
 def test_weights_that_are_no_numbers_stop_the_run(
-    engine: TorchEngine, sampler: CheckedSampler
+    engine: TorchEngine, sampler: VerifiedSampler
 ) -> None:
     def spoil(copy: NativeSampler, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
         spoilt = ((name, tensor * float("nan")) for name, tensor in weights)
@@ -141,14 +141,14 @@ def test_weights_that_are_no_numbers_stop_the_run(
 
 
 def test_a_sync_that_does_nothing_is_found_at_the_first_step_of_rounding(
-    engine: TorchEngine, sampler: CheckedSampler
+    engine: TorchEngine, sampler: VerifiedSampler
 ) -> None:
     sampler.load_weights(engine.weights(), version=0)
     expect_idle_sync_found(engine, sampler, lambda: move(engine, by=1e-6), versions=range(1, 2))
 
 
 def test_in_bfloat16_too_although_the_gap_is_rounding(
-    engine: TorchEngine, half_sampler: CheckedSampler
+    engine: TorchEngine, half_sampler: VerifiedSampler
 ) -> None:
     half_sampler.load_weights(engine.weights(), version=0)
     expect_idle_sync_found(
@@ -157,7 +157,7 @@ def test_in_bfloat16_too_although_the_gap_is_rounding(
 
 
 def test_small_steps_add_up_until_a_sync_that_does_nothing_is_found(
-    engine: TorchEngine, half_sampler: CheckedSampler
+    engine: TorchEngine, half_sampler: VerifiedSampler
 ) -> None:
     half_sampler.load_weights(engine.weights(), version=0)
 
@@ -170,7 +170,7 @@ def test_small_steps_add_up_until_a_sync_that_does_nothing_is_found(
 
 
 def test_the_step_named_is_the_first_at_which_the_same_bits_were_sent(
-    engine: TorchEngine, half_sampler: CheckedSampler
+    engine: TorchEngine, half_sampler: VerifiedSampler
 ) -> None:
     @torch.no_grad()
     def load_with_other_rounding(
@@ -191,7 +191,7 @@ def test_the_step_named_is_the_first_at_which_the_same_bits_were_sent(
 
 
 def test_the_step_named_is_the_last_at_which_other_bits_were_sent(
-    engine: TorchEngine, half_sampler: CheckedSampler
+    engine: TorchEngine, half_sampler: VerifiedSampler
 ) -> None:
     half_sampler.load_weights(engine.weights(), version=0)
     move(engine, by=0.01)
@@ -203,7 +203,7 @@ def test_the_step_named_is_the_last_at_which_other_bits_were_sent(
 
 @torch.no_grad()
 def test_a_step_that_changes_no_bit_of_what_is_sent_may_be_repeated(
-    engine: TorchEngine, half_sampler: CheckedSampler
+    engine: TorchEngine, half_sampler: VerifiedSampler
 ) -> None:
     half_sampler.load_weights(engine.weights(), version=0)
     before = answers(half_sampler)
@@ -215,7 +215,7 @@ def test_a_step_that_changes_no_bit_of_what_is_sent_may_be_repeated(
 
 @torch.no_grad()
 def test_weights_that_leave_no_trace_in_log_probs_may_be_followed_by_a_repetition(
-    engine: TorchEngine, sampler: CheckedSampler
+    engine: TorchEngine, sampler: VerifiedSampler
 ) -> None:
     sampler.load_weights(engine.weights(), version=0)
     before = answers(sampler)
@@ -227,7 +227,7 @@ def test_weights_that_leave_no_trace_in_log_probs_may_be_followed_by_a_repetitio
 
 @torch.no_grad()
 def test_a_policy_that_is_certain_of_every_token_may_repeat_itself(
-    engine: TorchEngine, sampler: CheckedSampler
+    engine: TorchEngine, sampler: VerifiedSampler
 ) -> None:
     decoder: Any = engine.policy.model.get_decoder()
     norm = decoder.norm.weight
@@ -239,7 +239,7 @@ def test_a_policy_that_is_certain_of_every_token_may_repeat_itself(
 
 
 def test_a_policy_that_does_not_move_may_be_given_again(
-    engine: TorchEngine, sampler: CheckedSampler
+    engine: TorchEngine, sampler: VerifiedSampler
 ) -> None:
     for version in range(4):
         sampler.load_weights(engine.weights(), version=version)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlcli.errors import ConfigError
-from rlcli.setup.checks import sampler, settle_sampler
+from rlcli.setup.checks import resolve_sampler, sampler
 
 CORRECTION = "algorithm.correction"
 
@@ -23,7 +23,7 @@ def has_vllm(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_auto_is_native_without_a_gpu_and_nothing_is_said(checked: Any, has_vllm: Any) -> None:
     has_vllm("0.32.0")
-    resolved = settle_sampler(checked(), is_cuda=False)
+    resolved = resolve_sampler(checked(), is_cuda=False)
     assert resolved.config.rollout.engine == "auto"
     assert resolved.config.algorithm.correction == "auto"
     assert not [note for note in resolved.notes if "sampler" in note or "vllm" in note]
@@ -31,7 +31,7 @@ def test_auto_is_native_without_a_gpu_and_nothing_is_said(checked: Any, has_vllm
 
 def test_auto_is_vllm_on_a_gpu_where_it_is_installed(checked: Any, has_vllm: Any) -> None:
     has_vllm("0.26.0")
-    resolved = settle_sampler(checked(), is_cuda=True)
+    resolved = resolve_sampler(checked(), is_cuda=True)
     assert resolved.config.rollout.engine == "vllm"
     assert resolved.config.algorithm.correction == "token"
     assert resolved.notes[-1] == (
@@ -56,7 +56,7 @@ def test_auto_says_on_a_gpu_why_it_is_native(
     checked: Any, has_vllm: Any, version: str | None, settings: list[str], why: str
 ) -> None:
     has_vllm(version)
-    resolved = settle_sampler(checked(*settings), is_cuda=True)
+    resolved = resolve_sampler(checked(*settings), is_cuda=True)
     assert resolved.config.rollout.engine == "auto"
     assert why in resolved.notes[-1]
 
@@ -72,14 +72,14 @@ actor_rollout_ref:
     gpu_memory_utilization: 0.6
     n: 5
 """
-    resolved = settle_sampler(checked(file=file, algo="remax"), is_cuda=False)
+    resolved = resolve_sampler(checked(file=file, algo="remax"), is_cuda=False)
     assert resolved.config.rollout.engine == "native"
     assert resolved.notes[1:] == [
         "not used: rollout.engine, rollout.memory_fraction, rollout.tensor_parallel "
         "(vllm is not installed; the native sampler samples)."
     ]
     has_vllm("0.32.0")
-    resolved = settle_sampler(checked(file=file, algo="remax"), is_cuda=False)
+    resolved = resolve_sampler(checked(file=file, algo="remax"), is_cuda=False)
     assert resolved.config.rollout.engine == "vllm"
     assert not [note for note in resolved.notes if "not used" in note]
 
@@ -97,7 +97,7 @@ def test_vllm_that_is_asked_for_and_is_not_there_is_refused(
 ) -> None:
     has_vllm(version)
     with pytest.raises(ConfigError, match=rf"(?s){words}") as refused:
-        settle_sampler(checked("rollout.engine=vllm"), is_cuda=is_cuda)
+        resolve_sampler(checked("rollout.engine=vllm"), is_cuda=is_cuda)
     assert "rollout.engine=native" in str(refused.value)
     assert len(str(refused.value).splitlines()) <= 3
 
@@ -117,7 +117,7 @@ def test_rollouts_of_vllm_are_corrected_for_where_that_is_right(
     checked: Any, has_vllm: Any, settings: list[str], correction: str
 ) -> None:
     has_vllm("0.32.0")
-    resolved = settle_sampler(checked("rollout.engine=vllm", *settings), is_cuda=False)
+    resolved = resolve_sampler(checked("rollout.engine=vllm", *settings), is_cuda=False)
     assert resolved.config.algorithm.correction == correction
 
 
@@ -134,8 +134,8 @@ def test_what_vllm_cannot_sample_for_is_refused(
 ) -> None:
     has_vllm("0.32.0")
     with pytest.raises(ConfigError, match=rf"(?s){words}.*Leave .*rollout\.engine=native"):
-        settle_sampler(checked("rollout.engine=vllm", *settings), is_cuda=False)
-    resolved = settle_sampler(checked(*settings), is_cuda=True)
+        resolve_sampler(checked("rollout.engine=vllm", *settings), is_cuda=False)
+    resolved = resolve_sampler(checked(*settings), is_cuda=True)
     assert resolved.config.rollout.engine == "auto"
     assert "the native sampler samples, as" in resolved.notes[-1]
 

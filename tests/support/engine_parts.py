@@ -12,7 +12,7 @@ import torch
 from rlcli.algos.algorithm import Algorithm
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
-from rlcli.distributed.collectives import ALONE, Ranks, deal
+from rlcli.distributed.collectives import ALONE, Ranks, partition
 from rlcli.engines import load_fsdp, load_zero
 from rlcli.engines.critic import load_critic
 from rlcli.engines.lora import add_lora
@@ -67,7 +67,7 @@ def make_batch(*, seed: int = 0, groups: int = 4, n: int = 4) -> Batch:
 def own_share(whole: Batch, ranks: Ranks, *, per_round: int = 2) -> Batch:
     """The groups of a whole batch that are this rank's."""
     costs = [len(ids) for ids in whole.prompt_ids]
-    numbers = deal(costs, ranks.size, per_round=per_round)[ranks.rank]
+    numbers = partition(costs, ranks.size, per_round=per_round)[ranks.rank]
     rows = [row for row, group in enumerate(whole.group_B.tolist()) if group in numbers]
     width = int(whole.lengths_B[rows].max()) if rows else 0
     some = take_rows(whole, rows, width, CPU)

@@ -39,7 +39,7 @@ class Held:
     def trouble(self) -> str | None:
         return None
 
-    def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
+    def normalize(self, rewards: Sequence[Reward], *, update_stats: bool) -> list[Reward]:
         return [*rewards]
 
     def metrics(self) -> StepRecord:

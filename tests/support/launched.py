@@ -44,7 +44,7 @@ def write(name, text=""):
     os.rename(folder / f".{name}.{os.getpid()}", folder / name)
 
 folder.mkdir(parents=True, exist_ok=True)
-def give_signs():
+def start_heartbeat():
     for _ in range(6):
         (folder / ".alive").touch()
         time.sleep(0.1)

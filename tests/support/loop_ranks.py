@@ -19,7 +19,7 @@ import torch
 from torch._C._distributed_c10d import PrefixStore
 
 from rlcli.config.resolver import resolve
-from rlcli.distributed.collectives import from_first
+from rlcli.distributed.collectives import broadcast_from_rank0
 from rlcli.distributed.process_group import process_group
 from rlcli.distributed.rank_env import read_rank
 from rlcli.errors import RlcliError
@@ -52,7 +52,7 @@ def train_all() -> None:
             found = open_run_dir(plan.resolved, folder) if ranks.rank == 0 else None
             if found is not None:
                 found[0].hold(resumes=found[1] != "no")
-            resume = from_first([found and found[1]])[0]
+            resume = broadcast_from_rank0([found and found[1]])[0]
             run_dir = found[0] if found else RunDir(folder / name)
             store = PrefixStore(name, meeting.store)
             train_together(

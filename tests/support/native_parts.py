@@ -10,7 +10,7 @@ import torch
 from rlcli.engines.logprobs import response_stats
 from rlcli.engines.micro_batches import index_rows, pack_rows
 from rlcli.models.causal_lm import CausalLM, load_causal_lm, load_tokenizer
-from rlcli.rollout.collate import Collected, collate
+from rlcli.rollout.collate import ScoredRollouts, collate
 from rlcli.rollout.native import NativeSampler
 from rlcli.types import Prompt, Reward, Rollout
 
@@ -47,7 +47,9 @@ def prompts(count: int) -> list[Prompt]:
 
 def trainer_logprobs(lm: CausalLM, rollouts: list[Rollout], temperature: float) -> torch.Tensor:
     rewards = [Reward(value=0.0) for _ in rollouts]
-    batch = collate(Collected(rollouts=rollouts, rewards=rewards, greedy={}), needs=frozenset())
+    batch = collate(
+        ScoredRollouts(rollouts=rollouts, rewards=rewards, greedy={}), needs=frozenset()
+    )
     rows = pack_rows(batch, range(len(rollouts)), index_rows(batch), CPU)
     with torch.no_grad():
         stats = response_stats(lm, rows, temperature=temperature, pad_token_id=0)

@@ -36,7 +36,7 @@ class CountingSampler:
         params: SamplingParams,
         *,
         seed: int,
-        places: Sequence[int] | None = None,
+        prompt_indices: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[Rollout]:
         self.asked.append([p.id for p in prompts])

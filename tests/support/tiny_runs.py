@@ -54,7 +54,7 @@ def write_inputs(folder: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class StepView:
     """What a run left behind. `passes`: (rows, tokens) of every pass through an MLP.
 
     `scorers`: the number of processes that printed while they scored.
@@ -68,13 +68,13 @@ class Seen:
     scorers: int
     passes: list[tuple[int, ...]]
 
-    def differences(self, other: Seen) -> list[str]:
+    def differences(self, other: StepView) -> list[str]:
         """The names of what differs, place and notes aside: those may merely repeat a setting."""
         names = ("metrics", "weights", "files", "scorers", "passes")
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
-def tiny_run(folder: Path, name: str, overrides: Sequence[str], **more: Any) -> Seen:
+def tiny_run(folder: Path, name: str, overrides: Sequence[str], **more: Any) -> StepView:
     """The run of `overrides` in `folder / name`, through the path that the command takes."""
     arguments: dict[str, Any] = {"flags": {}, "files": [], "env": {}, "cwd": folder}
     given = [f"run.output_dir={folder / name}", *overrides]
@@ -91,7 +91,7 @@ def tiny_run(folder: Path, name: str, overrides: Sequence[str], **more: Any) -> 
     finally:
         hook.remove()
     place = outcome.run_dir
-    return Seen(place=place, notes=plan.notes, passes=passes, **_left_behind(place))
+    return StepView(place=place, notes=plan.notes, passes=passes, **_left_behind(place))
 
 
 def _left_behind(run: Path) -> Mapping[str, Any]:

@@ -184,7 +184,7 @@ def check_what_draws_depend_on(sampler: Any) -> None:
     """Seed and place alone."""
     params = SamplingParams(n=3, max_tokens=24)
     everything = tokens(sampler.generate(prompts(), params, seed=5))
-    some = sampler.generate(prompts()[2:], params, seed=5, places=[2, 3])
+    some = sampler.generate(prompts()[2:], params, seed=5, prompt_indices=[2, 3])
     assert tokens(some) == everything[6:]
     assert tokens(sampler.generate(prompts(), params, seed=5)) == everything
     assert tokens(sampler.generate(prompts(), params, seed=6)) != everything

@@ -89,7 +89,7 @@ def test_what_was_scored_before_the_end_is_kept_and_nothing_is_asked_after() -> 
     assert len(feed.seconds) == 3
 
 
-class Gone(Slow):
+class ProcessExited(Slow):
     """A service that answers the first responses, then none."""
 
     def __init__(self, *, answers: int) -> None:
@@ -109,7 +109,7 @@ class Gone(Slow):
 def test_a_service_that_is_gone_ends_a_trial_and_what_was_scored_is_kept(
     window: int, least: int
 ) -> None:
-    scorer: Any = Gone(answers=3)
+    scorer: Any = ProcessExited(answers=3)
     feed = Feed(scorer, window=window, progress=lambda *_: None)
     rewards = feed.score("scoring", given_cases(*map(str, range(1000))))
     assert [reward.value for reward in rewards[:3]] == [1.0] * 3
@@ -119,7 +119,7 @@ def test_a_service_that_is_gone_ends_a_trial_and_what_was_scored_is_kept(
 
 
 def test_faults_of_single_responses_do_not_end_a_trial() -> None:
-    scorer: Any = Gone(answers=0)
+    scorer: Any = ProcessExited(answers=0)
     feed = Feed(scorer, window=1, progress=lambda *_: None)
     for _ in range(3):
         feed.score("scoring", given_cases("1", "2", "3", "4"))

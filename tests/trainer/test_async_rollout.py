@@ -14,7 +14,7 @@ import pytest
 import torch
 from held_scorer import Held
 from saved_models import save_tiny_model
-from tiny_runs import Seen, tiny_run, write_inputs
+from tiny_runs import StepView, tiny_run, write_inputs
 from torch import Tensor
 
 import rlcli.trainer.session
@@ -51,7 +51,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Any:
     return call
 
 
-def ahead(folder: Path, name: str, *more: str) -> Seen:
+def ahead(folder: Path, name: str, *more: str) -> StepView:
     given = [
         "algorithm.name=grpo", f"model.path={folder}/model", "model.dtype=float32",
         f"data.train={folder}/a.jsonl", "data.val=[]", "data.max_prompt_tokens=40",
@@ -64,11 +64,11 @@ def ahead(folder: Path, name: str, *more: str) -> Seen:
     return tiny_run(folder, name, [*given, *more])
 
 
-def column(seen: Seen, name: str) -> list[float]:
+def column(seen: StepView, name: str) -> list[float]:
     return [row[name] for row in seen.metrics if name in row]
 
 
-def asked(seen: Seen) -> list[list[str]]:
+def asked(seen: StepView) -> list[list[str]]:
     """The prompts of every step, in order."""
     return [
         list(dict.fromkeys(json.loads(line)["id"] for line in path.read_text().splitlines()))

@@ -15,8 +15,8 @@ from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
 from rlcli.distributed.collectives import ALONE
 from rlcli.errors import Paused, RewardError
-from rlcli.rollout.collate import Collected, collate
-from rlcli.trainer.rollout_step import StepAbandoned, collect, score
+from rlcli.rollout.collate import ScoredRollouts, collate
+from rlcli.trainer.rollout_step import StepCancelled, collect, score
 from rlcli.types import Prompt, Reward, Rollout
 
 Score = Callable[[Rollout, int], Reward]
@@ -38,7 +38,7 @@ class FunctionScorer:
     def trouble(self) -> str | None:
         return None
 
-    def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
+    def normalize(self, rewards: Sequence[Reward], *, update_stats: bool) -> list[Reward]:
         return [*rewards]
 
     def metrics(self) -> dict[str, float]:
@@ -210,9 +210,9 @@ def test_a_stop_ends_the_wait_for_rewards(
     run = make_run(by_length, needs=needs)
     run.scorer = SlowScorer()
     run.monitor.stop_requested = True
-    with pytest.raises(StepAbandoned):
+    with pytest.raises(StepCancelled):
         score(run, [rollout("a", 1)])
-    with pytest.raises(StepAbandoned):
+    with pytest.raises(StepCancelled):
         collect(run, [prompt("a")], {}, step=0)
 
 
@@ -246,10 +246,10 @@ def test_without_a_judge_there_is_no_usage() -> None:
     assert not [name for name in record if name.startswith("judge/")]
 
 
-def collected(values: list[float | None], names: list[str]) -> Collected:
+def collected(values: list[float | None], names: list[str]) -> ScoredRollouts:
     rollouts = [rollout(name, 2 + i) for i, name in enumerate(names)]
     rewards = [Reward(value=v) for v in values]
-    return Collected(rollouts=rollouts, rewards=rewards, greedy={})
+    return ScoredRollouts(rollouts=rollouts, rewards=rewards, greedy={})
 
 
 def test_an_unscored_row_stays_with_valid_0() -> None:
@@ -267,7 +267,7 @@ def test_fewer_than_two_scores_mask_the_whole_group() -> None:
 def test_an_unscored_greedy_rollout_masks_its_prompt() -> None:
     both = collected([1.0, 0.0, 0.5, 0.25], ["a", "a", "b", "b"])
     greedy = {"a": Reward(value=None), "b": Reward(value=0.75)}
-    whole = Collected(rollouts=both.rollouts, rewards=both.rewards, greedy=greedy)
+    whole = ScoredRollouts(rollouts=both.rollouts, rewards=both.rewards, greedy=greedy)
     batch = collate(whole, needs=frozenset({"greedy"}))
     assert batch.valid_B.tolist() == [0.0, 0.0, 1.0, 1.0]
     assert batch.baseline_B is not None
@@ -286,6 +286,6 @@ def test_the_batch_holds_the_tokens_right_padded() -> None:
 def test_gdpo_refuses_rollouts_with_different_parts() -> None:
     rollouts = [rollout("a", 2), rollout("a", 3)]
     rewards = [Reward(value=1.0, parts={"x": 1.0, "y": 0.0}), Reward(value=1.0, parts={"x": 1.0})]
-    whole = Collected(rollouts=rollouts, rewards=rewards, greedy={})
+    whole = ScoredRollouts(rollouts=rollouts, rewards=rewards, greedy={})
     with pytest.raises(RewardError, match="lacks y"):
         collate(whole, needs=frozenset({"parts"}))

@@ -21,8 +21,8 @@ from rlcli.distributed.collectives import ALONE
 from rlcli.errors import Paused
 from rlcli.rewards.composite_scorer import CompositeScorer, weighted_sum
 from rlcli.rewards.normalize import RunningScale
-from rlcli.rollout.collate import Collected, collate
-from rlcli.trainer.loop import collect_or_go_back
+from rlcli.rollout.collate import ScoredRollouts, collate
+from rlcli.trainer.loop import collect_or_restore
 from rlcli.types import AnnotatedBatch, Prompt, Reward, Rollout
 
 WEIGHTS = {"rm_score": 0.7, "rule_score": 0.3}
@@ -40,8 +40,8 @@ def mixed(rm: float | None, rule: float | None) -> Reward:
 def advantages_of(name: str, rows: Sequence[int]) -> torch.Tensor:
     """[B, T] for these rows of SCORES, through the mix, its scale, the batch and the estimator."""
     scorer = CompositeScorer({part: Held() for part in WEIGHTS}, WEIGHTS, scale=RunningScale("m"))
-    rewards = scorer.settle([mixed(*SCORES[row][1:]) for row in rows], learns=True)
-    whole = Collected(
+    rewards = scorer.normalize([mixed(*SCORES[row][1:]) for row in rows], update_stats=True)
+    whole = ScoredRollouts(
         rollouts=[rollout(SCORES[row][0], 4) for row in rows],
         rewards=rewards,
         greedy={"a": Reward(value=0.5), "b": Reward(value=0.25)},
@@ -102,10 +102,10 @@ def test_a_step_that_is_given_up_leaves_the_scale_as_it_was() -> None:
         seed=lambda *purpose: 0,
         ranks=ALONE,
     )
-    collect_or_go_back(run, {}, 0)
+    collect_or_restore(run, {}, 0)
     after_one = scorer.state()
     # lengths 1, 2, 3: mean 2, squares 1 + 0 + 1
     assert after_one["scale"]["training"] == [3, 2.0, 2.0]
     with pytest.raises(Paused):
-        collect_or_go_back(run, {}, 1)
+        collect_or_restore(run, {}, 1)
     assert kept == [after_one]

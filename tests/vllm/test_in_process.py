@@ -24,7 +24,7 @@ from vllm_parts import (
 
 from rlcli.errors import SamplerError
 from rlcli.rollout.base import SamplingParams
-from rlcli.rollout.weight_sync_check import CheckedSampler
+from rlcli.rollout.weight_sync_check import VerifiedSampler
 from rlcli.types import Rollout
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -102,7 +102,7 @@ def test_an_engine_that_slept_has_the_next_weights(pair: SimpleNamespace) -> Non
     awake, sampler.engine = sampler.engine, Sleeping(sampler.engine)
     sampler.settings = replace(settings, device="cuda")
     for version in (20, 21):
-        sampler.rest()
+        sampler.sleep()
         move(pair.engine, seed=version)
         sampler.load_weights(pair.engine.weights(), version=version)
         assert sampler.engine.asleep == {"kv_cache"}
@@ -170,8 +170,8 @@ def test_a_sampler_that_was_interrupted_goes_on(pair: SimpleNamespace) -> None:
     assert len(pair.sampler.generate(prompts(), PARAMS, seed=2)) == 12
 
 
-def checked(pair: SimpleNamespace, dtype: torch.dtype = torch.float32) -> CheckedSampler:
-    return CheckedSampler(
+def checked(pair: SimpleNamespace, dtype: torch.dtype = torch.float32) -> VerifiedSampler:
+    return VerifiedSampler(
         pair.sampler,
         pair.engine,
         prompts(),

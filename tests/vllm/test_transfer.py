@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlcli.rollout.vllm.weight_transfer import Offer, receive, send
+from rlcli.rollout.vllm.weight_transfer import WeightServer, receive, send
 
 
 def test_only_who_knows_the_key_is_given_weights() -> None:
@@ -18,7 +18,7 @@ def test_only_who_knows_the_key_is_given_weights() -> None:
         ("c", torch.randn(300, 200).t()),
         ("d", torch.empty(0, 4)),
     ]
-    offer = Offer("127.0.0.1")
+    offer = WeightServer("127.0.0.1")
     taken: list[Any] = []
 
     def take() -> None:
@@ -39,7 +39,7 @@ def test_only_who_knows_the_key_is_given_weights() -> None:
 
 
 def test_weights_that_end_early_are_an_error() -> None:
-    offer = Offer("127.0.0.1")
+    offer = WeightServer("127.0.0.1")
     errors: list[Exception] = []
 
     def take() -> None:
@@ -54,7 +54,7 @@ def test_weights_that_end_early_are_an_error() -> None:
     offer.close()
     thread.join()
     assert "ended before the weights did" in str(errors[0])
-    nobody = Offer("127.0.0.1")
+    nobody = WeightServer("127.0.0.1")
     with pytest.raises(ConnectionError, match="0 of 1 workers"):
         nobody.meet(1, is_over=lambda: True)
     nobody.close()

@@ -50,7 +50,7 @@ class Verdict:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Course:
+class _CallState:
     """State of one verdict.
 
     folds_system: whether the next call puts the system prompt into the user message. has_folded:
@@ -110,7 +110,7 @@ class Asker:
             BudgetSpent: there is no money left for a call.
         """
         verdict = Verdict()
-        course = _Course(
+        course = _CallState(
             most_tries=tries,
             patience=Patience(probes=tries, since=asyncio.get_running_loop().time()),
             answered_before=self._governor.answered,
@@ -135,7 +135,7 @@ class Asker:
             verdict.fault = None
             return verdict
 
-    def _request(self, user: str, course: _Course) -> Request:
+    def _request(self, user: str, course: _CallState) -> Request:
         system = self._template.system
         if course.was_reminded:
             user = f"{user}\n\n{self._template.reminder()}"
@@ -150,7 +150,7 @@ class Asker:
             temperature=self._temperature,
         )
 
-    async def _call(self, user: str, course: _Course, usage: dict[str, float]) -> Reply:
+    async def _call(self, user: str, course: _CallState, usage: dict[str, float]) -> Reply:
         """One call, counted. Raises: Fault, BudgetSpent."""
         governor = self._governor
         is_first = course.deadline == math.inf
@@ -212,7 +212,7 @@ class Asker:
         usage["output_tokens"] += reply.output_tokens or 0
         return reply
 
-    async def _goes_on(self, fault: Fault, course: _Course) -> bool:
+    async def _goes_on(self, fault: Fault, course: _CallState) -> bool:
         """Whether to call again, after the wait that the fault asks for."""
         if isinstance(fault, Outage):
             return False
@@ -233,7 +233,7 @@ class Asker:
             return _relaxes(course, fault)
         return fault.kind is Kind.TRANSIENT and await self._waits(course)
 
-    async def _waits(self, course: _Course) -> bool:
+    async def _waits(self, course: _CallState) -> bool:
         """Wait after a call without an answer; returns whether to call again."""
         course.tries += 1
         if course.tries >= course.most_tries:
@@ -250,7 +250,7 @@ class Asker:
         return True
 
 
-def _relaxes(course: _Course, fault: Fault) -> bool:
+def _relaxes(course: _CallState, fault: Fault) -> bool:
     """Switch `course` to the next laxer form of call; returns whether there was one left."""
     if _refuses_system(fault):  # folding the prompt did not help, so the role was not the reason
         course.folds_system = False

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlcli.config.rewards import JudgeConfig
-from rlcli.errors import JudgeNotHereError, RewardError, RewardServiceError
+from rlcli.errors import MissingJudgeError, RewardError, RewardServiceError
 from rlcli.rewards.judge.budget import Budget, price_date, price_of
 from rlcli.rewards.judge.cache import check_cache
 from rlcli.rewards.judge.call import Asker, Verdict
@@ -36,7 +36,7 @@ def check_judge(config: JudgeConfig, env: Mapping[str, str], *, lang: str = "en"
     """Notes on a judge, or a panel, whose settings are complete. Touches no network.
 
     Raises:
-        JudgeNotHereError: no key, no SDK.
+        MissingJudgeError: no key, no SDK.
         RewardError: no model, a template that cannot be used, a bad scale, price or
             address, a judge named twice, a cache that cannot be used, a budget for a
             model without a known price.
@@ -191,7 +191,7 @@ def _check_sdk(provider: Provider) -> None:
     except ModuleNotFoundError:  # of a parent package
         found = None
     if found is None:
-        raise JudgeNotHereError(
+        raise MissingJudgeError(
             f"the {provider.name} judge needs the Python package {provider.module}, which is not "
             "installed.\npip install -e '.[judge]'"
         )

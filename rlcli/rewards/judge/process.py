@@ -15,7 +15,7 @@ from rlcli.config.rewards import JudgeConfig
 from rlcli.errors import RewardError, RlcliError
 from rlcli.rewards.judge.canaries import due_answers
 from rlcli.rewards.judge.messages import Asking, Opening, Scoring
-from rlcli.rewards.judge.process_client import Gone, Partner
+from rlcli.rewards.judge.process_client import ProcessClient, ProcessExited
 from rlcli.rewards.judge.scorer import can_come_back
 from rlcli.rewards.judge.templates import load_template
 from rlcli.types import Prompt, Reward, Rollout, StepRecord
@@ -25,7 +25,7 @@ ANSWER_S, LAST_ANSWER_S = 20.0, 2.0
 process starts in 1 to 2."""
 STUCK_S = 300.0
 """Seconds without such an answer after which the process is killed."""
-MAX_STILLBORN = 3
+MAX_FAILED_STARTS = 3
 """Processes in a row that may end before they answer anything."""
 
 
@@ -58,7 +58,7 @@ class JudgeProcess:
         self._late_since: float | None = None
         self._stillborn = self._restarts = 0
         self._news: str | None = None
-        self._partner = Partner(self._opening, log)
+        self._client = ProcessClient(self._opening, log)
 
     def submit(self, rollout: Rollout, *, before: Reward | None = None) -> Future[Reward]:
         """Begin to score one rollout; returns at once.
@@ -75,7 +75,7 @@ class JudgeProcess:
         due = due_answers(self._opening.config.canary_every, step, prompts)
         return [self._score("submit_afresh", one) for one in due]
 
-    def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
+    def normalize(self, rewards: Sequence[Reward], *, update_stats: bool) -> list[Reward]:
         """The rewards as they are."""
         return [*rewards]
 
@@ -89,10 +89,10 @@ class JudgeProcess:
         if self._late_since is None or said is not None:
             return said
         if time.monotonic() - self._late_since > STUCK_S:
-            self._partner.kill()
+            self._client.kill()
         if was_late:
             return None
-        return f"the judge's process ({self._partner.pid}) does not answer."
+        return f"the judge's process ({self._client.pid}) does not answer."
 
     def metrics(self) -> StepRecord:
         """What the calls came to since the last time, and where limits stand now."""
@@ -110,7 +110,7 @@ class JudgeProcess:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """What was spent before counts against reward.judge.max_cost, and what is since."""
         self._opening = replace(self._opening, state=dict(state))
-        self._partner.call("load_state", dict(state))
+        self._client.call("load_state", dict(state))
 
     def close(self) -> None:
         """Give up what is being scored and end the process."""
@@ -120,7 +120,7 @@ class JudgeProcess:
             self._state(LAST_ANSWER_S)
         finally:
             self._is_closed = True
-            self._partner.close()
+            self._client.close()
 
     def _state(self, timeout_s: float | None = None) -> dict[str, Any]:
         state = self._ask("state", otherwise=self._opening.state, timeout_s=timeout_s)
@@ -129,7 +129,7 @@ class JudgeProcess:
 
     def _ask(self, method: Asking, *, otherwise: Any, timeout_s: float | None = None) -> Any:
         """The answer; `otherwise` where the process is gone, or was too late before."""
-        partner = self._partner
+        partner = self._client
         if self._is_closed or not partner.is_alive:
             return otherwise
         if self._late_since is not None and partner.answered_at < self._late_since:
@@ -139,7 +139,7 @@ class JudgeProcess:
             return partner.call(method).result(timeout=timeout_s or ANSWER_S)
         except Late:
             self._late_since = asked_at
-        except (Gone, RlcliError):  # whoever scores is told
+        except (ProcessExited, RlcliError):  # whoever scores is told
             pass
         return otherwise
 
@@ -147,20 +147,20 @@ class JudgeProcess:
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("the scorer is closed")
-            if not self._partner.is_alive:
+            if not self._client.is_alive:
                 self._start_again()
-            return self._partner.call(method, slim(rollout))
+            return self._client.call(method, slim(rollout))
 
     def _start_again(self) -> None:
-        end = self._partner.end
-        self._stillborn = 0 if self._partner.answered_at else self._stillborn + 1
-        if self._stillborn >= MAX_STILLBORN:
+        end = self._client.end
+        self._stillborn = 0 if self._client.answered_at else self._stillborn + 1
+        if self._stillborn >= MAX_FAILED_STARTS:
             raise RewardError(f"{end}, {self._stillborn} times as it started.")
-        self._partner.close()
+        self._client.close()
         self._restarts += 1
         self._news = f"{end}; it is started again."
         self._late_since = None
-        self._partner = Partner(self._opening, self._log)
+        self._client = ProcessClient(self._opening, self._log)
 
 
 def slim(rollout: Rollout) -> Rollout:

@@ -14,18 +14,18 @@ from typing import Any, get_args
 
 from rlcli.rewards.judge.messages import Answer, Asking, Call, Opening, Scoring
 from rlcli.rewards.judge.scorer import CLOSE_S
-from rlcli.rewards.process import obituary, start_worker
+from rlcli.rewards.process import exit_reason, start_worker
 from rlcli.types import Reward
 
 PATIENCE_S = 8 * CLOSE_S
 """Seconds to end in, which the scorer's own closing does not need."""
 
 
-class Gone(Exception):
+class ProcessExited(Exception):
     """The process ended before it answered."""
 
 
-class Partner:
+class ProcessClient:
     """One process, and what it has not answered yet. Neither a call nor its end waits for it.
 
     answered_at: time.monotonic() of its last answer, 0 before the first. end: why there are no
@@ -104,10 +104,12 @@ class Partner:
             try:
                 answer = self._connection.recv()
             except (EOFError, OSError):
-                return self._give_up(Gone(self._obituary()))
+                return self._give_up(ProcessExited(self._obituary()))
             except Exception as error:  # of another version of the code, for instance
                 self.kill()
-                return self._give_up(Gone(f"the judge's process said what nobody knows: {error}"))
+                return self._give_up(
+                    ProcessExited(f"the judge's process said what nobody knows: {error}")
+                )
             if isinstance(answer, BaseException):
                 return self._give_up(answer)
             self.answered_at = time.monotonic()
@@ -117,7 +119,7 @@ class Partner:
 
     def _obituary(self) -> str:
         where = f" (see {self._log})" if self._log else ""
-        return obituary(self._process, "the judge's process") + where
+        return exit_reason(self._process, "the judge's process") + where
 
     def _give_up(self, end: BaseException) -> None:
         """What has no answer gets none."""
@@ -127,7 +129,7 @@ class Partner:
         for method, future in pending.values():
             if self._is_closing:
                 future.cancel()
-            elif isinstance(end, Gone) and method in get_args(Scoring):
+            elif isinstance(end, ProcessExited) and method in get_args(Scoring):
                 unscored = Reward(value=None, error=f"judge: {end}")
                 _resolve(future, Answer(number=0, value=unscored))
             else:

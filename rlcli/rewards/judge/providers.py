@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlcli.config.rewards import JudgeConfig
-from rlcli.errors import JudgeNotHereError, RewardError
+from rlcli.errors import MissingJudgeError, RewardError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +78,14 @@ def find_key(provider: Provider, env: Mapping[str, str]) -> str:
     """The provider's key, without space around it.
 
     Raises:
-        JudgeNotHereError: there is none; names every variable that is accepted.
+        MissingJudgeError: there is none; names every variable that is accepted.
         RewardError: it cannot be a key; names the variable, never the key.
     """
     name = next((name for name in provider.keys if env.get(name, "").strip()), None)
     if name is None:
         first, *others = provider.keys
         choice = f", nor is {others[0]}" if others else ""
-        raise JudgeNotHereError(
+        raise MissingJudgeError(
             f"the {provider.name} judge needs a key: {first} is not set{choice}.\n"
             f"export {first}=your_api_key" + "".join(f"   (or {name})" for name in others)
         )

@@ -111,7 +111,7 @@ class JudgeScorer:
         """Begin to score an answer for which nothing that was said before counts."""
         return self._start(self._judge(self._values(rollout), is_kept=False))
 
-    def settle(self, rewards: Sequence[Reward], *, learns: bool) -> list[Reward]:
+    def normalize(self, rewards: Sequence[Reward], *, update_stats: bool) -> list[Reward]:
         """The rewards as they are."""
         return [*rewards]
 

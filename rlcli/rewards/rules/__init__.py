@@ -100,7 +100,7 @@ def load_rule(name: str) -> ModuleType:
     return importlib.import_module(f"rlcli.rewards.rules.{name}")
 
 
-def gold_problem(
+def reference_problem(
     name: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None
 ) -> str | None:
     """Why a rule of `RULES` cannot grade a row with this ground truth; None when it can."""
@@ -108,7 +108,7 @@ def gold_problem(
         return None
     if ground_truth is None and name != "length":
         return "there is no ground_truth"
-    problem: str | None = load_rule(name).gold_problem(ground_truth, extra_info)
+    problem: str | None = load_rule(name).reference_problem(ground_truth, extra_info)
     return problem
 
 
@@ -116,7 +116,7 @@ def text_only(data_source: str, ground_truth: Any) -> str | None:
     """A row's reference answer if it is only compared as text, because its value is not parsed."""
     if rule_name(data_source) not in ("math", "math_reasoning"):
         return None
-    if gold_problem(rule_name(data_source), ground_truth):
+    if reference_problem(rule_name(data_source), ground_truth):
         return None
     note: str | None = load_rule("math").gold_note(ground_truth)
     return note

@@ -10,7 +10,7 @@ from rlcli.data.boxed_answers import boxes, final_boxes
 from rlcli.rewards.rules.answers import after_thinking, marked_answers, stated_answers, with_opening
 from rlcli.rewards.rules.numbers import fold
 from rlcli.rewards.rules.references import alternatives
-from rlcli.rewards.rules.undecided import Undecided, Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference, Undecided
 
 LETTERS = "ABCDEFGHIJ"
 TAIL_LINES = 3
@@ -51,23 +51,23 @@ def compute_score(
     Where `extra_info` has `choices`, the text of a choice stands for its letter.
 
     Raises:
-        Ungradable: the gold is no choice.
+        InvalidReference: the gold is no choice.
     """
     choices = _texts((extra_info or {}).get("choices"))
     gold = parse_gold(ground_truth, choices)
     if gold is None:
-        raise Ungradable(gold_problem(ground_truth, extra_info))
+        raise InvalidReference(reference_problem(ground_truth, extra_info))
     chosen = final_choice(with_opening(solution_str, extra_info), choices)
     return Undecided() if chosen is None else float(chosen == gold)
 
 
-def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
+def reference_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
     """Why this reference answer cannot be graded against; None when it can."""
     if parse_gold(ground_truth, _texts((extra_info or {}).get("choices"))) is not None:
         return None
     try:
         found = alternatives(ground_truth)
-    except Ungradable as error:
+    except InvalidReference as error:
         return str(error)
     if len(found) > 1:
         return f"ground_truth is {len(found)} choices, expected one: several are not graded"
@@ -81,7 +81,7 @@ def parse_gold(ground_truth: Any, choices: Sequence[str] = ()) -> str | None:
     """
     try:
         letters = {_gold_letter(reference, choices) for reference in alternatives(ground_truth)}
-    except Ungradable:
+    except InvalidReference:
         return None
     return letters.pop() if len(letters) == 1 else None
 

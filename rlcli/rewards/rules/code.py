@@ -8,7 +8,7 @@ from typing import Any
 from rlcli.rewards.rules.answers import with_opening
 from rlcli.rewards.rules.code_tests import make_job, read_tests
 from rlcli.rewards.rules.explained import Explained
-from rlcli.rewards.rules.undecided import Undecided, Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference, Undecided
 from rlcli.rewards.sandbox import Sandbox, find_sandbox
 
 LIMIT_S = 8.0
@@ -28,7 +28,7 @@ def compute_score(
     """1.0 when the response's code passes every test within `limit_s`, else 0.0.
 
     Raises:
-        Ungradable: the ground truth has no tests.
+        InvalidReference: the ground truth has no tests.
         RewardError: there is no sandbox, or it failed.
     """
     response = with_opening(solution_str, extra_info)
@@ -39,10 +39,10 @@ def compute_score(
     return 1.0 if outcome.passed else Explained(0.0, outcome.why)
 
 
-def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
+def reference_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
     """Why this gold cannot be graded against; None when it can."""
     try:
         read_tests(ground_truth)
-    except Ungradable as error:
+    except InvalidReference as error:
         return str(error)
     return None

@@ -18,7 +18,7 @@ from rlcli.rewards.rules.code_blocks import (
     helpers_of,
     parse,
 )
-from rlcli.rewards.rules.undecided import Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference
 
 CACHED = 64
 """Rows whose tests are remembered: those of EvalPlus have megabytes, and a group shares them."""
@@ -29,7 +29,7 @@ def make_job(
 ) -> dict[str, Any] | None:
     """The job of one response; None where it has no code.
 
-    Raises: Ungradable.
+    Raises: InvalidReference.
     """
     gold = read_tests(ground_truth)
     if isinstance(gold, dict):
@@ -41,7 +41,7 @@ def make_job(
     tests = "\n".join([*filter(None, setup), gold])
     if _is_unchecked(gold):
         if not name:
-            raise Ungradable(
+            raise InvalidReference(
                 "the tests define check() and never call it, and there is no entry_point"
             )
         tests += f"\ncheck({name})\n"
@@ -55,7 +55,7 @@ def make_job(
 def read_tests(ground_truth: Any) -> str | dict[str, Any]:
     """Tests as one source, or {"inputs", "outputs"} and perhaps "fn_name".
 
-    Raises: Ungradable.
+    Raises: InvalidReference.
     """
     gold = ground_truth
     if isinstance(gold, str) and gold.lstrip()[:1] in ("{", "["):
@@ -69,11 +69,13 @@ def read_tests(ground_truth: Any) -> str | dict[str, Any]:
         return _read_records(gold)
     if not isinstance(gold, str | list | tuple) or not _joined(gold):
         shown = type(gold).__name__ if gold else "empty"
-        raise Ungradable(f"ground_truth is {shown}, expected tests: code, or inputs and outputs")
+        raise InvalidReference(
+            f"ground_truth is {shown}, expected tests: code, or inputs and outputs"
+        )
     tests = _joined(gold)
     problem = _problem(tests)
     if problem:
-        raise Ungradable(problem)
+        raise InvalidReference(problem)
     return tests
 
 
@@ -91,9 +93,9 @@ def _read_cases(gold: Mapping[str, Any]) -> dict[str, Any]:
     inputs, outputs = gold.get("inputs"), gold.get("outputs")
     if not isinstance(inputs, Sequence) or not isinstance(outputs, Sequence):
         found = ", ".join(map(str, gold)) or "nothing"
-        raise Ungradable(f"ground_truth has {found}, expected inputs and outputs")
+        raise InvalidReference(f"ground_truth has {found}, expected inputs and outputs")
     if not inputs or len(inputs) != len(outputs):
-        raise Ungradable(f"ground_truth has {len(inputs)} inputs and {len(outputs)} outputs")
+        raise InvalidReference(f"ground_truth has {len(inputs)} inputs and {len(outputs)} outputs")
     name = gold.get("fn_name")
     return {"inputs": list(inputs), "outputs": list(outputs), "fn_name": name}
 
@@ -103,11 +105,13 @@ def _read_records(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     lacking = next((test for test in tests if not {"input", "output"} <= test.keys()), None)
     if lacking is not None:
         found = ", ".join(map(str, lacking)) or "nothing"
-        raise Ungradable(f"a test in ground_truth has {found}, expected input and output")
+        raise InvalidReference(f"a test in ground_truth has {found}, expected input and output")
     kinds = {str(test.get("testtype", "stdin")) for test in tests}
     if kinds not in ({"stdin"}, {"functional"}):
         found = ", ".join(sorted(kinds))
-        raise Ungradable(f"ground_truth has tests of type {found}, expected stdin or functional")
+        raise InvalidReference(
+            f"ground_truth has tests of type {found}, expected stdin or functional"
+        )
     return {
         "inputs": [test["input"] for test in tests],
         "outputs": [test["output"] for test in tests],

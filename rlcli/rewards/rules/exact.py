@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlcli.rewards.rules.references import problem_of_any, score_any
-from rlcli.rewards.rules.undecided import Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference
 
 
 def compute_score(
@@ -20,7 +20,7 @@ def compute_score(
     Any of a list of reference answers counts. JSON text is compared as text.
 
     Raises:
-        Ungradable: the reference answer is empty or not text or a number.
+        InvalidReference: the reference answer is empty or not text or a number.
     """
     return score_any(
         ground_truth, lambda reference: _score(solution_str, reference), reads_json=False
@@ -29,11 +29,11 @@ def compute_score(
 
 def _score(solution_str: str, reference: Any) -> float:
     if problem := _problem(reference):
-        raise Ungradable(problem)
+        raise InvalidReference(problem)
     return float(solution_str.strip() == str(reference).strip())
 
 
-def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
+def reference_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
     """Why this reference answer cannot be graded against; None when it can."""
     return problem_of_any(ground_truth, _problem, reads_json=False)
 

@@ -9,7 +9,7 @@ from rlcli.data.boxed_answers import gold_box
 from rlcli.rewards.rules.answers import final_number, with_opening
 from rlcli.rewards.rules.numbers import Number, parse_number, same_number, with_decimal_points
 from rlcli.rewards.rules.references import problem_of_any, score_any
-from rlcli.rewards.rules.undecided import Undecided, Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference, Undecided
 
 
 def compute_score(
@@ -23,7 +23,7 @@ def compute_score(
     Undecided without a final number. Any of several reference answers counts.
 
     Raises:
-        Ungradable: the reference answer is not a number.
+        InvalidReference: the reference answer is not a number.
     """
     solution_str = with_opening(solution_str, extra_info)
     return score_any(ground_truth, lambda reference: _score(solution_str, reference))
@@ -32,7 +32,7 @@ def compute_score(
 def _score(solution_str: str, reference: Any) -> float:
     gold = parse_gold(reference)
     if gold is None:
-        raise Ungradable(_problem(reference))
+        raise InvalidReference(_problem(reference))
     answers = [final_number(solution_str)]
     if gold.value.denominator != 1:  # 3,85 may be a list or a decimal number
         answers.append(final_number(with_decimal_points(solution_str)))
@@ -41,7 +41,7 @@ def _score(solution_str: str, reference: Any) -> float:
     return Undecided() if answers[0] is None else 0.0
 
 
-def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
+def reference_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
     """Why this reference answer cannot be graded against; None when it can."""
     return problem_of_any(ground_truth, _problem)
 

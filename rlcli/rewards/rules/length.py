@@ -17,12 +17,12 @@ def compute_score(
     Raises:
         ValueError: the row has no positive target_length.
     """
-    if problem := gold_problem(ground_truth, extra_info):
+    if problem := reference_problem(ground_truth, extra_info):
         raise ValueError(problem)
     return min(1.0, len(solution_str) / (extra_info or {})["target_length"])
 
 
-def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
+def reference_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
     """Why a row cannot be graded (no positive target_length); None when it can."""
     target = (extra_info or {}).get("target_length")
     if isinstance(target, bool) or not isinstance(target, int | float) or not target > 0:

@@ -29,7 +29,7 @@ from rlcli.rewards.rules.expressions import (
 )
 from rlcli.rewards.rules.numbers import fold, parse_number, with_decimal_points
 from rlcli.rewards.rules.references import alternatives, problem_of_any, score_any
-from rlcli.rewards.rules.undecided import Undecided, Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference, Undecided
 
 TAIL_CHARS = 300
 _INLINE_MATH = re.compile(r"(?<!\\)\$+((?:[^$\\]|\\.)+)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -60,7 +60,7 @@ def compute_score(
     Any of several reference answers counts.
 
     Raises:
-        Ungradable: the reference answer cannot be read, and the answer is not the same text.
+        InvalidReference: the reference answer cannot be read, and the answer is not the same text.
     """
     solution_str = with_opening(solution_str, extra_info)
     return score_any(ground_truth, lambda reference: _score(solution_str, reference))
@@ -75,11 +75,11 @@ def _score(solution_str: str, ground_truth: Any) -> float:
     if answer is None:
         return Undecided()
     if problem := _problem(ground_truth):
-        raise Ungradable(problem)
+        raise InvalidReference(problem)
     return Undecided() if match is Match.UNDECIDED or _is_torn(solution_str) else 0.0
 
 
-def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
+def reference_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
     """Why this reference answer cannot be graded against; None when it can."""
     return problem_of_any(ground_truth, _problem)
 

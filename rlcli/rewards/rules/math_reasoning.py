@@ -25,9 +25,11 @@ def compute_score(
     )
 
 
-def gold_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
+def reference_problem(ground_truth: Any, extra_info: Mapping[str, Any] | None = None) -> str | None:
     """Why this reference answer cannot be graded against; None when it can."""
-    return problem_of_any(ground_truth, lambda reference: _rule(reference).gold_problem(reference))
+    return problem_of_any(
+        ground_truth, lambda reference: _rule(reference).reference_problem(reference)
+    )
 
 
 def _rule(reference: Any) -> ModuleType:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlcli.rewards.rules.undecided import Undecided, Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference, Undecided
 
 ANSWER_KEYS = (
     "answer", "answers", "aliases", "final_answer", "ground_truth", "label", "solution", "target",
@@ -25,26 +25,26 @@ def alternatives(ground_truth: Any, *, reads_json: bool = True) -> list[Any]:
     its only key is one of `ANSWER_KEYS`.
 
     Raises:
-        Ungradable: an object has other keys, a list is empty or nested.
+        InvalidReference: an object has other keys, a list is empty or nested.
     """
     value = _from_json(ground_truth) if reads_json else ground_truth
     if isinstance(value, Mapping):
         keys = sorted(map(str, value))
         if len(keys) != 1 or keys[0] not in ANSWER_KEYS:
-            raise Ungradable(
+            raise InvalidReference(
                 f"ground_truth is an object with {', '.join(keys) or 'no keys'}, expected an "
                 f"answer, a list of answers, or an object with one of {', '.join(ANSWER_KEYS)}"
             )
         value = next(iter(value.values()))
     if not isinstance(value, list | tuple):
         if isinstance(value, Mapping):
-            raise Ungradable("ground_truth is an object in an object, expected an answer")
+            raise InvalidReference("ground_truth is an object in an object, expected an answer")
         return [value]
     if not value:
-        raise Ungradable("ground_truth is an empty list")
+        raise InvalidReference("ground_truth is an empty list")
     bad = [item for item in value if isinstance(item, bool) or not isinstance(item, _SCALAR)]
     if bad:
-        raise Ungradable(
+        raise InvalidReference(
             f"ground_truth is a list with {type(bad[0]).__name__} in it, expected texts or numbers"
         )
     return list(value)
@@ -56,14 +56,14 @@ def score_any(
     """The best score against any reference answer; undecided if none matches and one is undecided.
 
     Raises:
-        Ungradable: none matches, and at least one cannot be parsed.
+        InvalidReference: none matches, and at least one cannot be parsed.
     """
-    unread: Ungradable | None = None
+    unread: InvalidReference | None = None
     best = 0.0
     for reference in alternatives(ground_truth, reads_json=reads_json):
         try:
             found = score(reference)
-        except Ungradable as error:
+        except InvalidReference as error:
             unread = error
             continue
         if found > 0:
@@ -80,7 +80,7 @@ def problem_of_any(
     """Why one of a row's reference answers cannot be graded against; None if all can."""
     try:
         references = alternatives(ground_truth, reads_json=reads_json)
-    except Ungradable as error:
+    except InvalidReference as error:
         return str(error)
     return next(filter(None, map(problem, references)), None)
 

@@ -9,7 +9,7 @@ class Undecided(float):
     """The 0 of a response without an answer, or with several that differ."""
 
 
-class Ungradable(ValueError):
+class InvalidReference(ValueError):
     """The ground truth cannot be read."""
 
 

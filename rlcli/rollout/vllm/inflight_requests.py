@@ -12,8 +12,8 @@ from typing import Any
 
 from rlcli.errors import SamplerError
 from rlcli.rollout.vllm.client import Call, ServerFailedError, ServerRefusedError
-from rlcli.rollout.vllm.replica import PULSE, Replica
-from rlcli.rollout.vllm.requests import Asked
+from rlcli.rollout.vllm.replica import HEALTH_PROBE, Replica
+from rlcli.rollout.vllm.requests import SampleRequest
 
 PULSE_S = 10.0
 SILENT_S = 60.0
@@ -29,7 +29,7 @@ class Answer:
     start: which life of the replica it was asked in.
     """
 
-    asked: Asked | None
+    asked: SampleRequest | None
     replica: Replica
     start: int
     content: Any = None
@@ -46,7 +46,7 @@ class Flight:
     def __init__(
         self,
         replicas: Sequence[Replica],
-        body: Callable[[Asked, Replica], dict[str, Any]],
+        body: Callable[[SampleRequest, Replica], dict[str, Any]],
         *,
         group: int,
         max_rows: int,
@@ -55,13 +55,13 @@ class Flight:
         self.replicas, self.body, self.on_death = replicas, body, on_death
         self.group, self.max_rows = group, max_rows
         self._answers: SimpleQueue[Answer] = SimpleQueue()
-        self._waiting: deque[Asked] = deque()
+        self._waiting: deque[SampleRequest] = deque()
         self._busy: Counter[Replica] = Counter()
         self._homes: dict[int, Replica] = {}
         self._shunned: dict[int, Replica] = {}
         self._tries: Counter[int] = Counter()
 
-    def run(self, asked: Sequence[Asked]) -> Iterator[tuple[Asked, Any]]:
+    def run(self, asked: Sequence[SampleRequest]) -> Iterator[tuple[SampleRequest, Any]]:
         """Each with its answer, as they end. Raises: SamplerError."""
         self._waiting.extend(asked)
         num_left = len(asked)
@@ -96,12 +96,12 @@ class Flight:
             self._busy[replica] += 1
             self._ask(replica, one)
 
-    def _place_for(self, one: Asked) -> Replica | None:
+    def _place_for(self, one: SampleRequest) -> Replica | None:
         """The one with its prompt, else the least busy; not the one that failed it."""
         free = [
             replica
             for replica in self.replicas
-            if not replica.is_dead and self._busy[replica] < self.max_rows
+            if not replica.is_down and self._busy[replica] < self.max_rows
         ]
         shunned = self._shunned.get(one.index)
         free = [replica for replica in free if replica is not shunned] or free
@@ -110,11 +110,11 @@ class Flight:
             return home
         return min(free, key=lambda replica: self._busy[replica], default=None)
 
-    def _ask(self, replica: Replica, one: Asked | None) -> None:
+    def _ask(self, replica: Replica, one: SampleRequest | None) -> None:
         """In a thread of its own, which leaves an answer in any case."""
         start = replica.starts
         call = Call(replica.address, timeout_s=None if one else SILENT_S)
-        path, body = PULSE
+        path, body = HEALTH_PROBE
         if one is not None:
             path, body = "/v1/completions", self.body(one, replica)
         replica.calls.add(call)
@@ -132,7 +132,7 @@ class Flight:
 
     def _feel_pulses(self) -> None:
         for replica in self.replicas:
-            if not replica.is_dead:
+            if not replica.is_down:
                 self._ask(replica, None)
 
     def _deal_with(self, answer: Answer, error: Exception) -> None:
@@ -140,7 +140,7 @@ class Flight:
         if one is not None:
             self._waiting.append(one)
             self._homes.pop(one.index // self.group, None)
-        if replica.is_dead or answer.start != replica.starts:
+        if replica.is_down or answer.start != replica.starts:
             return
         if isinstance(error, ServerRefusedError):
             raise SamplerError(

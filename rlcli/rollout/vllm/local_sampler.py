@@ -15,7 +15,7 @@ from rlcli.errors import SamplerError
 from rlcli.rollout.base import OnFinish, SamplingParams
 from rlcli.rollout.vllm.adapter import write_adapter
 from rlcli.rollout.vllm.engine import VllmSettings, load_vllm, start_engine
-from rlcli.rollout.vllm.requests import Asked, answered, wanted
+from rlcli.rollout.vllm.requests import SampleRequest, answered, wanted
 from rlcli.rollout.vllm.versions import free_memory, let_go, part
 from rlcli.types import Prompt, Rollout
 
@@ -67,7 +67,7 @@ class VllmSampler:
             raise SamplerError("vLLM keeps what it remembers of the weights before")
         self.version = version
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """On a GPU: give its memory to the trainer. Weights of the model's own are kept in the
         host's memory; those that come anew are not."""
         if self.settings.device == "cuda":
@@ -80,7 +80,7 @@ class VllmSampler:
         params: SamplingParams,
         *,
         seed: int,
-        places: Sequence[int] | None = None,
+        prompt_indices: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[Rollout]:
         """params.n rollouts per prompt, prompts in order.
@@ -88,7 +88,7 @@ class VllmSampler:
         An engine that fails is started again once, with the same weights, and samples what is
         still missing from the same seeds. Raises: SamplerError where that fails too.
         """
-        asked = wanted(prompts, params, seed=seed, places=places)
+        asked = wanted(prompts, params, seed=seed, prompt_indices=prompt_indices)
         done: dict[int, Rollout] = {}
 
         def take(index: int, rollout: Rollout) -> None:
@@ -115,8 +115,10 @@ class VllmSampler:
         if self._adapter_folder is not None:
             self._adapter_folder.cleanup()
 
-    def _sample(self, asked: Sequence[Asked], params: SamplingParams, take: OnFinish) -> None:
-        running: dict[str, Asked] = {}
+    def _sample(
+        self, asked: Sequence[SampleRequest], params: SamplingParams, take: OnFinish
+    ) -> None:
+        running: dict[str, SampleRequest] = {}
         self._wake("kv_cache")
         try:
             for one in asked:
@@ -139,7 +141,7 @@ class VllmSampler:
         # outside, so that no traceback keeps the engine and its memory
         raise EngineFailedError(told)
 
-    def _ask(self, one: Asked, params: SamplingParams) -> str:
+    def _ask(self, one: SampleRequest, params: SamplingParams) -> str:
         """The number of a request that is on its way."""
         is_greedy = params.temperature == 0
         wanted = load_vllm().SamplingParams(

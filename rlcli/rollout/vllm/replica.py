@@ -19,7 +19,7 @@ from rlcli.rollout.vllm.client import (
 )
 from rlcli.rollout.vllm.engine import VllmSettings, logprobs_mode
 from rlcli.rollout.vllm.server import Server, told_command
-from rlcli.rollout.vllm.weight_transfer import Offer, route_to
+from rlcli.rollout.vllm.weight_transfer import WeightServer, route_to
 
 ANSWER_S = 30.0
 """How long a server may take to say a word about itself."""
@@ -31,7 +31,7 @@ UPDATE_LIMIT_S = 1800.0
 PAUSE_LIMIT_S = 60.0
 """For the step that the engine is at."""
 GIVE_UP_S = 1.0
-PULSE: tuple[str, Any] = ("/collective_rpc", {"method": "rlcli_about"})
+HEALTH_PROBE: tuple[str, Any] = ("/collective_rpc", {"method": "rlcli_about"})
 """What the engine answers; /health speaks for the process in front of it, even where it hangs."""
 TICK_S = 0.5
 ADAPTER = "rlcli-"
@@ -54,7 +54,7 @@ class Replica:
     address: Address
     settings: VllmSettings
     server: Server | None = None
-    is_dead: bool = False
+    is_down: bool = False
     deaths: int = 0
     starts: int = 1
     base: str = ""
@@ -66,7 +66,7 @@ class Replica:
         if self.server is not None:
             self._wait_for_start(self.server, on_wait)
         self.check()
-        self.is_dead = False
+        self.is_down = False
 
     def check(self) -> None:
         """Nothing, where it is fit to sample for this run. Raises: ConfigError."""
@@ -97,7 +97,7 @@ class Replica:
     def about(self) -> list[dict[str, Any]]:
         """What each of its workers says of itself. Raises: ConfigError."""
         try:
-            return ask(self.address, *PULSE, timeout_s=ANSWER_S)["results"]
+            return ask(self.address, *HEALTH_PROBE, timeout_s=ANSWER_S)["results"]
         except ServerRefusedError as error:
             raise self._unfit(f"it does not take weights (/collective_rpc: {error})") from error
         except Failures as error:
@@ -118,16 +118,16 @@ class Replica:
         if self.server is not None and not self.server.is_running():
             return False
         try:
-            ask(self.address, *PULSE, timeout_s=ANSWER_S)
+            ask(self.address, *HEALTH_PROBE, timeout_s=ANSWER_S)
         except ServerRefusedError:
             return True  # what it lacks is for `check` to say
         except Failures:
             return False
         return True
 
-    def bury(self) -> None:
+    def mark_down(self) -> None:
         """It counts as dead from now on, and what was asked of it fails at once."""
-        self.is_dead = True
+        self.is_down = True
         self.deaths += 1
         self.abort()
         if self.server is not None:
@@ -207,7 +207,7 @@ class Update:
         self.replica, self.version = replica, version
         self.lora_alpha = lora_alpha
         self.error: Exception | None = None
-        self.offer: Offer | None = None
+        self.offer: WeightServer | None = None
         self._answer: Any = None
         self._thread: Thread | None = None
 
@@ -216,7 +216,7 @@ class Update:
         address = self.replica.address
         try:
             ask(address, "/pause?mode=abort", {}, timeout_s=PAUSE_LIMIT_S)
-            offer = self.offer = Offer(route_to(address.host, address.port))
+            offer = self.offer = WeightServer(route_to(address.host, address.port))
             self._thread = Thread(target=self._fetch, args=(offer,), daemon=True)
             self._thread.start()
             offer.meet(self.replica.num_workers, is_over=lambda: self.error is not None)
@@ -254,7 +254,7 @@ class Update:
         with suppress(*Failures):
             ask(self.replica.address, "/resume", {}, timeout_s=GIVE_UP_S)
 
-    def _fetch(self, offer: Offer) -> None:
+    def _fetch(self, offer: WeightServer) -> None:
         settings = self.replica.settings
         args: list[Any] = [offer.host, offer.port, offer.key, self.version]
         method = "rlcli_fetch_weights"

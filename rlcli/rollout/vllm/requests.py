@@ -14,7 +14,7 @@ from rlcli.types import Prompt, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class SampleRequest:
     """One response that is wanted. index: its place in the final list."""
 
     index: int
@@ -27,17 +27,17 @@ def wanted(
     params: SamplingParams,
     *,
     seed: int,
-    places: Sequence[int] | None = None,
-) -> list[Asked]:
+    prompt_indices: Sequence[int] | None = None,
+) -> list[SampleRequest]:
     """params.n responses per prompt; a seed comes from the call's, the place and the number."""
-    places = range(len(prompts)) if places is None else places
+    prompt_indices = range(len(prompts)) if prompt_indices is None else prompt_indices
     return [
-        Asked(
+        SampleRequest(
             index=number * params.n + member,
             prompt=prompt,
             seed=zlib.crc32(repr((seed, place, member)).encode()),
         )
-        for number, (prompt, place) in enumerate(zip(prompts, places, strict=True))
+        for number, (prompt, place) in enumerate(zip(prompts, prompt_indices, strict=True))
         for member in range(params.n)
     ]
 

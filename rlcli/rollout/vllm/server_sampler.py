@@ -18,7 +18,7 @@ from rlcli.rollout.vllm.engine import VllmSettings
 from rlcli.rollout.vllm.inflight_requests import Flight
 from rlcli.rollout.vllm.local_sampler import Weights
 from rlcli.rollout.vllm.replica import OnWait, Replica, Update
-from rlcli.rollout.vllm.requests import Asked, answered, wanted
+from rlcli.rollout.vllm.requests import SampleRequest, answered, wanted
 from rlcli.rollout.vllm.server import Server
 from rlcli.rollout.vllm.weight_transfer import send
 from rlcli.types import Prompt, Rollout
@@ -128,14 +128,14 @@ class ServerSampler:
             for replica, error in self._give(self.replicas, weights).items():
                 if replica.is_alive() or self.weights is None:
                     raise self._not_taken(replica, error) from error
-                replica.bury()
+                replica.mark_down()
                 self._bring_back(replica, self.weights)
         else:
             for _ in weights:
                 pass
         self.meet()
         for replica in self.replicas:
-            replica.is_dead, replica.deaths = False, 0
+            replica.is_down, replica.deaths = False, 0
 
     def generate(
         self,
@@ -143,7 +143,7 @@ class ServerSampler:
         params: SamplingParams,
         *,
         seed: int,
-        places: Sequence[int] | None = None,
+        prompt_indices: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[Rollout]:
         """params.n rollouts per prompt, prompts in order.
@@ -151,7 +151,7 @@ class ServerSampler:
         What a dead server leaves undone is asked of another, or of itself once it is back, with
         the same seeds. Raises: SamplerError where that fails too.
         """
-        asked = wanted(prompts, params, seed=seed, places=places)
+        asked = wanted(prompts, params, seed=seed, prompt_indices=prompt_indices)
         flight = Flight(
             self.replicas,
             lambda one, replica: self._body(one, params, model=replica.model(self.version)),
@@ -170,14 +170,14 @@ class ServerSampler:
             raise
         return [done[index] for index in range(len(asked))]
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Nothing: the servers have memory of their own."""
 
     def close(self) -> None:
         """End the servers that this process started."""
         close_replicas(self.replicas)
 
-    def _body(self, one: Asked, params: SamplingParams, *, model: str) -> dict[str, Any]:
+    def _body(self, one: SampleRequest, params: SamplingParams, *, model: str) -> dict[str, Any]:
         is_greedy = params.temperature == 0
         return {
             "model": model,
@@ -211,10 +211,10 @@ class ServerSampler:
 
         Raises: SamplerError where it cannot.
         """
-        replica.bury()
+        replica.mark_down()
         if replica.deaths > MAX_DEATHS:
             raise SamplerError(f"a vLLM server died twice in one step: {replica.last_words()}")
-        if any(not other.is_dead for other in self.replicas):
+        if any(not other.is_down for other in self.replicas):
             self._tell(
                 f"the vLLM server at {replica.address.url} died: {replica.last_words()}; the "
                 "others do its work until the next update."
@@ -245,9 +245,9 @@ class ServerSampler:
 
     def _revive_the_dead(self) -> None:
         for replica in self.replicas:
-            is_known = replica.is_dead
+            is_known = replica.is_down
             if is_known or not replica.is_alive():
-                replica.bury()
+                replica.mark_down()
                 self._revive(replica, is_known=is_known)
 
     def _give(

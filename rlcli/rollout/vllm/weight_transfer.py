@@ -25,13 +25,13 @@ WELCOME = b"+"
 SILENT_S = 300.0
 """How long either side waits for the other's next byte."""
 CONNECT_S = 30.0
-KNOCK_S = 10.0
+AUTH_TIMEOUT_S = 10.0
 """How long one that connects may take to show its key."""
 TICK_S = 0.2
 HEADER_LIMIT = 1 << 16
 
 
-class Offer:
+class WeightServer:
     """A place on `host` where workers that know the key take weights. Used once."""
 
     def __init__(self, host: str) -> None:
@@ -69,7 +69,7 @@ class Offer:
             each.close()
 
     def _knows_key(self, connection: socket.socket) -> bool:
-        connection.settimeout(KNOCK_S)
+        connection.settimeout(AUTH_TIMEOUT_S)
         try:
             shown = bytes(_read(connection, KEY_BYTES))
             if not hmac.compare_digest(shown, self.key.encode()):
@@ -81,15 +81,17 @@ class Offer:
         return True
 
 
-def send(weights: Iterable[tuple[str, Tensor]], offers: Sequence[Offer]) -> dict[Offer, OSError]:
+def send(
+    weights: Iterable[tuple[str, Tensor]], offers: Sequence[WeightServer]
+) -> dict[WeightServer, OSError]:
     """All of `weights` to all who are here; the offers whose workers went away, with the cause.
 
     `weights` is read to its end whoever is left: other ranks may have a part in it.
     """
-    failed: dict[Offer, OSError] = {}
+    failed: dict[WeightServer, OSError] = {}
     lines = [(offer, line) for offer in offers for line in offer.connections]
 
-    def pass_on(pair: tuple[Offer, socket.socket], parts: Sequence[Any]) -> None:
+    def pass_on(pair: tuple[WeightServer, socket.socket], parts: Sequence[Any]) -> None:
         offer, line = pair
         if offer in failed:
             return

@@ -8,12 +8,17 @@ from rlcli.setup.checks.batches import (
     Batching,
     batch_arithmetic,
     batching,
-    settle_batches,
+    resolve_batches,
     step_line,
 )
-from rlcli.setup.checks.engines import check_engines, settle_address, settle_ahead, settle_sharding
-from rlcli.setup.checks.rewards import settle_reward
-from rlcli.setup.checks.sampler import settle_sampler
+from rlcli.setup.checks.engines import (
+    check_engines,
+    resolve_address,
+    resolve_async,
+    resolve_sharding,
+)
+from rlcli.setup.checks.rewards import resolve_reward
+from rlcli.setup.checks.sampler import resolve_sampler
 from rlcli.setup.checks.unused_settings import unused_notes
 from rlcli.setup.checks.warnings import advice
 
@@ -23,7 +28,7 @@ __all__ = [
     "batching",
     "check",
     "check_engines",
-    "settle_sampler",
+    "resolve_sampler",
     "step_line",
 ]
 
@@ -35,6 +40,6 @@ def check(resolved: Resolved) -> Resolved:
         ConfigError: a name that is not in the tables, something the algorithm needs and the run
             does not have, or settings that contradict each other.
     """
-    resolved = settle_sharding(settle_reward(settle_ahead(settle_address(resolved))))
-    resolved = settle_batches(check_algorithm(resolved))
+    resolved = resolve_sharding(resolve_reward(resolve_async(resolve_address(resolved))))
+    resolved = resolve_batches(check_algorithm(resolved))
     return resolved.tell(*unused_notes(resolved), *advice(resolved))

@@ -190,4 +190,4 @@ def _settle_aggregation(resolved: Resolved, loss: Entry | None) -> Resolved:
             f"Use {key}={wanted}, or another algorithm.loss."
         )
     note = f"{key} is {wanted}: {reason}."
-    return resolved.adjust({key: wanted}, note=note, origin=f"the {algorithm.loss} loss")
+    return resolved.override({key: wanted}, note=note, origin=f"the {algorithm.loss} loss")

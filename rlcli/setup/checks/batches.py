@@ -30,7 +30,7 @@ class Batching:
     num_steps: int
 
 
-def settle_batches(resolved: Resolved) -> Resolved:
+def resolve_batches(resolved: Resolved) -> Resolved:
     """`resolved` with mini-batches no larger than a step and a way to cut micro-batches.
 
     Raises:
@@ -46,7 +46,7 @@ def _settle_mini_batches(resolved: Resolved) -> Resolved:
         if size is not None and size > step:
             note = f"{key} is {step}: {size} was more than the step's prompts ({STEP})."
             origin = shrunk(resolved.sources[key], STEP)
-            resolved = resolved.adjust({key: step}, note=note, origin=origin)
+            resolved = resolved.override({key: step}, note=note, origin=origin)
     return resolved
 
 
@@ -58,7 +58,7 @@ def _settle_rows(resolved: Resolved) -> Resolved:
         and DYNAMIC not in resolved.explicit
     ):
         note = f"{resolved.where(ROWS)} turns {DYNAMIC} off: micro-batches are cut by rows."
-        resolved = resolved.adjust({DYNAMIC: False}, note=note, origin=resolved.sources[ROWS])
+        resolved = resolved.override({DYNAMIC: False}, note=note, origin=resolved.sources[ROWS])
     train = resolved.config.train
     if train.dynamic_batch:
         return resolved
@@ -76,7 +76,7 @@ def _fit_rows(resolved: Resolved, rows: int) -> Resolved:
     if rows > total:
         note = f"{ROWS} is {total}: {rows} was more than the rollouts of a mini-batch."
         origin = shrunk(resolved.sources[ROWS], "the mini-batch")
-        return resolved.adjust({ROWS: total}, note=note, origin=origin)
+        return resolved.override({ROWS: total}, note=note, origin=origin)
     if total % rows and SHRUNK not in resolved.sources[MINI]:
         nearest = min(_divisors(total), key=lambda divisor: abs(divisor - rows))
         raise ConfigError(

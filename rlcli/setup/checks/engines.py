@@ -20,7 +20,7 @@ ENGINE = "train.engine"
 OFFLOADS = ("train.offload_params", "train.offload_optimizer")
 
 
-def settle_address(resolved: Resolved) -> Resolved:
+def resolve_address(resolved: Resolved) -> Resolved:
     """`resolved` with the vLLM server as sampler where only its address was given.
 
     Raises:
@@ -40,7 +40,7 @@ def settle_address(resolved: Resolved) -> Resolved:
         return resolved
     origin = resolved.sources[URL]
     note = f"{origin} turns {SAMPLER} to vllm_server."
-    return resolved.adjust({SAMPLER: "vllm_server"}, note=note, origin=origin)
+    return resolved.override({SAMPLER: "vllm_server"}, note=note, origin=origin)
 
 
 def _check_addresses(resolved: Resolved, urls: str) -> None:
@@ -57,7 +57,7 @@ def _check_addresses(resolved: Resolved, urls: str) -> None:
             ) from None
 
 
-def settle_ahead(resolved: Resolved) -> Resolved:
+def resolve_async(resolved: Resolved) -> Resolved:
     """`resolved` with rollouts that are a step old corrected for, or no step sampled ahead."""
     algorithm, origin = resolved.config.algorithm, resolved.sources[AHEAD]
     if not resolved.config.rollout.async_steps:
@@ -65,16 +65,16 @@ def settle_ahead(resolved: Resolved) -> Resolved:
     if found := _nothing_ahead(resolved.config):
         key, reason = found
         note = f"not used: {AHEAD} ({reason})."
-        return resolved.adjust({AHEAD: 0}, note=note, origin=resolved.sources[key])
+        return resolved.override({AHEAD: 0}, note=note, origin=resolved.sources[key])
     if algorithm.correction != "auto":
         return resolved
     if algorithm.bypass or cuts(resolved, "rollout.top_p") or cuts(resolved, "rollout.top_k"):
-        return resolved.adjust({CORRECTION: "off"}, origin=origin)
+        return resolved.override({CORRECTION: "off"}, origin=origin)
     note = (
         f"{origin} turns {CORRECTION} to token: rollouts are a step older than the policy that "
         "learns from them."
     )
-    return resolved.adjust({CORRECTION: "token"}, note=note, origin=origin)
+    return resolved.override({CORRECTION: "token"}, note=note, origin=origin)
 
 
 def _nothing_ahead(config: Config) -> tuple[str, str] | None:
@@ -89,14 +89,14 @@ def _nothing_ahead(config: Config) -> tuple[str, str] | None:
     return None
 
 
-def settle_sharding(resolved: Resolved) -> Resolved:
+def resolve_sharding(resolved: Resolved) -> Resolved:
     """`resolved` with the fsdp engine if several processes are to offload what they train."""
     train = resolved.config.train
     asked = next((key for key in OFFLOADS if resolved.value(key)), None)
     if train.engine != "auto" or asked is None or _num_processes(resolved.config) == 1:
         return resolved
     note = f"{resolved.where(asked)} turns {ENGINE} to fsdp."
-    return resolved.adjust({ENGINE: "fsdp"}, note=note, origin=resolved.sources[asked])
+    return resolved.override({ENGINE: "fsdp"}, note=note, origin=resolved.sources[asked])
 
 
 def _num_processes(config: Config) -> int:

@@ -18,7 +18,7 @@ MIXED = frozenset({"rm_score", "rule_score", "judge"})
 """Parts of a composite; other names are parts of a user's function."""
 
 
-def settle_reward(resolved: Resolved) -> Resolved:
+def resolve_reward(resolved: Resolved) -> Resolved:
     """`resolved` with a mix of scores only where there are several to mix.
 
     Raises:
@@ -101,9 +101,9 @@ def _settle_mix(resolved: Resolved) -> Resolved:
         return resolved
     if has_model and COMPOSITE not in resolved.explicit:
         note = f"{resolved.sources[WEIGHTS]} turns {COMPOSITE} on."
-        return resolved.adjust({COMPOSITE: True}, note=note, origin=resolved.sources[WEIGHTS])
+        return resolved.override({COMPOSITE: True}, note=note, origin=resolved.sources[WEIGHTS])
     why = f"{COMPOSITE} is off" if has_model else "neither judge nor reward model: nothing to mix"
-    return resolved.adjust({WEIGHTS: {}}, note=f"not used: {WEIGHTS} ({why}).").forget([WEIGHTS])
+    return resolved.override({WEIGHTS: {}}, note=f"not used: {WEIGHTS} ({why}).").forget([WEIGHTS])
 
 
 def _without_mix(resolved: Resolved, *, names_mix: bool) -> Resolved:
@@ -120,7 +120,7 @@ def _without_mix(resolved: Resolved, *, names_mix: bool) -> Resolved:
     keys = [COMPOSITE, WEIGHTS] if names_mix else [COMPOSITE]
     note = f"not used: {', '.join(keys)} (neither judge nor reward model: {FN} alone scores)."
     values = {COMPOSITE: False} | ({WEIGHTS: {}} if names_mix else {})
-    return resolved.adjust(values, note=note).forget(keys)
+    return resolved.override(values, note=note).forget(keys)
 
 
 def _settle_function(resolved: Resolved) -> Resolved:

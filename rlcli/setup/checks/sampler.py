@@ -18,7 +18,7 @@ SERVER_MEMORY_FRACTION = 0.9
 INSTALL_ON_CPU = "scripts/install_vllm_cpu.sh"
 
 
-def settle_sampler(resolved: Resolved, *, is_cuda: bool) -> Resolved:
+def resolve_sampler(resolved: Resolved, *, is_cuda: bool) -> Resolved:
     """`resolved` with the sampler that this machine has. is_cuda: whether the run is on GPUs.
 
     auto: vLLM on GPUs where it is installed, else the native one. vLLM where it is asked for but
@@ -58,7 +58,7 @@ def _choose(resolved: Resolved, version: str | None, *, is_cuda: bool) -> Resolv
     if misfit := _misfit(resolved):
         return resolved.tell(f"{SAMPLER}=auto: the native sampler samples, as {misfit[1]}.")
     note = f"{SAMPLER}=auto: vllm {version} samples, as it is installed and there is a GPU."
-    return _correct(resolved.adjust({SAMPLER: "vllm"}, note=note, origin="this machine"))
+    return _correct(resolved.override({SAMPLER: "vllm"}, note=note, origin="this machine"))
 
 
 def _native(resolved: Resolved, reason: str) -> Resolved:
@@ -67,7 +67,7 @@ def _native(resolved: Resolved, reason: str) -> Resolved:
     unread = [key for key in asked if not (is_auto and key == SAMPLER)]
     if unread:
         resolved = resolved.tell(f"not used: {', '.join(unread)} ({reason}).")
-    return resolved if is_auto else resolved.adjust({SAMPLER: "native"})
+    return resolved if is_auto else resolved.override({SAMPLER: "native"})
 
 
 def _check_version(resolved: Resolved, version: str | None, *, is_cuda: bool) -> None:
@@ -114,5 +114,5 @@ def _correct(resolved: Resolved) -> Resolved:
         return resolved
     is_cut = cuts(resolved, "rollout.top_p") or cuts(resolved, "rollout.top_k")
     if algorithm.bypass or is_cut:
-        return resolved.adjust({CORRECTION: "off"}, origin=resolved.sources[SAMPLER])
-    return resolved.adjust({CORRECTION: "token"}, origin=resolved.sources[SAMPLER])
+        return resolved.override({CORRECTION: "off"}, origin=resolved.sources[SAMPLER])
+    return resolved.override({CORRECTION: "token"}, origin=resolved.sources[SAMPLER])

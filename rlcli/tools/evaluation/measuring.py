@@ -113,8 +113,10 @@ def _sample_and_score(
     per_call = max(1, sampler.max_rows // plan.n)
     for start in range(0, len(plan.prompts), per_call):
         some = plan.prompts[start : start + per_call]
-        places = range(start, start + len(some))
-        drawn = sampler.generate(some, params, seed=seed, places=places, on_finish=submit)
+        prompt_indices = range(start, start + len(some))
+        drawn = sampler.generate(
+            some, params, seed=seed, prompt_indices=prompt_indices, on_finish=submit
+        )
         # log-probs of every token would fill the memory, and nobody asks for them here
         rollouts += [replace(rollout, logprobs=()) for rollout in drawn]
     sampled = time.perf_counter()
@@ -125,7 +127,7 @@ def _sample_and_score(
     progress("scoring", total, total)
     return Sampled(
         rollouts=rollouts,
-        rewards=scorer.settle(rewards, learns=False),
+        rewards=scorer.normalize(rewards, update_stats=False),
         sample_s=sampled - begun,
         wall_s=time.perf_counter() - begun,
     )

@@ -260,4 +260,4 @@ def _fit_lengths(resolved: Resolved, positions: int | None, given: Mapping[str, 
     if "data.max_prompt_tokens" not in given:
         prompt = ANY_LENGTH if positions is None else max(1, positions - response)
     values = {"data.max_response_tokens": response, "data.max_prompt_tokens": prompt}
-    return resolved.adjust(values)
+    return resolved.override(values)

@@ -11,7 +11,7 @@ from rlcli.plan.machine import Machine
 from rlcli.plan.memory import MemoryPlan, Models, Phase, plan_memory
 from rlcli.plan.models import family_of, shape_of_size
 from rlcli.plan.needs import needs_of
-from rlcli.plan.reliefs import Fitted, make_fit
+from rlcli.plan.savings import Fitted, make_fit
 from rlcli.plan.shapes import ModelShape
 from rlcli.tools.recommend.command import Command, command_of
 from rlcli.tools.recommend.situation import Pick, Situation
@@ -95,7 +95,7 @@ def largest_that_fits(s: Situation, pick: Pick) -> str | None:
 def place_sharded(s: Situation, pick: Pick) -> Fitted:
     """Full training, with all states sharded over the GPUs by the fsdp engine."""
     settings = {"train.engine": "fsdp", "train.n_gpus": s.gpus}
-    resolved = command_of(s, pick).resolve().adjust(settings)
+    resolved = command_of(s, pick).resolve().override(settings)
     machine = _machine(s)
     shape = s.shape or shape_of_size(s.billions)
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.readers import Row
-from rlcli.errors import ConfigError, DataError, NotHere
+from rlcli.errors import ConfigError, DataError, MissingResourceError
 from rlcli.rewards.combination import Combination, combine
 from rlcli.rewards.rules import has_rule, rule_name
 from rlcli.run_dir.folder import RunDir
-from rlcli.setup.checks.rewards import settle_reward
+from rlcli.setup.checks.rewards import resolve_reward
 from rlcli.setup.checks.unused_settings import unused_notes
 from rlcli.setup.resources import check_rewards, find_reward_model, read_data
 from rlcli.system.hardware import usable_cores
@@ -103,7 +103,7 @@ def plan_trial(resolved: Resolved, request: Request, env: Mapping[str, str]) -> 
 
 def _reward_only(resolved: Resolved) -> Resolved:
     """What a run does with the reward's settings; of the others nothing is said."""
-    resolved = settle_reward(resolved)
+    resolved = resolve_reward(resolved)
     own = frozenset(key for key in resolved.explicit if key.startswith("reward."))
     return resolved.tell(*unused_notes(replace(resolved, explicit=own)))
 
@@ -112,7 +112,7 @@ def _with_workers(resolved: Resolved, count: int) -> Resolved:
     """A process on every core for enough responses: nothing is sampled meanwhile."""
     if WORKERS in resolved.explicit:
         return resolved
-    return resolved.adjust({WORKERS: max(1, min(usable_cores(), count // RESPONSES_PER_WORKER))})
+    return resolved.override({WORKERS: max(1, min(usable_cores(), count // RESPONSES_PER_WORKER))})
 
 
 def _cases(resolved: Resolved, request: Request) -> tuple[str, list[Case], list[str]]:
@@ -163,7 +163,7 @@ def _data_of_responses(
     own = RunDir(run).config()
     try:
         rows = read_data(own, own.data.train)
-    except (DataError, NotHere) as error:
+    except (DataError, MissingResourceError) as error:
         first = str(error).partition("\n")[0]
         return config, None, [f"the run's own data is not read: {first}"]
     return own, lambda: rows, []

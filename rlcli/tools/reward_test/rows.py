@@ -11,7 +11,7 @@ from rlcli.data.readers import Row
 from rlcli.errors import DataError
 from rlcli.rewards.base import text_rollout
 from rlcli.rewards.function_check import SOLUTION, answer_text, prompt_of
-from rlcli.rewards.rules import gold_problem
+from rlcli.rewards.rules import reference_problem
 from rlcli.types import Rollout
 
 Kind = Literal["right", "wrong", "given"]
@@ -48,7 +48,7 @@ def _own_answer(row: Row, *, is_code: bool) -> Case:
     if isinstance(solution, str) and solution.strip():
         return Case(row=row, response=solution, kind="right")
     if is_code:
-        if problem := gold_problem(CODE, row.ground_truth):
+        if problem := reference_problem(CODE, row.ground_truth):
             raise DataError(f"{row.id}: {problem} (rule {CODE}).")
         raise DataError(
             f"{row.id}: the ground truth is tests, and extra_info has no {SOLUTION} to try them "

@@ -65,7 +65,7 @@ def run_trial(
         own, others, equal = _score(plan, feed)
         seconds = feed.seconds[_loading(plan, len(feed.seconds)) :]
         scored = [*own, *(reward for _, reward in others)]
-        settled = scorer.settle(scored, learns=True)
+        settled = scorer.normalize(scored, update_stats=True)
         spent_usd = float(scorer.state().get("spent_usd", 0.0))
         verdicts: list[list[float]] = []
         if plan.repeat > 1 and plan.combination.uses("judge"):

@@ -10,7 +10,7 @@ import pytest
 from judge_server import Act
 
 from rlcli.config.rewards import JudgeConfig
-from rlcli.errors import JudgeNotHereError, RewardError
+from rlcli.errors import MissingJudgeError, RewardError
 from rlcli.rewards.base import score_all
 from rlcli.rewards.judge import check_judge, probe_judge
 from rlcli.rewards.judge.providers import PROVIDERS
@@ -67,7 +67,7 @@ def test_a_missing_sdk_gives_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -
     from importlib import util
 
     monkeypatch.setattr(util, "find_spec", lambda name: None)
-    with pytest.raises(JudgeNotHereError, match="pip install -e"):
+    with pytest.raises(MissingJudgeError, match="pip install -e"):
         check_judge(JudgeConfig(), DASHSCOPE)
 
 

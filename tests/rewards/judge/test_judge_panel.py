@@ -11,7 +11,7 @@ import pytest
 from judge_server import Act
 
 from rlcli.config.rewards import JudgeConfig
-from rlcli.errors import JudgeNotHereError, Paused, RewardError
+from rlcli.errors import MissingJudgeError, Paused, RewardError
 from rlcli.rewards.base import score_all
 from rlcli.rewards.judge import check_judge, probe_judge, providers
 from rlcli.rewards.judge.panel_member import choose
@@ -156,13 +156,13 @@ def test_every_member_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "panel: claude claude-3-haiku at https://api.anthropic.com." in notes
     assert "each prompt is scored by one of 3 judges, always the same." in notes
     assert sum(note.startswith("judge price of ") for note in notes) == 3
-    with pytest.raises(JudgeNotHereError, match="ANTHROPIC_API_KEY"):
+    with pytest.raises(MissingJudgeError, match="ANTHROPIC_API_KEY"):
         check_judge(config, {"DASHSCOPE_API_KEY": KEY})
     from importlib import util
 
     find = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name: None if name == "anthropic" else find(name))
-    with pytest.raises(JudgeNotHereError, match="needs the Python package anthropic"):
+    with pytest.raises(MissingJudgeError, match="needs the Python package anthropic"):
         check_judge(config, ENV)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rlcli.rewards.rules.choice import compute_score, final_choice, gold_problem, parse_gold
-from rlcli.rewards.rules.undecided import Undecided, Ungradable
+from rlcli.rewards.rules.choice import compute_score, final_choice, parse_gold, reference_problem
+from rlcli.rewards.rules.undecided import InvalidReference, Undecided
 
 CAPITALS = ["Berlin", "Paris", "Rome", "Madrid"]
 
@@ -92,13 +92,13 @@ def test_another_letter_is_wrong(response: str) -> None:
 )
 def test_golds_are_letters_or_places_from_0(gold: Any, letter: str) -> None:
     assert parse_gold(gold) == letter
-    assert gold_problem(gold) is None
+    assert reference_problem(gold) is None
 
 
 @pytest.mark.parametrize("gold", ["", "Paris", "A or B", True, None, 26, -1, "42"])
 def test_a_gold_that_is_no_choice_is_told(gold: Any) -> None:
-    assert "is not a choice" in str(gold_problem(gold))
-    with pytest.raises(Ungradable):
+    assert "is not a choice" in str(reference_problem(gold))
+    with pytest.raises(InvalidReference):
         compute_score("choice", "B", gold)
 
 

@@ -17,9 +17,9 @@ import pytest
 from rlcli.data.convert import CONVERTERS
 from rlcli.rewards.base import score_all
 from rlcli.rewards.process_pool import ScorerPool
-from rlcli.rewards.rules import code, gold_problem
+from rlcli.rewards.rules import code, reference_problem
 from rlcli.rewards.rules.code_blocks import find_code, helpers_of
-from rlcli.rewards.rules.undecided import Undecided, Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference, Undecided
 from rlcli.rewards.sandbox import Sandbox, SandboxFailed
 from rlcli.types import Prompt, Rollout
 
@@ -83,7 +83,7 @@ def test_humaneval_rows_are_graded_with_and_without_their_last_line(box: Sandbox
     assert score(box, WHOLE, f"{CHECK}\ncheck(first)") == 1.0
     typed = "def first(xs: List[int]) -> int:\n    return xs[0]"
     assert score(box, typed, CHECK, **row) == 1.0
-    with pytest.raises(Ungradable, match="never call it"):
+    with pytest.raises(InvalidReference, match="never call it"):
         score(box, WHOLE, CHECK)
 
 
@@ -204,7 +204,7 @@ def test_a_response_without_code_is_wrong_and_a_judge_may_look_at_it(box: Sandbo
     ],
 )
 def test_a_gold_without_tests_is_found(gold: Any, problem: str | None) -> None:
-    found = gold_problem("code", gold)
+    found = reference_problem("code", gold)
     assert (found is None) if problem is None else (found is not None and problem in found)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlcli.rewards.rules import gold_problem
+from rlcli.rewards.rules import reference_problem
 from rlcli.rewards.rules.code import compute_score
 from rlcli.rewards.sandbox import Sandbox
 
@@ -37,8 +37,8 @@ def test_records_of_input_and_output_are_run(box: Sandbox, form: Any) -> None:
 
 
 def test_records_that_cannot_be_run_are_named() -> None:
-    assert gold_problem("code", PROGRAM) is None
-    assert gold_problem("code", json.dumps(FUNCTION)) is None
-    assert "expected input and output" in str(gold_problem("code", [{"input": "1"}]))
-    mixed = gold_problem("code", [*PROGRAM, *FUNCTION])
+    assert reference_problem("code", PROGRAM) is None
+    assert reference_problem("code", json.dumps(FUNCTION)) is None
+    assert "expected input and output" in str(reference_problem("code", [{"input": "1"}]))
+    mixed = reference_problem("code", [*PROGRAM, *FUNCTION])
     assert "functional, stdin" in str(mixed)

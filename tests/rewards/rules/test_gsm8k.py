@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlcli.rewards.rules.gsm8k import compute_score, gold_problem
+from rlcli.rewards.rules.gsm8k import compute_score, reference_problem
 
 
 def score(response: str, gold: str) -> float:
@@ -112,7 +112,7 @@ def test_hedged_other_and_missing_answers_get_nothing(response: str, gold: str) 
 
 
 def test_a_gold_that_is_no_number_is_found() -> None:
-    assert gold_problem("42") is None
-    assert gold_problem("forty-two") == "ground_truth 'forty-two' is not a number"
+    assert reference_problem("42") is None
+    assert reference_problem("forty-two") == "ground_truth 'forty-two' is not a number"
     with pytest.raises(ValueError, match="is not a number"):
         score("#### 42", "forty-two")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from rlcli.rewards.rules.math import compute_score, gold_problem
+from rlcli.rewards.rules.math import compute_score, reference_problem
 
 
 def score(response: str, gold: str) -> float:
@@ -94,9 +94,11 @@ def test_hedged_other_and_missing_answers_get_nothing(response: str, gold: str) 
 
 
 def test_a_gold_that_cannot_be_read_is_found() -> None:
-    assert [gold_problem(gold) for gold in ("42", r"\text{Tuesday}", "(1,2)", "x=5")] == [None] * 4
-    assert gold_problem("") == "ground_truth is empty"
-    assert "cannot be read" in str(gold_problem(r"\frac{1"))
+    assert [reference_problem(gold) for gold in ("42", r"\text{Tuesday}", "(1,2)", "x=5")] == [
+        None
+    ] * 4
+    assert reference_problem("") == "ground_truth is empty"
+    assert "cannot be read" in str(reference_problem(r"\frac{1"))
 
 
 @pytest.mark.parametrize(

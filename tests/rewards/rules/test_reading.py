@@ -14,7 +14,7 @@ import pytest
 from rlcli.data.boxed_answers import gold_box
 from rlcli.rewards.rules import load_rule, math, text_only
 from rlcli.rewards.rules.reading import read
-from rlcli.rewards.rules.undecided import Undecided, Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference, Undecided
 
 
 def score(answer: str, gold: Any) -> float:
@@ -39,7 +39,7 @@ def test_every_listed_pair_is_graded_as_its_label_says(cases: Path, name: str) -
         rule = load_rule(row["rule"])
         try:
             found = rule.compute_score("", row["answer"], row["gold"], row.get("extra_info"))
-        except Ungradable:
+        except InvalidReference:
             found = 0.0
         is_paid = found == 1.0
         if is_paid != row["equal"] and not isinstance(found, Undecided):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlcli.rewards.rules import gold_problem, load_rule
+from rlcli.rewards.rules import load_rule, reference_problem
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from rlcli.rewards.rules import gold_problem, load_rule
 )
 def test_any_of_several_references_counts(rule: str, gold: Any, right: str, wrong: str) -> None:
     score = load_rule(rule).compute_score
-    assert gold_problem(rule, gold) is None
+    assert reference_problem(rule, gold) is None
     assert (score("", right, gold), score("", wrong, gold)) == (1.0, 0.0)
 
 
@@ -48,9 +48,9 @@ def test_any_of_several_references_counts(rule: str, gold: Any, right: str, wron
     ],
 )
 def test_other_shapes_are_found_by_data_check(rule: str, gold: Any) -> None:
-    assert gold_problem(rule, gold) is not None
+    assert reference_problem(rule, gold) is not None
 
 
 def test_a_choice_may_be_named_by_its_text() -> None:
-    assert gold_problem("choice", "Paris", {"choices": ["Rome", "Paris"]}) is None
-    assert gold_problem("choice", "Paris") is not None
+    assert reference_problem("choice", "Paris", {"choices": ["Rome", "Paris"]}) is None
+    assert reference_problem("choice", "Paris") is not None

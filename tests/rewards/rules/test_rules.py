@@ -12,9 +12,9 @@ from rlcli.rewards.rules import (
     RUNS_CODE,
     choose,
     exact,
-    gold_problem,
     length,
     load_rule,
+    reference_problem,
     rule_name,
 )
 from rlcli.rewards.rules import format as form
@@ -67,9 +67,9 @@ def test_every_rule_takes_the_arguments_of_the_contract(name: str) -> None:
 
 
 def test_a_missing_gold_is_found_by_the_rules_that_need_one() -> None:
-    found = {name: gold_problem(name, None) for name in RULES}
+    found = {name: reference_problem(name, None) for name in RULES}
     assert {name for name, problem in found.items() if problem is None} == {"format"}
-    assert gold_problem("length", None, {"target_length": 8}) is None
+    assert reference_problem("length", None, {"target_length": 8}) is None
 
 
 def test_math_reasoning_grades_numbers_as_numbers_and_the_rest_as_mathematics() -> None:
@@ -78,7 +78,7 @@ def test_math_reasoning_grades_numbers_as_numbers_and_the_rest_as_mathematics() 
     assert score("math_reasoning", "结果是 42。", 42) == 1.0
     assert score("math_reasoning", "15 + 27 = 43", "42") == 0.0
     assert score("math_reasoning", r"\boxed{1+x}", "x + 1") == 1.0
-    assert gold_problem("math_reasoning", r"\frac{1") is not None
+    assert reference_problem("math_reasoning", r"\frac{1") is not None
 
 
 def test_exact_is_equality_without_the_space_around() -> None:

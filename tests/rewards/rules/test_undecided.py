@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlcli.rewards.rules import load_rule
-from rlcli.rewards.rules.undecided import Undecided, Ungradable
+from rlcli.rewards.rules.undecided import InvalidReference, Undecided
 
 
 def score(rule: str, response: str, gold: Any) -> Any:
@@ -60,5 +60,5 @@ def test_an_answer_that_was_read_is_decided(
      ("math", []), ("math", {"answer": "1", "unit": "cm"}), ("choice", ["A", "B"])],
 )  # fmt: skip
 def test_a_gold_that_cannot_be_read_scores_nothing(rule: str, gold: Any) -> None:
-    with pytest.raises(Ungradable):
+    with pytest.raises(InvalidReference):
         score(rule, "The answer is 42.", gold)

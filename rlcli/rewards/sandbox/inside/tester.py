@@ -28,7 +28,7 @@ class Failed(BaseException):
     """The code is wrong, whatever the tests would make of it: they cannot catch this."""
 
 
-class Unscorable(BaseException):
+class InvalidTests(BaseException):
     """Nothing can be said of the code, for a reason that is not in the code."""
 
 
@@ -65,7 +65,7 @@ def _grade(job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
             _run_calls(job, _Remote(channel))
         else:
             _run_tests(job, _Remote(channel))
-    except Unscorable as reason:
+    except InvalidTests as reason:
         return {"unscored": str(reason)}
     except Failed as reason:
         return {"passed": False, "why": str(reason)[:MAX_WHY]}
@@ -118,7 +118,7 @@ def _run_tests(job: Mapping[str, Any], remote: _Remote) -> None:
         import importlib.util
     for name in job["modules"]:
         if importlib.util.find_spec(name) is None:
-            raise Unscorable(f"the tests import {name}, which {sys.executable} does not have")
+            raise InvalidTests(f"the tests import {name}, which {sys.executable} does not have")
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     names = module.__dict__
     exec(compile(job["prefix"], "<prompt>", "exec", dont_inherit=True), names)
@@ -134,7 +134,7 @@ def _run_tests(job: Mapping[str, Any], remote: _Remote) -> None:
         for name in [name for name in names if name.startswith("test")]:
             names[name]()
     if not remote.calls:
-        raise Unscorable("the tests never call the code")
+        raise InvalidTests("the tests never call the code")
 
 
 class _Remote:
@@ -166,7 +166,7 @@ class _Remote:
         self.ask({"do": "load", "parts": job["parts"], "limits": job["limits"]})
 
     def pack(self, value: Any) -> Any:
-        """A value of the tests for the code. Raises: Unscorable where it is no literal."""
+        """A value of the tests for the code. Raises: InvalidTests where it is no literal."""
         return encode(value, self._number)
 
     def _thing(self, number: int) -> Thing:
@@ -177,7 +177,9 @@ class _Remote:
     def _number(self, value: Any) -> int:
         if isinstance(value, Thing):
             return _numbers[id(value)]
-        raise Unscorable(f"the tests hand the code a {type(value).__name__}, which cannot be sent")
+        raise InvalidTests(
+            f"the tests hand the code a {type(value).__name__}, which cannot be sent"
+        )
 
 
 _numbers: dict[int, int] = {}

@@ -19,7 +19,7 @@ Change = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Relief:
+class MemorySaving:
     """One change. peak_gib: of the named phase with it; gain_gib: what that is less.
 
     fits: whether every phase does with it; largest: the one that then takes most.
@@ -36,11 +36,11 @@ class Relief:
     values: Change
 
 
-def find_reliefs(
+def find_savings(
     resolved: Resolved,
     plan: MemoryPlan,
     again: Callable[[Config], MemoryPlan],
-) -> list[Relief]:
+) -> list[MemorySaving]:
     """The cheapest changes that lower the peak of the largest phase, at most three.
 
     again: the plan of changed settings.
@@ -53,7 +53,7 @@ def _useful(
     plan: MemoryPlan,
     again: Callable[[Config], MemoryPlan],
     without: frozenset[str],
-) -> Iterator[Relief]:
+) -> Iterator[MemorySaving]:
     for choices, cost in _candidates(resolved.config, plan):
         if choices and not without & choices[0].keys():
             relief = _best(resolved, plan, again, choices, cost)
@@ -67,7 +67,7 @@ def _best(
     again: Callable[[Config], MemoryPlan],
     choices: list[Change],
     cost: str,
-) -> Relief | None:
+) -> MemorySaving | None:
     """The mildest choice that is strong enough.
 
     Enough is that the phase fits; where none does, half the gain of the strongest; where all fits,
@@ -75,16 +75,16 @@ def _best(
     """
     before, name = plan.largest, plan.largest.name
     is_for_share = plan.lacks_vllm_share and name == "rollout"
-    found: list[Relief] = []
+    found: list[MemorySaving] = []
     for change in choices:
-        changed = again(resolved.adjust(change).config)
+        changed = again(resolved.override(change).config)
         if changed.lacks_vllm_share and (is_for_share or not plan.lacks_vllm_share):
             continue
         after = next(phase for phase in changed.phases if phase.name == name)
         gain = before.peak_gib - after.peak_gib
         if gain < SMALLEST_GAIN * before.peak_gib and not is_for_share:
             continue
-        relief = Relief(
+        relief = MemorySaving(
             change=" ".join(_typed(change)),
             cost=cost,
             phase=name,
@@ -237,11 +237,11 @@ def make_fit(
             return Fitted(values=values, costs=[*dict.fromkeys(costs.values())], plan=plan)
         values |= relief.values
         costs |= dict.fromkeys(relief.values, relief.cost)
-        resolved = resolved.adjust(relief.values)
+        resolved = resolved.override(relief.values)
         plan = again(resolved.config)
     for key in reversed([*values]):  # a later one may have made an earlier one needless
         fewer = {other: value for other, value in values.items() if other != key}
-        smaller = again(start.adjust(fewer).config)
+        smaller = again(start.override(fewer).config)
         if smaller.largest.fits is not False:
             values, plan = fewer, smaller
     return Fitted(values=values, costs=[*dict.fromkeys(costs[key] for key in values)], plan=plan)
