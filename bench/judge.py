@@ -319,8 +319,8 @@ def train(folder: Path, words: Sequence[str], *, steps: int) -> list[dict[str, f
 
 TRAINING = (
     "train.lr=0", "train.prompts_per_step=32", "train.mini_batch_prompts=32", "rollout.n=8",
-    "rollout.temperature=10", "rollout.max_rows=1", "data.max_response_tokens=160", "data.val=[]",
-    "run.save_every=0",
+    "rollout.temperature=10", "rollout.max_num_seqs=1", "data.max_response_tokens=160",
+    "data.val=[]", "run.save_every=0",
 )  # fmt: skip
 
 

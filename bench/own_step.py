@@ -59,7 +59,7 @@ def settings(work: Work, model: Path, folder: Path) -> list[str]:
     if work.algorithm == "ppo":
         words.append(f"critic.lr={LEARNING_RATE}")
     if work.micro_rows:
-        words += ["train.dynamic_batch=false", f"train.rows_per_micro_batch={work.micro_rows}"]
+        words += ["train.dynamic_batch=false", f"train.micro_batch_size={work.micro_rows}"]
     return words
 
 

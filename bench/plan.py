@@ -96,7 +96,7 @@ CASES = [
     Case(name="RLOO, 256-token responses", model="31M deep", algorithm="rloo",
          settings=[*LONG, "train.tokens_per_micro_batch=2048"]),
     Case(name="GRPO, 768 rows sampled at once", model="14M tied",
-         settings=[NO_KL, "train.prompts_per_step=48", "rollout.n=16", "rollout.max_rows=768",
+         settings=[NO_KL, "train.prompts_per_step=48", "rollout.n=16", "rollout.max_num_seqs=768",
                    "data.max_response_tokens=16", "train.tokens_per_micro_batch=512",
                    "train.mini_batch_prompts=2"]),
     Case(name="GRPO, KL, chunked head, 4,096 tokens", model="14M tied",
@@ -110,7 +110,7 @@ CASES = [
          settings=["model.gradient_checkpointing=true", "train.tokens_per_micro_batch=1500"]),
     Case(name="GRPO, 8 rows, 128-token responses", model="20M, norms on heads",
          settings=[NO_KL, "data.max_response_tokens=128", "train.dynamic_batch=false",
-                   "train.rows_per_micro_batch=8", "train.ppo_epochs=2"]),
+                   "train.micro_batch_size=8", "train.ppo_epochs=2"]),
 ]  # fmt: skip
 
 

@@ -77,11 +77,11 @@ BASES: dict[str, list[str]] = {
     "cut": ["data.max_prompt_tokens=8", "data.truncation=left"],
     "sampled_val": ["rollout.val_temperature=1.0"],
     "one_epoch": ["train.max_steps=null", "train.epochs=1"],
-    "rows": ["train.rows_per_micro_batch=2", "train.dynamic_batch=false"],
+    "rows": ["train.micro_batch_size=2", "train.dynamic_batch=false"],
     "parts": ["algorithm.advantage=gdpo", "reward.fn={folder}/reward.py:parts",
               "reward.weights={a: 1.0, b: 0.5}"],
     "named": ["run.output_dir=null", "run.name=one"],
-    "saving": ["run.save_every=1", "run.keep=3", "data.val=[]"],
+    "saving": ["run.save_every=1", "run.keep_checkpoints=3", "data.val=[]"],
 }  # fmt: skip
 OFTEN = ("grpo", "ppo", "lora")
 """Bases whose settings are tried in every run of the tests; the other rows are nightly."""

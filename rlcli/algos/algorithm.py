@@ -125,7 +125,7 @@ class Algorithm:
     @property
     def uses_sampler_logprobs(self) -> bool:
         """Whether the sampler's log-probs stand in for the trainer's old ones."""
-        return self.settings.bypass
+        return self.settings.use_rollout_logprobs
 
     @property
     def compares_sampler(self) -> bool:

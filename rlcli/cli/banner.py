@@ -81,7 +81,7 @@ def summary(survey: RunSummary) -> dict[str, Any]:
             "rollouts_per_step": train.prompts_per_step * survey.config.rollout.n,
             "mini_batch_prompts": train.mini_batch_prompts,
             "tokens_per_micro_batch": train.tokens_per_micro_batch if train.dynamic_batch else None,
-            "rows_per_micro_batch": None if train.dynamic_batch else train.rows_per_micro_batch,
+            "micro_batch_size": None if train.dynamic_batch else train.micro_batch_size,
             "steps_per_epoch": survey.steps_per_epoch,
             "steps": survey.num_steps,
         },

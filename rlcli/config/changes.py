@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from rlcli.config.schema import defaults
+from rlcli.config.verl_keys import RENAMED
 
+_MISSING = object()
 NAMES = ("algorithm.name", "run.name", "run.output_dir", "run.resume")
 """What a configuration is called: no difference in itself."""
 _OF_RUN = tuple(key for key in defaults() if key.startswith("run."))
@@ -49,14 +51,19 @@ def changes(
 
 
 def by_key(written: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says, by dotted key; a setting may itself be a mapping."""
-    found: dict[str, Any] = {}
-    for key in defaults():
-        value: Any = written
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                break
-            value = cast("dict[str, Any]", value)[part]
-        else:
-            found[key] = value
-    return found
+    """The settings of a config.json by dotted key, those with an old name by their new one.
+
+    A setting may itself be a mapping.
+    """
+    names = {key: key for key in defaults()} | RENAMED
+    found = [(new, _value_at(written, name)) for name, new in names.items()]
+    return {key: value for key, value in found if value is not _MISSING}
+
+
+def _value_at(written: Mapping[str, Any], name: str) -> Any:
+    value: Any = written
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return _MISSING
+        value = cast("dict[str, Any]", value)[part]
+    return value

@@ -100,7 +100,7 @@ class AlgorithmConfig(Section):
     """Weight of the entropy bonus."""
     dynamic_sampling: bool = False
     """Drop groups whose scores are all equal and sample others instead (DAPO)."""
-    max_refills: Positive = 10
+    max_resample_rounds: Positive = 10
     """Further sampling rounds of dynamic_sampling before training with what there is."""
     overlong_penalty: bool = False
     """Lower the score of responses near the length limit (DAPO)."""
@@ -122,7 +122,7 @@ class AlgorithmConfig(Section):
     """seq_k1: smallest mean sampler/trainer ratio that is kept."""
     rejection_high: PositiveFloat = 2.0
     """seq_k1: largest mean ratio kept; seq_k3: largest mean k3 kept."""
-    bypass: bool = False
+    use_rollout_logprobs: bool = False
     """Use the sampler's log-probs as old log-probs, without a trainer pass."""
 
     @property
@@ -238,7 +238,7 @@ class RolloutConfig(Section):
     """Sample from the k likeliest tokens; -1 or 0: off."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
     """Texts that end a response. Their tokens are trained on; the reward does not see them."""
-    max_rows: Positive = 512
+    max_num_seqs: Positive = 512
     """Responses sampled side by side."""
     val_temperature: NonNegativeFloat = 0.0
     """Temperature of evaluation; 0: greedy."""
@@ -310,10 +310,10 @@ class TrainConfig(Section):
     ppo_epochs: Positive = 1
     """Passes over each step's rollouts."""
     dynamic_batch: bool = True
-    """Fill micro-batches by tokens; false: by rows_per_micro_batch."""
+    """Fill micro-batches by tokens; false: by micro_batch_size."""
     tokens_per_micro_batch: Positive = 16_384
     """Packed tokens per micro-batch; never changes the gradient."""
-    rows_per_micro_batch: Positive | None = None
+    micro_batch_size: Positive | None = None
     """Rollouts per micro-batch when dynamic_batch is off."""
 
     @property
@@ -363,7 +363,7 @@ class RunConfig(Section):
     """Steps between checkpoints; 0: about every 10 minutes; -1: a rolling one and the final."""
     eval_every: Interval = 10
     """Steps between evaluations; 0 or -1: only at the start and the end."""
-    keep: Positive = 2
+    keep_checkpoints: Positive = 2
     """Newest checkpoints kept, besides the best."""
     resume: str = "never"
     """auto, never, a step number, or the path of a run or checkpoint."""

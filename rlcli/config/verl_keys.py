@@ -17,7 +17,17 @@ ESTIMATOR_KEY = "algorithm.adv_estimator"
 FUNCTION_KEY = "custom_reward_function.name"
 """Not a setting of ours: it selects the function in the file of reward.fn."""
 
+RENAMED: dict[str, str] = {
+    "algorithm.bypass": "algorithm.use_rollout_logprobs",
+    "algorithm.max_refills": "algorithm.max_resample_rounds",
+    "rollout.max_rows": "rollout.max_num_seqs",
+    "run.keep": "run.keep_checkpoints",
+    "train.rows_per_micro_batch": "train.micro_batch_size",
+}
+"""Old names of our settings, which still work, with their new names."""
+
 VERL_KEYS: dict[str, str] = {
+    **RENAMED,
     ESTIMATOR_KEY: ESTIMATOR_KEY,
     "algorithm.use_kl_in_reward": "algorithm.kl_in_reward",
     "algorithm.kl_penalty": "algorithm.kl_reward_type",
@@ -27,10 +37,10 @@ VERL_KEYS: dict[str, str] = {
     "algorithm.kl_ctrl.horizon": "algorithm.kl_horizon",
     "algorithm.norm_adv_by_std_in_grpo": "algorithm.scale_by_std",
     "algorithm.filter_groups.enable": "algorithm.dynamic_sampling",
-    "algorithm.filter_groups.max_num_gen_batches": "algorithm.max_refills",
+    "algorithm.filter_groups.max_num_gen_batches": "algorithm.max_resample_rounds",
     "algorithm.rollout_correction.rollout_is": "algorithm.correction",
     "algorithm.rollout_correction.rollout_is_threshold": "algorithm.correction_cap",
-    "algorithm.rollout_correction.bypass_mode": "algorithm.bypass",
+    "algorithm.rollout_correction.bypass_mode": "algorithm.use_rollout_logprobs",
     "data.train_files": "data.train",
     "data.val_files": "data.val",
     "data.train_batch_size": "train.prompts_per_step",
@@ -52,7 +62,7 @@ VERL_KEYS: dict[str, str] = {
     "actor_rollout_ref.actor.optim.weight_decay": "train.weight_decay",
     "actor_rollout_ref.actor.grad_clip": "train.grad_clip",
     "actor_rollout_ref.actor.ppo_mini_batch_size": "train.mini_batch_prompts",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": "train.rows_per_micro_batch",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": "train.micro_batch_size",
     "actor_rollout_ref.actor.ppo_epochs": "train.ppo_epochs",
     "actor_rollout_ref.actor.use_dynamic_bsz": "train.dynamic_batch",
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "train.tokens_per_micro_batch",
@@ -79,7 +89,7 @@ VERL_KEYS: dict[str, str] = {
     "actor_rollout_ref.rollout.temperature": "rollout.temperature",
     "actor_rollout_ref.rollout.top_p": "rollout.top_p",
     "actor_rollout_ref.rollout.top_k": "rollout.top_k",
-    "actor_rollout_ref.rollout.max_num_seqs": "rollout.max_rows",
+    "actor_rollout_ref.rollout.max_num_seqs": "rollout.max_num_seqs",
     "actor_rollout_ref.rollout.val_kwargs.temperature": "rollout.val_temperature",
     "actor_rollout_ref.rollout.val_kwargs.n": "rollout.val_n",
     "actor_rollout_ref.actor.fsdp_config.param_offload": "train.offload_params",
@@ -114,7 +124,7 @@ VERL_KEYS: dict[str, str] = {
     "trainer.device": "train.device",
     "trainer.default_local_dir": "run.output_dir",
     "trainer.resume_mode": "run.resume",
-    "trainer.max_actor_ckpt_to_keep": "run.keep",
+    "trainer.max_actor_ckpt_to_keep": "run.keep_checkpoints",
 }
 
 _PACKED = "sequences are always packed, without padding"
@@ -137,7 +147,7 @@ NOT_USED: dict[str, str] = {
 """Settings that are accepted and listed once, with the reason they change nothing here."""
 
 REFUSED: dict[str, str] = {
-    "actor_rollout_ref.actor.ppo_micro_batch_size": "write train.rows_per_micro_batch",
+    "actor_rollout_ref.actor.ppo_micro_batch_size": "write train.micro_batch_size",
     "preset": "write --preset NAME",
 }
 """Settings without which the run would be another one: an error with this cure."""
@@ -195,7 +205,7 @@ FLAG_KEYS: dict[str, str] = {
     "run_name": "run.name",
     "resume": "run.resume",
     "save_every": "run.save_every",
-    "keep": "run.keep",
+    "keep": "run.keep_checkpoints",
     "merge_lora": "run.merge_lora",
     "logger": "run.loggers",
     "disk_budget": "run.disk_budget",
@@ -250,6 +260,7 @@ ESTIMATORS_WITHOUT_PRESET: dict[str, str] = {
 }
 
 REMARKS: dict[str, str] = {
+    **{old: f"{old} is called {new} now." for old, new in RENAMED.items()},
     "trainer.test_freq": "trainer.test_freq counts steps, not epochs (run.eval_every).",
 }
 """Told once to whoever uses the key: where the guides say something else."""

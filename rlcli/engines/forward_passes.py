@@ -78,7 +78,7 @@ class ForwardPasses:
             rows,
             index,
             max_tokens=max_tokens or tokens,
-            max_rows=train.rows_per_micro_batch if by_rows else None,
+            max_num_seqs=train.micro_batch_size if by_rows else None,
         )
         if not self.in_lockstep:
             return plan

@@ -110,7 +110,7 @@ def plan_micro_batches(
     index: RowIndex,
     *,
     max_tokens: int | None = None,
-    max_rows: int | None = None,
+    max_num_seqs: int | None = None,
 ) -> list[MicroBatch]:
     """`rows` in order, cut so that no micro-batch is over the budget unless one row alone is.
 
@@ -123,7 +123,7 @@ def plan_micro_batches(
     for row in rows:
         cost = lengths[row] + (0 if group[row] in prompts else prompt_lengths[group[row]])
         over_tokens = max_tokens is not None and tokens + cost > max_tokens
-        over_rows = max_rows is not None and len(current) >= max_rows
+        over_rows = max_num_seqs is not None and len(current) >= max_num_seqs
         if current and (over_tokens or over_rows):
             batches.append(MicroBatch(rows=tuple(current), num_tokens=tokens))
             current, tokens, prompts = [], 0, set()

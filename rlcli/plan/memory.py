@@ -302,7 +302,7 @@ class _Step:
         squares = "sum_pi_squared" in needs_of(self.config)
         is_same = rollout.is_native and not self.numerics.half and not rollout.async_steps
         is_exact = is_same and not algorithm.compares_sampler
-        reads_policy = squares or not (is_exact or algorithm.bypass)
+        reads_policy = squares or not (is_exact or algorithm.use_rollout_logprobs)
         if not reads_policy and not algorithm.needs_reference:
             return Moment()
         shape, rows = self.models.policy, self.work.sweep

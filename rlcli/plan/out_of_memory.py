@@ -70,5 +70,5 @@ def _cures(plan: RunPlan, name: str) -> tuple[str, list[str]]:
 
 def _halves(resolved: Resolved, name: str) -> list[str]:
     """What decides a phase's activations, halved: for models too small for the plan to see."""
-    key = "rollout.max_rows" if name == "rollout" else "train.tokens_per_micro_batch"
+    key = "rollout.max_num_seqs" if name == "rollout" else "train.tokens_per_micro_batch"
     return [f"{key}={max(1, resolved.values()[key] // 2)}"]

@@ -206,7 +206,7 @@ def _warnings(config: Config, machine: Machine, memory: MemoryPlan) -> list[str]
             f"of its memory, and this machine has {machine.host_gib:.1f}."
         )
     if config.algorithm.dynamic_sampling and config.reward.judge.enabled:
-        rounds = 1 + config.algorithm.max_refills
+        rounds = 1 + config.algorithm.max_resample_rounds
         notes.append(f"dynamic sampling may sample and score up to {rounds} times as much.")
     return notes
 

@@ -135,8 +135,10 @@ def _sampling(config: Config, plan: MemoryPlan) -> Iterator[tuple[list[Change], 
         yield [{"rollout.memory_fraction": t / 10} for t in tenths], "less memory to train in"
     elif rollout.is_native:
         fewest = rollout.n
-        sizes = _halves(min(rollout.max_rows, config.train.prompts_per_step * rollout.n), fewest)
-        yield [{"rollout.max_rows": size} for size in sizes], "some speed of sampling"
+        sizes = _halves(
+            min(rollout.max_num_seqs, config.train.prompts_per_step * rollout.n), fewest
+        )
+        yield [{"rollout.max_num_seqs": size} for size in sizes], "some speed of sampling"
     elif rollout.memory_fraction > 0.2:
         tenths = range(int(rollout.memory_fraction * 10 - 0.001), 1, -1)
         yield [{"rollout.memory_fraction": t / 10} for t in tenths], "some speed of sampling"
@@ -148,7 +150,7 @@ def _micro_batches(config: Config, plan: MemoryPlan) -> list[Change]:
     if not config.train.dynamic_batch:
         total = config.train.mini_batch_prompts * config.rollout.n
         sizes = [size for size in _halves(work.rows, 1) if total % size == 0]
-        return [{"train.rows_per_micro_batch": size} for size in sizes]
+        return [{"train.micro_batch_size": size} for size in sizes]
     sizes = _halves(work.tokens, _longest(config))
     return [{"train.tokens_per_micro_batch": size} for size in sizes]
 

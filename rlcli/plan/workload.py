@@ -57,11 +57,13 @@ def workload_of(config: Config, *, num_val: int | None, ranks: int = 1) -> Workl
     mini = _share(train.mini_batch_prompts, ranks)
     critic_mini = _share(config.critic.mini_batch_prompts or train.mini_batch_prompts, ranks)
     budget = train.tokens_per_micro_batch if train.dynamic_batch else None
-    max_rows = None if train.dynamic_batch else train.rows_per_micro_batch
+    most_rows = None if train.dynamic_batch else train.micro_batch_size
     sweep_budget = config.ref.tokens_per_micro_batch
-    sweep, _ = _largest(config, prompts, sweep_budget or budget, None if sweep_budget else max_rows)
-    update, num_update = _largest(config, mini, budget, max_rows)
-    critic, num_critic = _largest(config, critic_mini, budget, max_rows)
+    sweep, _ = _largest(
+        config, prompts, sweep_budget or budget, None if sweep_budget else most_rows
+    )
+    update, num_update = _largest(config, mini, budget, most_rows)
+    critic, num_critic = _largest(config, critic_mini, budget, most_rows)
     return Workload(
         rollouts=prompts * n,
         rollout=_sampled(config, prompts, num_val=num_val),
@@ -82,8 +84,8 @@ def _sampled(config: Config, prompts: int, *, num_val: int | None) -> Rows:
     rollout, data = config.rollout, config.data
     choices = [(prompts, rollout.n)]
     if data.val:
-        choices.append((rollout.max_rows if num_val is None else num_val, rollout.val_n))
-    together = [(min(max(1, rollout.max_rows // n), number), n) for number, n in choices]
+        choices.append((rollout.max_num_seqs if num_val is None else num_val, rollout.val_n))
+    together = [(min(max(1, rollout.max_num_seqs // n), number), n) for number, n in choices]
     number, n = max(together, key=lambda choice: choice[0] * choice[1])
     return _rows(config, number * n, number)
 
@@ -98,12 +100,12 @@ def _rows(config: Config, rows: int, prompts: int) -> Rows:
 
 
 def _largest(
-    config: Config, prompts: int, max_tokens: int | None, max_rows: int | None
+    config: Config, prompts: int, max_tokens: int | None, most_rows: int | None
 ) -> tuple[Rows, int]:
     """(largest micro-batch of `prompts` groups, number of micro-batches), cut as engines do."""
     data = config.data
     lengths = (data.max_prompt_tokens, data.max_response_tokens)
-    cuts, number = _cuts(prompts, config.rollout.n, lengths, max_tokens, max_rows)
+    cuts, number = _cuts(prompts, config.rollout.n, lengths, max_tokens, most_rows)
     return max((_rows(config, *cut) for cut in cuts), key=lambda some: some.tokens), number
 
 
@@ -113,7 +115,7 @@ def _cuts(
     n: int,
     lengths: tuple[int, int],
     max_tokens: int | None,
-    max_rows: int | None,
+    most_rows: int | None,
 ) -> tuple[frozenset[tuple[int, int]], int]:
     """({(rows, prompts) of micro-batches}, how many there are)."""
     prompt_length, response_length = lengths
@@ -123,7 +125,7 @@ def _cuts(
         num_prompts = row // n - first // n + 1
         tokens = (rows + 1) * response_length + num_prompts * prompt_length
         over_tokens = max_tokens is not None and tokens > max_tokens
-        if rows and (over_tokens or (max_rows is not None and rows >= max_rows)):
+        if rows and (over_tokens or (most_rows is not None and rows >= most_rows)):
             cuts.append((rows, (row - 1) // n - first // n + 1))
             rows, first = 0, row
         rows += 1

@@ -31,7 +31,7 @@ class NativeSampler:
         *,
         eos_token_ids: Sequence[int],
         pad_token_id: int,
-        max_rows: int,
+        max_num_seqs: int,
         shares_weights: bool,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
@@ -39,7 +39,7 @@ class NativeSampler:
         self.tokenizer = tokenizer
         self.eos_token_ids = tuple(eos_token_ids)
         self.pad_token_id = pad_token_id
-        self.max_rows = max_rows
+        self.max_num_seqs = max_num_seqs
         self.shares_weights = shares_weights
         self.autocast_dtype = autocast_dtype
         self.is_exact = shares_weights
@@ -73,7 +73,7 @@ class NativeSampler:
     ) -> list[Rollout]:
         """params.n rollouts per prompt, prompts in order."""
         prompt_indices = range(len(prompts)) if prompt_indices is None else prompt_indices
-        per_call = max(1, self.max_rows // params.n)
+        per_call = max(1, self.max_num_seqs // params.n)
         out: list[Rollout] = []
         was_training = self.lm.model.training
         self.lm.model.eval()

@@ -44,7 +44,7 @@ def most_at_once(config: Config, need: DiskNeed) -> int:
     """Bytes of the checkpoints that are kept, the one being written, and the final model."""
     run = config.run
     best = 1 if config.data.val and run.save_every != -1 else 0
-    kept = (1 if run.save_every == -1 else run.keep) + best + 1
+    kept = (1 if run.save_every == -1 else run.keep_checkpoints) + best + 1
     most = need.checkpoint * kept + need.final
     if run.disk_budget is None:
         return most

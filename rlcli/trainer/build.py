@@ -145,7 +145,7 @@ def _build_run(
         checkpoints=Checkpoints(
             run_dir.checkpoints,
             save_every=config.run.save_every,
-            keep=config.run.keep,
+            keep=config.run.keep_checkpoints,
             resume=resume,
             disk_budget=config.run.disk_budget,
         ),

@@ -123,7 +123,7 @@ def build_models(
         plan.tokenizer,
         plan.model_config,
         plan.model_dir,
-        max_rows=config.rollout.max_rows,
+        max_num_seqs=config.rollout.max_num_seqs,
         shares_weights=sampled is policy,
         autocast_dtype=autocast if uses_lora else None,
     )

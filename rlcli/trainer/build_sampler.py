@@ -44,7 +44,7 @@ def make_sampler(
     model_config: Any,
     folder: Path,
     *,
-    max_rows: int,
+    max_num_seqs: int,
     shares_weights: bool = True,
     autocast_dtype: torch.dtype | None = None,
 ) -> NativeSampler:
@@ -57,7 +57,7 @@ def make_sampler(
         tokenizer,
         eos_token_ids=eos,
         pad_token_id=pad,
-        max_rows=max_rows,
+        max_num_seqs=max_num_seqs,
         shares_weights=shares_weights,
         autocast_dtype=autocast_dtype,
     )
@@ -130,7 +130,7 @@ def _vllm_settings(plan: Plan, dtype: torch.dtype, *, num_ranks: int) -> VllmSet
     max_tokens = longest + config.data.max_response_tokens
     needed = cache_bytes(
         plan.model_config,
-        rows=rollout.max_rows,
+        rows=rollout.max_num_seqs,
         tokens=max_tokens,
         bytes_per_number=dtype.itemsize,
     )
@@ -142,7 +142,7 @@ def _vllm_settings(plan: Plan, dtype: torch.dtype, *, num_ranks: int) -> VllmSet
         dtype="bfloat16" if dtype.itemsize == 2 else "float32",
         device=plan.device.type,
         max_tokens=max_tokens,
-        max_rows=rollout.max_rows,
+        max_num_seqs=rollout.max_num_seqs,
         temperature=rollout.temperature,
         memory_fraction=SERVER_MEMORY_FRACTION if is_alone else rollout.memory_fraction,
         cache_bytes=min(needed, int(rollout.memory_fraction * free / max(num_ranks, served))),

@@ -85,7 +85,7 @@ def end(run: Run, begun: PendingRollouts, record: StepRecord, *, step: int) -> S
         wanted = run.config.train.prompts_per_step
         kept, scores = _without_ties(run, drawn)
         rounds = 1
-        while len(kept.order) < wanted and rounds <= settings.max_refills:
+        while len(kept.order) < wanted and rounds <= settings.max_resample_rounds:
             fresh = run.prompts.next(wanted)
             drawn = _scored(
                 run, *_sample(run, fresh, record, seed=run.seed(step, "sample", rounds)), record

@@ -108,7 +108,7 @@ def test_diff_shows_both_values(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_show_checks_what_train_checks(capsys: pytest.CaptureFixture[str]) -> None:
-    got = settings(capsys, "train.rows_per_micro_batch=32")
+    got = settings(capsys, "train.micro_batch_size=32")
     assert got["train.dynamic_batch"] is False
     for command in (["show"], ["init"]):
         code, _, err = say(capsys, "config", *command, "--algo", "grpo", "rollout.n=1")
@@ -116,7 +116,7 @@ def test_show_checks_what_train_checks(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_diff_compares_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "rows.yaml").write_text("train.rows_per_micro_batch: 32\n")
+    (tmp_path / "rows.yaml").write_text("train.micro_batch_size: 32\n")
     rows = json.loads(say(capsys, "config", "diff", "ppo", "rows.yaml", "--json")[1])
     assert rows["train.dynamic_batch"] == [True, False]
 

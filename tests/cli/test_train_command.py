@@ -247,8 +247,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         "prompt too long": ([*quick, "--data", long_one], ["long.jsonl:1", "max_prompt_tokens"]),
         "group of one": ([*quick, "rollout.n=1"], ["rollout.n >= 2", "reinforce_plus_plus"]),
         "rows do not divide": (
-            [*quick, "train.rows_per_micro_batch=7"],
-            ["rows_per_micro_batch", "7"],
+            [*quick, "train.micro_batch_size=7"],
+            ["micro_batch_size", "7"],
         ),
         "output dir is a file": ([*quick, "--output_dir", "taken"], ["taken", "--output_dir"]),
         "reward with a syntax error": (

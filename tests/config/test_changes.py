@@ -22,10 +22,15 @@ def test_a_setting_that_one_side_lacks_did_not_change() -> None:
 
 def test_the_seed_counts_and_where_a_run_lies_does_not() -> None:
     assert "run.seed" not in HOUSEKEEPING
-    assert {"run.output_dir", "run.keep", "algorithm.name"} <= set(HOUSEKEEPING)
+    assert {"run.output_dir", "run.keep_checkpoints", "algorithm.name"} <= set(HOUSEKEEPING)
 
 
 def test_a_written_configuration_is_read_by_key() -> None:
     assert by_key(Config().model_dump()) == defaults()
     assert by_key({"train": {"lr": 2.0, "speed": 3}, "reward": 7}) == {"train.lr": 2.0}
     assert by_key({"reward": {"weights": {"a": 1.0}}}) == {"reward.weights": {"a": 1.0}}
+
+
+def test_a_setting_written_under_its_old_name_is_read() -> None:
+    assert by_key({"rollout": {"max_rows": 7}}) == {"rollout.max_num_seqs": 7}
+    assert by_key({"rollout": {"max_num_seqs": 7}}) == {"rollout.max_num_seqs": 7}

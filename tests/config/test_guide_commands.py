@@ -55,7 +55,7 @@ EXPECTED = [
         15,
         SMALL,
         {
-            "train.rows_per_micro_batch": 32,
+            "train.micro_batch_size": 32,
             "train.dynamic_batch": False,
             "rollout.tensor_parallel": 4,
             "rollout.memory_fraction": 0.5,
@@ -98,7 +98,7 @@ EXPECTED = [
         512,
         15,
         SMALL,
-        {"train.rows_per_micro_batch": 8, "train.offload_params": True, "train.n_gpus": 8},
+        {"train.micro_batch_size": 8, "train.offload_params": True, "train.n_gpus": 8},
     ),
     Expected("remax", 1e-6, 4, 1024, 256, 10, QWEN25, {"train.tokens_per_micro_batch": 24000}),
     Expected("remax", 1e-6, 4, 1024, 256, 10, QWEN25, {"algorithm.kl_in_reward": False}),

@@ -20,6 +20,7 @@ from rlcli.config.verl_keys import (
     NOT_USED,
     OWN_KEYS,
     REFUSED,
+    RENAMED,
     VERL_KEYS,
     translate,
 )
@@ -198,3 +199,14 @@ def test_settings_with_one_reason_share_one_line(tmp_path: Path) -> None:
         f"not used: actor_rollout_ref.rollout.{rows}, actor_rollout_ref.ref.{rows} "
         "(passes without gradients use the training micro-batch size)."
     ]
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_name_of_a_setting_still_works_and_the_new_one_is_named(
+    run: Any, old: str, new: str
+) -> None:
+    value = "true" if new.endswith("logprobs") else "3"
+    resolved = run(f"{old}={value}")
+    assert str(resolved.value(new)).lower() == value
+    assert any(old in note and new in note for note in resolved.notes)
+    assert run(f"{new}={value}").config == resolved.config

@@ -57,7 +57,7 @@ def settings(folder: Path, *more: str) -> list[str]:
         "data.max_response_tokens=6", "rollout.n=3", "train.lr=1e-3",
         "train.prompts_per_step=3", "train.mini_batch_prompts=2", f"train.max_steps={STEPS}",
         "train.device=cpu", f"reward.fn={folder}/reward.py:compute_score", "run.save_every=2",
-        "run.keep=9", "critic.lr=1e-3", *more,
+        "run.keep_checkpoints=9", "critic.lr=1e-3", *more,
     ]  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def sampler(tiny_model: Path) -> NativeSampler:
         load_tokenizer(str(tiny_model)),
         eos_token_ids=(2, 7, 9, 11),
         pad_token_id=0,
-        max_rows=6,
+        max_num_seqs=6,
         shares_weights=True,
     )
 

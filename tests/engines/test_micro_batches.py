@@ -23,7 +23,7 @@ def test_a_group_that_is_cut_pays_its_prompt_again() -> None:
 
 def test_rows_are_counted_where_rows_are_the_budget() -> None:
     index = RowIndex(lengths=[9] * 5, group=[0] * 5, prompt_lengths=[1])
-    plan = plan_micro_batches(range(5), index, max_rows=2)
+    plan = plan_micro_batches(range(5), index, max_num_seqs=2)
     assert [m.rows for m in plan] == [(0, 1), (2, 3), (4,)]
 
 

@@ -42,7 +42,7 @@ def prob_gap(lm: CausalLM) -> float:
     """Mean difference of a token's probability, sampler against trainer in train mode."""
     prompts = [Prompt(id=str(i), messages=(), token_ids=tuple(p)) for i, p in enumerate(PROMPTS)]
     sampler = NativeSampler(
-        lm, Letters(), eos_token_ids=(2, 3, 4), pad_token_id=0, max_rows=64, shares_weights=True
+        lm, Letters(), eos_token_ids=(2, 3, 4), pad_token_id=0, max_num_seqs=64, shares_weights=True
     )
     rollouts = sampler.generate(prompts, SamplingParams(n=3, max_tokens=12), seed=1)
     said = torch.tensor([x for rollout in rollouts for x in rollout.logprobs])

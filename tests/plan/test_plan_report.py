@@ -28,7 +28,7 @@ SHAPES = {
     "rollout": (
         "grpo",
         "cpu",
-        ["rollout.n=64", "rollout.max_rows=2048", "train.tokens_per_micro_batch=2048",
+        ["rollout.n=64", "rollout.max_num_seqs=2048", "train.tokens_per_micro_batch=2048",
          "model.gradient_checkpointing=true"],
     ),
     "critic": ("ppo", "cuda", ["critic.path=Qwen/Qwen2.5-1.5B"]),
@@ -110,7 +110,7 @@ def test_the_cheapest_relief_never_changes_the_gradient(settings: Settings) -> N
 
 
 def test_a_relief_is_strong_enough_to_fit_where_one_can_be(settings: Settings) -> None:
-    asked = settings("model.dtype=float32", "data.val=[]", "rollout.max_rows=32")
+    asked = settings("model.dtype=float32", "data.val=[]", "rollout.max_num_seqs=32")
     plan = made(asked, memory_gib=20.0)
     assert plan.fits is False
     assert plan.savings[0].fits is True
@@ -129,7 +129,7 @@ def test_where_nothing_fits_the_mildest_change_with_half_the_gain_is_shown(
 def test_a_checkpoint_holds_weights_and_moments_and_the_final_model_its_own_dtype(
     settings: Settings,
 ) -> None:
-    config = settings("data.val=[]", "run.keep=3").config
+    config = settings("data.val=[]", "run.keep_checkpoints=3").config
     models = Models(policy=find_shape("Qwen/Qwen2.5-0.5B"))
     disk = plan_disk(config, models, free_gib=20.0)
     assert disk.checkpoint_gib * GIB == 12 * 494_032_768

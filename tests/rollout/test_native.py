@@ -126,7 +126,7 @@ def test_rollouts_are_handed_out_as_they_finish_and_returned_in_order(tiny_model
     seen: dict[int, Rollout] = {}
     params = SamplingParams(n=3, max_tokens=30)
     some = prompts(10)
-    rollouts = sampler(lm, tokenizer, max_rows=9).generate(
+    rollouts = sampler(lm, tokenizer, max_num_seqs=9).generate(
         some, params, seed=0, on_finish=lambda i, r: seen.update({i: r})
     )
     assert [seen[i] for i in range(30)] == rollouts

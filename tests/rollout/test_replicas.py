@@ -76,7 +76,12 @@ def test_the_other_server_does_the_work_of_one_that_died_from_the_same_seeds(
     urls: list[str],
 ) -> None:
     settings = VllmSettings(
-        model_dir=Path(), dtype="float32", device="cpu", max_tokens=9, max_rows=8, temperature=1.0
+        model_dir=Path(),
+        dtype="float32",
+        device="cpu",
+        max_tokens=9,
+        max_num_seqs=8,
+        temperature=1.0,
     )
     told: list[str] = []
 

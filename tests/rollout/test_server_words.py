@@ -35,7 +35,12 @@ def test_the_cause_comes_before_what_points_to_it_and_noise_is_no_word(
     lines: list[str], words: str, tmp_path: Path
 ) -> None:
     settings = VllmSettings(
-        model_dir=tmp_path, dtype="float32", device="cpu", max_tokens=9, max_rows=1, temperature=1.0
+        model_dir=tmp_path,
+        dtype="float32",
+        device="cpu",
+        max_tokens=9,
+        max_num_seqs=1,
+        temperature=1.0,
     )
     server = Server(settings, gpus=[], log=tmp_path / "vllm_0.log")
     assert server.last_words() == ""

@@ -61,7 +61,7 @@ def checked(tiny_model: Path, engine: TorchEngine, dtype: torch.dtype) -> Verifi
         AutoTokenizer.from_pretrained(tiny_model),
         eos_token_ids=[2],
         pad_token_id=0,
-        max_rows=8,
+        max_num_seqs=8,
         shares_weights=False,
     )
     asked = [Prompt(id=str(i), messages=(), token_ids=(5 + i, 6, 7)) for i in range(9)]

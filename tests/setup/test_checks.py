@@ -81,11 +81,17 @@ def test_other_estimators_take_a_single_response(run: Any, name: str) -> None:
         ),
         (["algorithm.correction=token", "rollout.top_p=0.9"], ["top_p=0.9", "correction=off"]),
         (["algorithm.correction=sequence", "rollout.top_k=50"], ["top_k=50"]),
-        (["algorithm.bypass=true", "algorithm.correction=token"], ["bypass=true", "themselves"]),
-        (["algorithm.bypass=true", "algorithm.rejection=seq_k1"], ["rejection=seq_k1"]),
+        (
+            ["algorithm.use_rollout_logprobs=true", "algorithm.correction=token"],
+            ["use_rollout_logprobs=true", "themselves"],
+        ),
+        (
+            ["algorithm.use_rollout_logprobs=true", "algorithm.rejection=seq_k1"],
+            ["rejection=seq_k1"],
+        ),
         (["algorithm.correction_floor=3"], ["correction_floor=3.0", "correction_cap=2.0"]),
-        (["train.dynamic_batch=false"], ["rows_per_micro_batch is not set"]),
-        (["train.rows_per_micro_batch=96"], ["mini-batch of 256", "Use 64"]),
+        (["train.dynamic_batch=false"], ["micro_batch_size is not set"]),
+        (["train.micro_batch_size=96"], ["mini-batch of 256", "Use 64"]),
     ],
 )
 def test_contradictions_are_refused_with_the_cure(
@@ -136,8 +142,8 @@ def test_an_aggregation_nobody_asked_for_follows_the_loss(run: Any) -> None:
         ),
         (
             "grpo",
-            ["algorithm.max_refills=3"],
-            "algorithm.max_refills (algorithm.dynamic_sampling is off).",
+            ["algorithm.max_resample_rounds=3"],
+            "algorithm.max_resample_rounds (algorithm.dynamic_sampling is off).",
         ),
         ("ppo", ["lora.alpha=32"], "lora.alpha (lora.rank is 0: full weights are trained)."),
     ],
@@ -167,22 +173,22 @@ def test_rows_turn_token_micro_batches_off_and_say_so(run: Any) -> None:
 
 
 def test_rows_beside_an_explicit_dynamic_batch_are_not_used(run: Any) -> None:
-    resolved = run("train.rows_per_micro_batch=7", "use_dynamic_bsz=True")
+    resolved = run("train.micro_batch_size=7", "use_dynamic_bsz=True")
     assert resolved.config.train.dynamic_batch
-    assert resolved.notes[0].startswith("not used: train.rows_per_micro_batch")
+    assert resolved.notes[0].startswith("not used: train.micro_batch_size")
 
 
 def test_rows_over_a_mini_batch_shrink(run: Any) -> None:
-    resolved = run("train.rows_per_micro_batch=2048", algo="grpo")
-    assert resolved.config.train.rows_per_micro_batch == 1024
-    assert resolved.sources["train.rows_per_micro_batch"] == (
-        "override train.rows_per_micro_batch=2048, shrunk to the mini-batch"
+    resolved = run("train.micro_batch_size=2048", algo="grpo")
+    assert resolved.config.train.micro_batch_size == 1024
+    assert resolved.sources["train.micro_batch_size"] == (
+        "override train.micro_batch_size=2048, shrunk to the mini-batch"
     )
 
 
 def test_rows_need_not_divide_a_mini_batch_that_shrank(run: Any) -> None:
-    resolved = run("train.rows_per_micro_batch=32", flags={"batch_size": 48})
-    assert resolved.config.train.rows_per_micro_batch == 32
+    resolved = run("train.micro_batch_size=32", flags={"batch_size": 48})
+    assert resolved.config.train.micro_batch_size == 32
 
 
 def test_mini_batches_over_a_step_shrink(run: Any) -> None:

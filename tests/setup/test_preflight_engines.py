@@ -76,8 +76,13 @@ STALE = "rollouts are a step older than the policy that learns from them"
         ("grpo", ["algorithm.correction=sequence"], "sequence", None),
         ("grpo", ["algorithm.correction=off"], "off", f"{STALE}, and nothing corrects for it."),
         ("grpo", ["rollout.top_p=0.9"], "off", f"{STALE}, and nothing corrects for it."),
-        ("grpo", ["algorithm.bypass=true"], "off", None),
-        ("gpg", ["algorithm.bypass=true"], "off", f"{STALE}, and nothing corrects for it."),
+        ("grpo", ["algorithm.use_rollout_logprobs=true"], "off", None),
+        (
+            "gpg",
+            ["algorithm.use_rollout_logprobs=true"],
+            "off",
+            f"{STALE}, and nothing corrects for it.",
+        ),
         ("opo", ["algorithm.correction=token"], "token", "opo is meant to be exactly on-policy"),
     ],
 )
@@ -118,7 +123,7 @@ def test_evaluations_of_nothing_stop_nobody_from_sampling_ahead(checked: Any) ->
 def test_gspo_with_the_samplers_log_probs_has_a_ratio_one_step_ahead(checked: Any) -> None:
     equal = [["one update"], []]
     for given, expected in zip([[], [AHEAD]], equal, strict=True):
-        settings = ["algorithm.bypass=true", "train.mini_batch_prompts=256", *given]
+        settings = ["algorithm.use_rollout_logprobs=true", "train.mini_batch_prompts=256", *given]
         notes = checked(*settings, algo="gspo").notes
         assert [note[:10] for note in notes if "gspo equals grpo" in note] == expected
 

@@ -108,7 +108,7 @@ def test_vllm_that_is_asked_for_and_is_not_there_is_refused(
         ([], "token"),
         ([f"{CORRECTION}=sequence"], "sequence"),
         ([f"{CORRECTION}=off"], "off"),
-        (["algorithm.bypass=true"], "off"),
+        (["algorithm.use_rollout_logprobs=true"], "off"),
         (["rollout.top_p=0.9"], "off"),
         (["rollout.top_k=20"], "off"),
     ],

@@ -47,7 +47,7 @@ KINDS = {
     "protocol": PPO,
     "behind": PPO,
     "random": ["--algo", "grpo", "lora.rank=4", "lora.dropout=0.3", "algorithm.correction=token",
-               "algorithm.dynamic_sampling=true", "algorithm.max_refills=2"],
+               "algorithm.dynamic_sampling=true", "algorithm.max_resample_rounds=2"],
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def sampler(lm: CausalLM, tokenizer: Any, **changes: Any) -> NativeSampler:
     settings = {
         "eos_token_ids": (2, 7, 9, 11),
         "pad_token_id": 0,
-        "max_rows": 64,
+        "max_num_seqs": 64,
         "shares_weights": True,
     }
     return NativeSampler(lm, tokenizer, **{**settings, **changes})

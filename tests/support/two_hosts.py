@@ -22,7 +22,12 @@ def score(data_source, solution_str, ground_truth, extra_info=None):
 WORDS = [
     *("train", "--preset", "quickstart", "--batch_size", "8", "--lr", "1e-4"),
     *("--reward", "reward.py:score", "data.val=[]", "run.seed=1", "train.max_steps=5"),
-    *("train.mini_batch_prompts=4", "run.save_every=1", "run.keep=9", "train.device=cpu"),
+    *(
+        "train.mini_batch_prompts=4",
+        "run.save_every=1",
+        "run.keep_checkpoints=9",
+        "train.device=cpu",
+    ),
     *("--output_dir", "run"),
 ]
 HURRIED_RANK = """

@@ -76,7 +76,7 @@ def trainer_and_sampler(
             dtype="bfloat16" if is_half else "float32",
             device="cpu",
             max_tokens=96,
-            max_rows=32,
+            max_num_seqs=32,
             temperature=settings.rollout.temperature,
             lora_rank=settings.lora.rank,
         ),

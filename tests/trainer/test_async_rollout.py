@@ -147,12 +147,16 @@ COARSE = "reward.fn={folder}/reward.py:coarse"
         ["algorithm.name=remax"],
         ["algorithm.name=dapo", COARSE],
         ["algorithm.name=ppo", "algorithm.kl_controller=adaptive"],
-        ["lora.rank=2", "lora.dropout=0.3", "algorithm.bypass=true"],
+        ["lora.rank=2", "lora.dropout=0.3", "algorithm.use_rollout_logprobs=true"],
     ],
     ids=["remax", "dapo", "ppo", "lora"],
 )
 def test_a_resumed_run_ends_bit_equal(kind: list[str], folder: Path, tmp_path: Path) -> None:
-    given = ["run.save_every=3", "run.keep=9", *(text.format(folder=folder) for text in kind)]
+    given = [
+        "run.save_every=3",
+        "run.keep_checkpoints=9",
+        *(text.format(folder=folder) for text in kind),
+    ]
     whole = ahead(folder, str(tmp_path / "whole"), *given)
     shutil.copytree(whole.place, tmp_path / "again")
     again = ahead(folder, str(tmp_path / "again"), *given, "run.resume=3")
@@ -241,7 +245,11 @@ def plain_logprobs(model: Any, batch: Any) -> Tensor:
 
 @pytest.mark.parametrize(
     ("setting", "is_weighted", "old_is"),
-    [("correction=auto", True, 1), ("correction=off", False, 1), ("bypass=true", False, 0)],
+    [
+        ("correction=auto", True, 1),
+        ("correction=off", False, 1),
+        ("use_rollout_logprobs=true", False, 0),
+    ],
 )
 def test_a_rollout_is_weighed_by_the_learning_policy_over_the_one_that_sampled_it(
     setting: str, is_weighted: bool, old_is: int, folder: Path, tmp_path: Path, built: Any

@@ -93,7 +93,7 @@ def wanted_of(folder: Path, **changes: Any) -> VllmSettings:
         "dtype": "float32",
         "device": "cpu",
         "max_tokens": 96,
-        "max_rows": 32,
+        "max_num_seqs": 32,
         "temperature": 1.0,
     }
     return VllmSettings(**(wanted | changes))
@@ -313,7 +313,7 @@ from rlcli.rollout.vllm.engine import VllmSettings
 from rlcli.rollout.vllm.server import Server
 settings = VllmSettings(
     model_dir=Path(sys.argv[1]), dtype="float32", device="cpu",
-    max_tokens=96, max_rows=32, temperature=1.0,
+    max_tokens=96, max_num_seqs=32, temperature=1.0,
 )
 server = Server(settings, gpus=[], log=Path(sys.argv[1]) / "vllm_0.log")
 server.start()

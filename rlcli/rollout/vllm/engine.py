@@ -32,7 +32,7 @@ class VllmSettings:
     dtype: Literal["float32", "bfloat16"]
     device: str
     max_tokens: int
-    max_rows: int
+    max_num_seqs: int
     temperature: float
     memory_fraction: float = 0.5
     cache_bytes: int = SMALLEST_CACHE
@@ -67,7 +67,7 @@ def start_engine(settings: VllmSettings) -> Any:
         "dtype": settings.dtype,
         "seed": settings.seed,
         "max_model_len": settings.max_tokens,
-        "max_num_seqs": settings.max_rows,
+        "max_num_seqs": settings.max_num_seqs,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "logprobs_mode": logprobs_mode(settings),

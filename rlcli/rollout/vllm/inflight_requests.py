@@ -49,11 +49,11 @@ class Flight:
         body: Callable[[SampleRequest, Replica], dict[str, Any]],
         *,
         group: int,
-        max_rows: int,
+        max_num_seqs: int,
         on_death: Callable[[Replica, Exception], None],
     ) -> None:
         self.replicas, self.body, self.on_death = replicas, body, on_death
-        self.group, self.max_rows = group, max_rows
+        self.group, self.max_num_seqs = group, max_num_seqs
         self._answers: SimpleQueue[Answer] = SimpleQueue()
         self._waiting: deque[SampleRequest] = deque()
         self._busy: Counter[Replica] = Counter()
@@ -101,7 +101,7 @@ class Flight:
         free = [
             replica
             for replica in self.replicas
-            if not replica.is_down and self._busy[replica] < self.max_rows
+            if not replica.is_down and self._busy[replica] < self.max_num_seqs
         ]
         shunned = self._shunned.get(one.index)
         free = [replica for replica in free if replica is not shunned] or free

@@ -37,7 +37,7 @@ def served_command(settings: VllmSettings, *, host: str, port: int) -> list[str]
     command += ["--host", host, "--port", str(port)]
     command += ["--worker-extension-cls", RECEIVER]
     command += ["--dtype", settings.dtype, "--max-model-len", str(settings.max_tokens)]
-    command += ["--max-num-seqs", str(settings.max_rows)]
+    command += ["--max-num-seqs", str(settings.max_num_seqs)]
     command += ["--logprobs-mode", logprobs_mode(settings), "--generation-config", "vllm"]
     command += ["--enable-prefix-caching", "--disable-log-stats", "--uvicorn-log-level", "warning"]
     if settings.tensor_parallel > 1:

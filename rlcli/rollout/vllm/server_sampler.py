@@ -156,7 +156,7 @@ class ServerSampler:
             self.replicas,
             lambda one, replica: self._body(one, params, model=replica.model(self.version)),
             group=params.n,
-            max_rows=self.settings.max_rows,
+            max_num_seqs=self.settings.max_num_seqs,
             on_death=self._lost,
         )
         done: dict[int, Rollout] = {}

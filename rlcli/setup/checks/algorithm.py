@@ -13,6 +13,7 @@ from rlcli.errors import ConfigError
 GROUPLESS = "reinforce_plus_plus"
 """The algorithm to go to when one response per prompt is wanted."""
 NORM = "seq_mean_token_sum_norm"
+OLD_LOGPROBS = "algorithm.use_rollout_logprobs"
 
 
 def check_algorithm(resolved: Resolved) -> Resolved:
@@ -150,11 +151,11 @@ def _check_correction(resolved: Resolved) -> None:
     switches = [("algorithm.correction", algorithm.corrects_sampler)]
     switches.append(("algorithm.rejection", algorithm.rejection != "off"))
     for key, is_on in switches:
-        if algorithm.bypass and is_on:
+        if algorithm.use_rollout_logprobs and is_on:
             raise ConfigError(
-                f"{resolved.where('algorithm.bypass')} takes the sampler's log-probs as old ones: "
+                f"{resolved.where(OLD_LOGPROBS)} takes the sampler's log-probs as old ones: "
                 f"{resolved.where(key)} would compare them with themselves.\n"
-                f"Turn bypass off, or use {key}=off."
+                f"Turn use_rollout_logprobs off, or use {key}=off."
             )
     floor, cap = algorithm.correction_floor, algorithm.correction_cap
     if floor is not None and floor >= cap:

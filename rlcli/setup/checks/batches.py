@@ -11,7 +11,7 @@ from rlcli.errors import ConfigError
 STEP = "train.prompts_per_step"
 MINI = "train.mini_batch_prompts"
 CRITIC_MINI = "critic.mini_batch_prompts"
-ROWS = "train.rows_per_micro_batch"
+ROWS = "train.micro_batch_size"
 DYNAMIC = "train.dynamic_batch"
 
 
@@ -25,7 +25,7 @@ class Batching:
     mini_batches: int
     rollouts_per_mini_batch: int
     tokens_per_micro_batch: int | None
-    rows_per_micro_batch: int | None
+    micro_batch_size: int | None
     steps_per_epoch: int
     num_steps: int
 
@@ -52,22 +52,18 @@ def _settle_mini_batches(resolved: Resolved) -> Resolved:
 
 def _settle_rows(resolved: Resolved) -> Resolved:
     train = resolved.config.train
-    if (
-        ROWS in resolved.explicit
-        and train.rows_per_micro_batch
-        and DYNAMIC not in resolved.explicit
-    ):
+    if ROWS in resolved.explicit and train.micro_batch_size and DYNAMIC not in resolved.explicit:
         note = f"{resolved.where(ROWS)} turns {DYNAMIC} off: micro-batches are cut by rows."
         resolved = resolved.override({DYNAMIC: False}, note=note, origin=resolved.sources[ROWS])
     train = resolved.config.train
     if train.dynamic_batch:
         return resolved
-    if train.rows_per_micro_batch is None:
+    if train.micro_batch_size is None:
         raise ConfigError(
             f"{resolved.where(DYNAMIC)} cuts micro-batches by rows, and {ROWS} is not set.\n"
             f"Set {ROWS}, or leave {DYNAMIC} on."
         )
-    return _fit_rows(resolved, train.rows_per_micro_batch)
+    return _fit_rows(resolved, train.micro_batch_size)
 
 
 def _fit_rows(resolved: Resolved, rows: int) -> Resolved:
@@ -107,7 +103,7 @@ def batch_arithmetic(config: Config, num_rows: int) -> tuple[Config, list[str]]:
         if size is not None and size > step:
             notes.append(f"{key} is {step}: {size} was more than a step has.")
             config = with_values(config, {key: step})
-    rows = config.train.rows_per_micro_batch
+    rows = config.train.micro_batch_size
     total = config.train.mini_batch_prompts * config.rollout.n
     if not config.train.dynamic_batch and rows is not None and rows > total:
         notes.append(f"{ROWS} is {total}: {rows} was more than the rollouts of a mini-batch.")
@@ -127,7 +123,7 @@ def batching(config: Config, num_rows: int) -> Batching:
         mini_batches=-(-train.prompts_per_step // train.mini_batch_prompts),
         rollouts_per_mini_batch=train.mini_batch_prompts * config.rollout.n,
         tokens_per_micro_batch=train.tokens_per_micro_batch if train.dynamic_batch else None,
-        rows_per_micro_batch=None if train.dynamic_batch else train.rows_per_micro_batch,
+        micro_batch_size=None if train.dynamic_batch else train.micro_batch_size,
         steps_per_epoch=steps_per_epoch,
         num_steps=min(num_steps, train.max_steps or num_steps),
     )
@@ -142,7 +138,7 @@ def step_line(config: Config) -> str:
     if facts.tokens_per_micro_batch is not None:
         micro = f"<= {facts.tokens_per_micro_batch:,} tokens"
     else:
-        micro = f"<= {facts.rows_per_micro_batch:,} rollouts"
+        micro = f"<= {facts.micro_batch_size:,} rollouts"
     epochs = config.train.ppo_epochs
     times = f", {epochs} times (train.ppo_epochs)" if epochs > 1 else ""
     return (

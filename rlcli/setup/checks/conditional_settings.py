@@ -109,7 +109,7 @@ SWITCHES = (
         "algorithm.kl_loss_coef is 0",
     ),
     Switch(
-        _keys("algorithm", "max_refills"),
+        _keys("algorithm", "max_resample_rounds"),
         lambda config: config.algorithm.dynamic_sampling,
         "algorithm.dynamic_sampling is off",
     ),
@@ -156,10 +156,10 @@ SWITCHES = (
     Switch(
         _keys("train", "tokens_per_micro_batch"),
         lambda config: config.train.dynamic_batch,
-        "train.dynamic_batch is off: micro-batches have train.rows_per_micro_batch rows",
+        "train.dynamic_batch is off: micro-batches have train.micro_batch_size rows",
     ),
     Switch(
-        _keys("train", "rows_per_micro_batch"),
+        _keys("train", "micro_batch_size"),
         lambda config: not config.train.dynamic_batch,
         "train.dynamic_batch is on: micro-batches are filled by tokens",
     ),

@@ -68,7 +68,11 @@ def resolve_async(resolved: Resolved) -> Resolved:
         return resolved.override({AHEAD: 0}, note=note, origin=resolved.sources[key])
     if algorithm.correction != "auto":
         return resolved
-    if algorithm.bypass or cuts(resolved, "rollout.top_p") or cuts(resolved, "rollout.top_k"):
+    if (
+        algorithm.use_rollout_logprobs
+        or cuts(resolved, "rollout.top_p")
+        or cuts(resolved, "rollout.top_k")
+    ):
         return resolved.override({CORRECTION: "off"}, origin=origin)
     note = (
         f"{origin} turns {CORRECTION} to token: rollouts are a step older than the policy that "

@@ -113,6 +113,6 @@ def _correct(resolved: Resolved) -> Resolved:
     if algorithm.correction != "auto":
         return resolved
     is_cut = cuts(resolved, "rollout.top_p") or cuts(resolved, "rollout.top_k")
-    if algorithm.bypass or is_cut:
+    if algorithm.use_rollout_logprobs or is_cut:
         return resolved.override({CORRECTION: "off"}, origin=resolved.sources[SAMPLER])
     return resolved.override({CORRECTION: "token"}, origin=resolved.sources[SAMPLER])

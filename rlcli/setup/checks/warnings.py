@@ -30,7 +30,7 @@ def _off_policy(resolved: Resolved) -> list[str]:
         ]
     if algorithm.loss == "gpg" and updates > 1:
         return [f"the gpg loss has no ratio: {updates} updates per step drift off-policy."]
-    old_is_older = config.rollout.async_steps and algorithm.bypass
+    old_is_older = config.rollout.async_steps and algorithm.use_rollout_logprobs
     if algorithm.loss == "gspo" and updates == 1 and not old_is_older:
         return ["one update per step: every ratio is 1, and gspo equals grpo."]
     return []
@@ -44,7 +44,7 @@ def _ahead(resolved: Resolved) -> list[str]:
     where = resolved.where("rollout.async_steps")
     if algorithm.advantage == "opo":
         return [f"opo is meant to be exactly on-policy; with {where} its rollouts are a step old."]
-    has_ratio = algorithm.bypass and algorithm.loss != "gpg"
+    has_ratio = algorithm.use_rollout_logprobs and algorithm.loss != "gpg"
     if algorithm.correction != "off" or has_ratio:
         return []
     return [
@@ -83,7 +83,7 @@ def _same_model(resolved: Resolved) -> list[str]:
     asked = {
         "algorithm.correction": config.algorithm.corrects_sampler,
         "algorithm.rejection": config.algorithm.rejection != "off",
-        "algorithm.bypass": config.algorithm.bypass,
+        "algorithm.use_rollout_logprobs": config.algorithm.use_rollout_logprobs,
     }
     return [
         f"{resolved.where(key)} finds little to do: sampler and trainer are the same float32 model."

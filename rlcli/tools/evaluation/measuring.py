@@ -83,7 +83,7 @@ def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler
         plan.tokenizer,
         plan.model_config,
         plan.folder,
-        max_rows=config.rollout.max_rows,
+        max_num_seqs=config.rollout.max_num_seqs,
         autocast_dtype=dtype if is_mixed else None,
     )
 
@@ -110,7 +110,7 @@ def _sample_and_score(
         progress("sampling", len(futures), total)
 
     progress("sampling", 0, total)
-    per_call = max(1, sampler.max_rows // plan.n)
+    per_call = max(1, sampler.max_num_seqs // plan.n)
     for start in range(0, len(plan.prompts), per_call):
         some = plan.prompts[start : start + per_call]
         prompt_indices = range(start, start + len(some))
