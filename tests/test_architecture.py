@@ -32,6 +32,7 @@ ROWS = (
     "trainer",
     "launcher",
     "tools",
+    "api",
     "cli",
 )
 LEVELS = {room: level for level, row in enumerate(ROWS) for room in row.split()}
@@ -39,7 +40,7 @@ HEAVY = {"torch", "transformers", "peft", "pyarrow", "safetensors", "math_verify
     "openai", "anthropic", "google", "wandb", "tensorboard", "modelscope_hub",
 }  # fmt: skip
 LIGHT = ("config", "cli", "setup", "data", "monitor", "doctor", "plan", "run_dir", "system")
-LIGHT += ("terminal", "hub", "tools.reward_test", "models.weight_files")
+LIGHT += ("api", "report", "terminal", "hub", "tools.reward_test", "models.weight_files")
 LIGHT += ("distributed.launch_env", "distributed.rank_env")
 """Rooms and modules that commands without a model import."""
 

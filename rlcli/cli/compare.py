@@ -201,18 +201,9 @@ def plan_jobs(
 
 def request_words(request: RunRequest, settings: Sequence[str]) -> list[str]:
     """The command line of `train` that means what `request` means, algorithm and seed aside."""
-    words = [*settings]
-    for name, value in request.flags.items():
-        if name == "seed":
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no_{name}")
-        else:
-            items = value if isinstance(value, list) else [value]
-            words += [f"--{name}={item}" for item in items]
-    words += [f"--config={file}" for file in request.files]
-    words += [f"--preset={request.preset}"] if request.preset else []
-    return [*words, "--ignore_unsupported"] if request.ignore_unsupported else words
+    from dataclasses import replace
+
+    return replace(request, overrides=[*settings], algo=None).words(without=("seed",))
 
 
 def make_runs(

@@ -13,7 +13,7 @@ import typer
 from rlcli.cli.arguments import Json
 from rlcli.cli.data import Field, field_columns
 from rlcli.cli.progress import progress_bar
-from rlcli.errors import ConfigError, RlcliError
+from rlcli.errors import ConfigError
 from rlcli.hub import Hub
 from rlcli.system.signals import INTERRUPTED
 from rlcli.terminal.text import wrap
@@ -78,6 +78,7 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Unbiased pass@k of a run or a model, with a confidence interval."""
+    from rlcli.tools.evaluation.measuring import check_scored
     from rlcli.tools.evaluation.planning import Request
 
     settings = {
@@ -106,9 +107,7 @@ def eval_(
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     print(json.dumps(report, ensure_ascii=False) if as_json else "\n".join(_lines(report)))
-    if report["reward_mean"] is None:
-        total, first = len(sampled.rewards), sampled.rewards[0].error
-        raise RlcliError(f"none of {total} responses could be scored. The first: {first}")
+    check_scored(sampled)
 
 
 def _ks(text: str) -> tuple[int, ...]:

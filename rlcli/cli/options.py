@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from rlcli.config.resolved import Resolved
+from rlcli.config.request import RunRequest
 
 START, WHAT, HOW, SCORE, RUN = "Start", "What to train", "How", "The reward", "The run"
 Text, Whole, Real, Switch = str | None, int | None, float | None, bool | None
@@ -126,32 +125,6 @@ OVERRIDES = inspect.Parameter(
 )
 OWN = frozenset({"overrides", "algo", "preset", "config", "from_script", "ignore_unsupported"})
 """Not settings. `--from_script` is gone by now: main puts the script's words in its place."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRequest:
-    """What a command line says of a run."""
-
-    flags: Mapping[str, Any]
-    overrides: list[str]
-    files: list[Path]
-    algo: str | None
-    preset: str | None
-    ignore_unsupported: bool
-
-    def resolve(self, **flags: Any) -> Resolved:
-        """The settings it means, here and now; `flags` on top. Raises: ConfigError."""
-        from rlcli.config.resolver import resolve
-
-        return resolve(
-            flags={**self.flags, **flags},
-            overrides=self.overrides,
-            files=self.files,
-            env=dict(os.environ),
-            algo=self.algo,
-            preset=self.preset,
-            ignore_unsupported=self.ignore_unsupported,
-        )
 
 
 def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:

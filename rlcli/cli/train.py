@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rlcli.cli.arguments import JsonAmongRun
 from rlcli.cli.options import RUN, RunRequest, takes_run_options
 from rlcli.config.resolved import Resolved
-from rlcli.distributed.launch_env import fit_to_env, num_local
+from rlcli.distributed.launch_env import fit_to_env
 from rlcli.distributed.rank_env import RankEnv, read_rank
+from rlcli.doctor.gpu import num_gpus_of_several
 from rlcli.system.signals import INTERRUPTED
 from rlcli.terminal.i18n import translator
-
-if TYPE_CHECKING:
-    from rlcli.trainer.run_plan import Plan
 
 DryRun = Annotated[
     bool,
@@ -53,8 +52,7 @@ def start_run(resolved: Resolved, *, dry_run: bool, as_json: bool) -> None:
 
 
 def _survey(resolved: Resolved, *, as_json: bool, is_rank: bool) -> None:
-    from rlcli.cli.banner import banner_lines, summary
-    from rlcli.tools.dry_run import survey
+    from rlcli.tools.dry_run import banner_lines, summary, survey
 
     seen = survey(resolved, os.environ, is_rank=is_rank)
     if as_json:
@@ -67,26 +65,18 @@ def _train(resolved: Resolved, ranks: RankEnv | None, *, as_json: bool) -> None:
     if ranks is None:
         _launch_several(resolved)
 
-    from rlcli.cli.banner import banner_lines
     from rlcli.run_dir.path import open_run_dir
-    from rlcli.tools.dry_run import launch_notes, summarize_plan
-    from rlcli.trainer.run_plan import make_plan
+    from rlcli.tools.dry_run import prepare
     from rlcli.trainer.session import run_rank, run_session
-
-    def prepare() -> tuple[Plan, list[str]]:
-        noted = resolved
-        if ranks is None:
-            noted = noted.tell(*launch_notes(noted, os.environ, num_processes=1))
-        plan = make_plan(noted)
-        return plan, banner_lines(summarize_plan(plan))
 
     if ranks is None:
         run_dir, resume = open_run_dir(resolved, Path.cwd())
         run_dir.probe(resumes=resume != "no")
-        plan, banner = prepare()
+        plan, banner = prepare(resolved, os.environ, is_rank=False)
         outcome = run_session(plan, Path.cwd(), banner, quiet=as_json)
     else:
-        outcome = run_rank(ranks, resolved, prepare, Path.cwd(), quiet=as_json)
+        prepare_rank = partial(prepare, resolved, os.environ, is_rank=True)
+        outcome = run_rank(ranks, resolved, prepare_rank, Path.cwd(), quiet=as_json)
     if outcome is None:
         return
     if as_json:
@@ -101,15 +91,8 @@ def _launch_several(resolved: Resolved) -> None:
 
     Raises: SystemExit with their exit code.
     """
-    train = resolved.config.train
-    if train.n_gpus == train.nnodes == 1:
-        return  # nvidia-smi may take a second to answer
-
-    from rlcli.doctor.gpu import check_gpus_usable, count_gpus
-
-    num_gpus = count_gpus(train.device, os.environ)
-    if num_local(resolved.config, num_gpus) * train.nnodes > 1:
-        check_gpus_usable(train.device, os.environ)
+    num_gpus = num_gpus_of_several(resolved, os.environ)
+    if num_gpus is not None:
         from rlcli.launcher import launch
 
         raise SystemExit(launch(resolved, os.environ, Path.cwd(), num_gpus=num_gpus))

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rlcli.config.resolved import Resolved
+from rlcli.distributed.launch_env import num_local
 from rlcli.doctor.packages import TORCH, pip
 from rlcli.errors import DeviceNotFoundError
 from rlcli.system.finding import Finding
@@ -35,6 +37,21 @@ def count_gpus(device: str, env: Mapping[str, str]) -> int:
         return 0
     gpus, _ = ask_driver()
     return len(visible_gpus(gpus, env))
+
+
+def num_gpus_of_several(resolved: Resolved, env: Mapping[str, str]) -> int | None:
+    """GPUs here for a run that needs several processes; None if it needs one.
+
+    Raises: DeviceNotFoundError as `check_gpus_usable`.
+    """
+    train = resolved.config.train
+    if train.n_gpus == train.nnodes == 1:
+        return None  # nvidia-smi may take a second to answer
+    num_gpus = count_gpus(train.device, env)
+    if num_local(resolved.config, num_gpus) * train.nnodes <= 1:
+        return None
+    check_gpus_usable(train.device, env)
+    return num_gpus
 
 
 def check_gpus_usable(device: str, env: Mapping[str, str]) -> None:

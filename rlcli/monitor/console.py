@@ -1,4 +1,4 @@
-"""What a person sees: plain lines in a pipe, one live panel in a terminal."""
+"""What a person sees: plain lines in a pipe, one live panel in a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from rlcli.monitor.notebook import NotebookPanel, in_notebook
 
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 HISTORY = 40
@@ -94,14 +96,20 @@ class RunConsole:
     def __init__(
         self, log: Path, *, num_steps: int, num_ranks: int = 1, quiet: bool = False
     ) -> None:
-        self.console = _LastingConsole(stderr=quiet, highlight=False, soft_wrap=True)
+        self.console = _LastingConsole(
+            stderr=quiet,
+            highlight=False,
+            soft_wrap=True,
+            force_jupyter=False,
+            force_terminal=False if in_notebook() else None,
+        )
         self.num_steps, self._num_ranks = num_steps, num_ranks
         self._log: IO[str] = log.open("a", encoding="utf-8")
         self._history: dict[str, deque[float]] = {k: deque(maxlen=HISTORY) for k in SHOWN}
         self._record: dict[str, float] = {}
         self._step, self._phase = 0, "starting"
         self._begun: tuple[float, int] | None = None
-        self._live: Live | None = None
+        self._live: Live | NotebookPanel | None = None
         self._stopping = ""
 
     def show_stopping(self, text: str) -> bool:
@@ -110,7 +118,7 @@ class RunConsole:
         Safe in a signal handler: it takes no lock, the panel's next refresh shows it.
         """
         self._stopping = text
-        return self._live is not None
+        return isinstance(self._live, Live)
 
     @property
     def is_live(self) -> bool:
@@ -127,10 +135,13 @@ class RunConsole:
     def start(self, step: int) -> None:
         """Begin showing progress."""
         self._step, self._begun = step, (time.monotonic(), step)
-        if self.is_live:
+        if in_notebook():  # ahead of is_live: a kernel's stdout may call itself a terminal
+            self._live = NotebookPanel(self._panel)
+        elif self.is_live:
             self._live = Live(
                 get_renderable=self._panel, console=self.console, refresh_per_second=4
             )
+        if self._live is not None:
             self._live.start()
 
     def stop(self) -> None:
@@ -148,6 +159,7 @@ class RunConsole:
     def phase(self, name: str) -> None:
         """What is going on now."""
         self._phase = name
+        self._refresh()
 
     def step(self, step: int, epoch: int, record: Mapping[str, float]) -> None:
         """A finished step, counted from 1."""
@@ -162,6 +174,12 @@ class RunConsole:
         else:
             self._log.write("\n".join(lines) + "\n")
             self._log.flush()
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Redraw a notebook's panel; a terminal's does it by itself."""
+        if isinstance(self._live, NotebookPanel):
+            self._live.refresh()
 
     def evaluation(self, step: int, record: Mapping[str, float]) -> None:
         """A held-out score."""

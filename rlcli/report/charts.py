@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from rlcli.report.markup import Markup, clipped, join, tag
-from rlcli.report.read import PASS, RunReport
-from rlcli.report.svg import COLOURS, Point, Series, area_chart, line_chart
+from rlcli.report.read import PASS, RunReport, clipped
+from rlcli.report.svg import COLOURS, Drawing, Point, Series, Shape, area_chart, line_chart
 
 MAX_PARTS = 12
 ROUNDING = 1e-5
@@ -28,6 +27,25 @@ class Chart:
     metrics: tuple[tuple[str, str], ...]
     percent: bool = False
     above: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One line of a legend: a sample of the curve, and its name."""
+
+    label: str
+    shapes: Sequence[Shape]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart with its title and legend. number: unique in its page."""
+
+    number: int
+    title: str
+    unit: str
+    drawing: Drawing
+    legend: Sequence[Key]
 
 
 CHARTS = (
@@ -71,9 +89,10 @@ CHARTS = (
 )
 PHASES = (("time/sample_s", "sampling"), ("time/score_s", "scoring"))
 REST = "learning and the rest"
+AREA = "M4 0H24V12H4Z"
 
 
-def charts(runs: Sequence[RunReport]) -> list[Markup]:
+def charts(runs: Sequence[RunReport]) -> list[Figure]:
     """Every drawing there is data for."""
     parts = sorted(
         {k for run in runs for row in run.steps[-1:] for k in row if k.startswith("reward/")}
@@ -82,36 +101,37 @@ def charts(runs: Sequence[RunReport]) -> list[Markup]:
         Chart(f"Reward part: {clipped(key[7:], LONGEST_LABEL)}", "mean", ((key, "part"),))
         for key in parts[:MAX_PARTS]
     ]
-    drawn = [_drawn(chart, runs, f"c{i}") for i, chart in enumerate((*CHARTS, *own))]
-    times = [_time(run, f"t{i}", of_many=len(runs) > 1) for i, run in enumerate(runs)]
+    wanted = (*CHARTS, *own)
+    drawn = [_drawn(chart, runs, number) for number, chart in enumerate(wanted)]
+    times = [_time(run, len(wanted) + i, of_many=len(runs) > 1) for i, run in enumerate(runs)]
     return [figure for figure in (*drawn, *times) if figure is not None]
 
 
-def _drawn(chart: Chart, runs: Sequence[RunReport], name: str) -> Markup | None:
+def _drawn(chart: Chart, runs: Sequence[RunReport], number: int) -> Figure | None:
     series: list[Series] = []
     above = -inf if chart.above is None else chart.above
-    for number, run in enumerate(runs):
+    for index, run in enumerate(runs):
         for place, (key, word) in enumerate(chart.metrics):
             points = _points(run, key)
             if any(y > above for _, y in points):
                 label = clipped(run.name, LONGEST_LABEL) if len(runs) > 1 else word
                 label += f", {word}" if len(runs) > 1 and len(chart.metrics) > 1 else ""
-                colour = number if len(runs) > 1 else place
+                colour = index if len(runs) > 1 else place
                 series.append(
                     Series(
                         label=label,
                         points=points,
                         colour=colour,
-                        dash=number,
+                        dash=index,
                         has_marks=key in (PASS, "judge/canary_score"),
                     )
                 )
     if not series:
         return None
-    unit = chart.unit
-    drawing = line_chart(series, name=name, title=chart.title, unit=unit, percent=chart.percent)
     needs_legend = len(runs) > 1 or len(series) > 1
-    return _figure(drawing, chart.title, unit, series if needs_legend else [])
+    legend = [_key(curve) for curve in series] if needs_legend else []
+    drawing = line_chart(series, percent=chart.percent)
+    return Figure(number, chart.title, chart.unit, drawing, legend)
 
 
 def _points(run: RunReport, key: str) -> list[Point]:
@@ -119,7 +139,7 @@ def _points(run: RunReport, key: str) -> list[Point]:
     return [(row["step"], row[key]) for row in rows if key in row]
 
 
-def _time(run: RunReport, name: str, *, of_many: bool) -> Markup | None:
+def _time(run: RunReport, number: int, *, of_many: bool) -> Figure | None:
     """Seconds of a step by phase."""
     rows = [row for row in run.steps if "time/step_s" in row]
     if len(rows) < 2:
@@ -138,28 +158,16 @@ def _time(run: RunReport, name: str, *, of_many: bool) -> Markup | None:
         for colour, (word, values) in enumerate(zip(words, layers, strict=True))
     ]
     title = f"Time by phase: {clipped(run.name, LONGEST_LABEL)}" if of_many else "Time by phase"
-    unit = "seconds per step, stacked"
-    drawing = area_chart(series, name=name, title=title, unit=unit)
-    return _figure(drawing, title, unit, series, is_area=True)
+    legend = [Key(layer.label, [Shape(f"area {_hue(layer)}", AREA)]) for layer in series]
+    return Figure(number, title, "seconds per step, stacked", area_chart(series), legend)
 
 
-def _figure(
-    drawing: Markup, title: str, unit: str, series: Sequence[Series], *, is_area: bool = False
-) -> Markup:
-    legend = None
-    if series:
-        legend = tag("ul", *(_key(s, is_area=is_area) for s in series), class_="legend")
-    caption = tag("figcaption", tag("b", title), " ", tag("span", unit, class_="dim"))
-    return tag("figure", caption, drawing, legend)
+def _key(curve: Series) -> Key:
+    shapes = [Shape(f"line d{curve.dash % COLOURS} {_hue(curve)}", "M1 6H27")]
+    if curve.has_marks:
+        shapes.append(Shape(f"mark {_hue(curve)}", centre=(14, 6)))
+    return Key(curve.label, shapes)
 
 
-def _key(series: Series, *, is_area: bool) -> Markup:
-    """One line of a legend: how the curve is drawn, and its word."""
-    colour = f"c{series.colour % COLOURS}"
-    parts = [tag("path", d="M1 6H27", class_=f"line d{series.dash % COLOURS} {colour}")]
-    if series.has_marks:
-        parts.append(tag("circle", cx=14, cy=6, r=3.5, class_=f"mark {colour}"))
-    if is_area:
-        parts = [tag("path", d="M4 0H24V12H4Z", class_=f"area {colour}")]
-    sample = tag("svg", *parts, viewBox="0 0 28 12", width=28, height=12, aria_hidden="true")
-    return tag("li", sample, " ", join(series.label))
+def _hue(curve: Series) -> str:
+    return f"c{curve.colour % COLOURS}"

@@ -116,6 +116,12 @@ class RunReport:
         return sampled / seconds if seconds > 0 else None
 
 
+def clipped(text: str, limit: int) -> str:
+    """At most `limit` characters, saying how many are missing."""
+    more = len(text) - limit
+    return text if more <= 0 else f"{text[:limit]} ... ({more:,} more characters)"
+
+
 def read_run(path: Path) -> RunReport:
     """What the files of a run directory say; what is missing or broken is left out."""
     run = RunDir(path)

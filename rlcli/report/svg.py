@@ -1,4 +1,4 @@
-"""Curves as inline SVG: readable without colour, without a mouse and by a screen reader."""
+"""Where curves lie in a chart. The template draws them: readable without colour or a mouse."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-
-from rlcli.report.markup import Markup, join, tag
 
 WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 38
@@ -25,6 +23,25 @@ class Series:
     colour: int = 0
     dash: int = 0
     has_marks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A path `d`, or a dot at `centre`. look: its CSS classes."""
+
+    look: str
+    d: str = ""
+    centre: Point | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A chart's lines and labels. rows: (y, label). columns: (x, label). description: in words."""
+
+    rows: Sequence[tuple[float, str]]
+    columns: Sequence[tuple[float, str]]
+    shapes: Sequence[Shape]
+    description: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +96,14 @@ def number(value: float, *, percent: bool = False) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def line_chart(
-    series: Sequence[Series], *, name: str, title: str, unit: str, percent: bool = False
-) -> Markup:
-    """Curves over the steps. name: an id, unique in its page."""
+def line_chart(series: Sequence[Series], *, percent: bool = False) -> Drawing:
+    """Curves over the steps."""
     frame = _frame([point for curve in series for point in curve.points], percent=percent)
-    drawn = [_curve(curve, frame) for curve in series]
-    told = "; ".join(_told(curve, percent=percent) for curve in series)
-    return _drawing(frame, drawn, name=name, title=title, unit=unit, told=told, percent=percent)
+    drawn = [shape for curve in series for shape in _curve(curve, frame)]
+    return _drawing(frame, drawn, series, percent=percent)
 
 
-def area_chart(layers: Sequence[Series], *, name: str, title: str, unit: str) -> Markup:
+def area_chart(layers: Sequence[Series]) -> Drawing:
     """Layers on top of each other; all have points at the same steps."""
     steps = [x for x, _ in layers[0].points]
     below = [0.0] * len(steps)
@@ -101,15 +115,13 @@ def area_chart(layers: Sequence[Series], *, name: str, title: str, unit: str) ->
         below = above
     frame = _frame([*zip(steps, below, strict=True), (steps[0], 0.0)], percent=False)
     drawn = [
-        tag(
-            "path",
+        Shape(
+            f"area c{layer.colour % COLOURS}",
             d=f"{_path([*thinned(top), *reversed(thinned(floor))], frame)}Z",
-            class_=f"area c{layer.colour % COLOURS}",
         )
         for layer, floor, top in stacked
     ]
-    told = "; ".join(_told(layer, percent=False) for layer in layers)
-    return _drawing(frame, drawn, name=name, title=title, unit=unit, told=told, percent=False)
+    return _drawing(frame, drawn, layers, percent=False)
 
 
 def _frame(points: Sequence[Point], *, percent: bool) -> Frame:
@@ -125,16 +137,14 @@ def _path(points: Sequence[Point], frame: Frame) -> str:
     return "M" + "L".join(f"{frame.x(x):g} {frame.y(y):g}" for x, y in points)
 
 
-def _curve(curve: Series, frame: Frame) -> Markup:
+def _curve(curve: Series, frame: Frame) -> list[Shape]:
     points = thinned(curve.points)
     colour = f"c{curve.colour % COLOURS}"
-    parts = [tag("path", d=_path(points, frame), class_=f"line d{curve.dash % COLOURS} {colour}")]
+    shapes = [Shape(f"line d{curve.dash % COLOURS} {colour}", d=_path(points, frame))]
     if curve.has_marks or len(points) == 1:
-        parts += [
-            tag("circle", cx=frame.x(x), cy=frame.y(y), r=3.5, class_=f"mark {colour}")
-            for x, y in points
-        ]
-    return join(*parts)
+        dots = ((frame.x(x), frame.y(y)) for x, y in points)
+        shapes += [Shape(f"mark {colour}", centre=dot) for dot in dots]
+    return shapes
 
 
 def _told(curve: Series, *, percent: bool) -> str:
@@ -147,43 +157,13 @@ def _told(curve: Series, *, percent: bool) -> str:
 
 
 def _drawing(
-    frame: Frame,
-    drawn: Sequence[Markup],
-    *,
-    name: str,
-    title: str,
-    unit: str,
-    told: str,
-    percent: bool,
-) -> Markup:
-    bottom = HEIGHT - BOTTOM
-    rows = [
-        join(
-            tag("path", d=f"M{LEFT} {frame.y(y):g}H{WIDTH - RIGHT}", class_="grid"),
-            tag(
-                "text",
-                number(y, percent=percent),
-                x=LEFT - 6,
-                y=frame.y(y) + 4,
-                class_="tick end",
-            ),
-        )
-        for y in ticks(frame.low, frame.high, 4)
-    ]
+    frame: Frame, shapes: Sequence[Shape], series: Sequence[Series], *, percent: bool
+) -> Drawing:
     whole = [x for x in ticks(frame.left, frame.right, 5) if x == int(x)]
-    columns = [
-        tag("text", number(x), x=frame.x(x), y=bottom + 16, class_="tick middle") for x in whole
-    ]
-    return tag(
-        "svg",
-        tag("title", f"{title}, {unit}", id=f"{name}-t"),
-        tag("desc", told, id=f"{name}-d"),
-        *rows,
-        *columns,
-        tag("path", d=f"M{LEFT} {bottom}H{WIDTH - RIGHT}", class_="axis"),
-        tag("text", "step", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 4, class_="tick middle"),
-        *drawn,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_labelledby=f"{name}-t {name}-d",
+    rows = ticks(frame.low, frame.high, 4)
+    return Drawing(
+        rows=[(frame.y(y), number(y, percent=percent)) for y in rows],
+        columns=[(frame.x(x), number(x)) for x in whole],
+        shapes=shapes,
+        description="; ".join(_told(curve, percent=percent) for curve in series),
     )

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from rlcli.errors import RewardError
 from rlcli.rewards.base import text_rollout
-from rlcli.rewards.process import CallFailed, NotStarted, ScoringProcess
+from rlcli.rewards.in_process import RewardCaller, start_caller
+from rlcli.rewards.process import CallFailed, NotStarted
 from rlcli.rewards.process_pool import call_of, read_reply, with_key_hint
 from rlcli.rewards.rules.references import alternatives
 from rlcli.rewards.rules.undecided import InvalidReference
@@ -58,7 +59,7 @@ def check_function(
         RewardError: it cannot be loaded or called (with file and line), hangs, ends its process,
             or scores none of the answers.
     """
-    with closing(ScoringProcess(fn, timeout_s=timeout_s)) as process:
+    with closing(start_caller(fn, timeout_s=timeout_s)) as process:
         try:
             process.wait_until_ready()
         except RewardError as error:
@@ -109,7 +110,7 @@ class _Trial:
     """Trial calls of one function, in a scoring process."""
 
     fn: str
-    process: ScoringProcess
+    process: RewardCaller
     weights: Mapping[str, float]
     may_abstain: bool
 

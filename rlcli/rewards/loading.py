@@ -10,21 +10,26 @@ import importlib
 import importlib.util
 import inspect
 import os
+import pickle
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rlcli.errors import RewardError
+from rlcli.rewards.outcomes import NoOpinion, NotANumber, read_outcome
 from rlcli.rewards.rules import RULES, RUNS_CODE, load_rule, rule_name
+from rlcli.rewards.rules.undecided import InvalidReference, NoRule
 from rlcli.rewards.sandbox import find_sandbox
 from rlcli.rewards.signatures import UserFunction, adapt
 
 Resolver = Callable[[str], Callable[..., Any]]
 """data_source to the function that scores its rows."""
+PICKLED = ".pkl"
+"""Ending of a file with a pickled function, written by `rlcli.train`."""
 
 
 def is_rule(fn: str) -> bool:
@@ -57,6 +62,8 @@ def split_target(fn: str) -> tuple[str, str]:
     Raises:
         RewardError: it is neither that nor the name of a rule.
     """
+    if fn.endswith(PICKLED):
+        return fn, Path(fn).stem.rpartition("-")[0]
     place, colon, name = fn.rpartition(":")
     if not colon and name.endswith(".py"):
         return name, "compute_score"
@@ -77,7 +84,7 @@ def find_file(fn: str) -> Path | None:
         RewardError: there is no such file.
     """
     place, _ = split_target(fn)
-    if not place.endswith(".py") and "/" not in place:
+    if not place.endswith((".py", PICKLED)) and "/" not in place:
         return None
     path = Path(os.path.expanduser(place)).absolute()
     if path.is_file():
@@ -100,6 +107,29 @@ def last_line(error: BaseException, *, inside: str | None = None) -> str:
     return f"{message[:500]}{where}"
 
 
+def reply_to(
+    call: Mapping[str, Any],
+    resolve: Resolver,
+    *,
+    file: str | None,
+    on_begin: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
+    """{"score", "parts"} of one call, or {"error"}; with {"undecided": True}, not the last word.
+
+    file: whose line an error names. on_begin: called when the function is about to be called.
+    """
+    try:
+        function = resolve(call["data_source"])
+        on_begin()
+        return read_outcome(function(**call))
+    except (NoOpinion, NoRule, InvalidReference) as error:
+        return {"error": str(error), "undecided": True}
+    except (NotANumber, RewardError) as error:
+        return {"error": str(error)}
+    except BaseException as error:  # the sandbox boundary: SystemExit too must not end the process
+        return {"error": last_line(error, inside=file)}
+
+
 def load_function(fn: str) -> UserFunction:
     """The user's function that `reward.fn` names.
 
@@ -108,6 +138,8 @@ def load_function(fn: str) -> UserFunction:
     """
     path = find_file(fn)
     place, name = split_target(fn)
+    if path and path.suffix == PICKLED:
+        return adapt(_unpickled(path), name=name, where=str(path))
     module = _load_file(path) if path else _import_module(fn, place)
     where = str(path or place)
     function = vars(module).get(name)
@@ -117,6 +149,13 @@ def load_function(fn: str) -> UserFunction:
             f"{where}: there is no function {name}; it has: {', '.join(known) or 'none'}."
         )
     return adapt(function, name=name, where=where)
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return pickle.loads(path.read_bytes())
+    except BaseException as error:  # as in _load_file
+        raise RewardError(f"{path}: cannot be loaded: {last_line(error)}") from error
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rlcli.errors import RewardError
+from rlcli.rewards.in_process import RewardCaller, is_here, start_caller
 from rlcli.rewards.loading import is_rule
-from rlcli.rewards.process import CallFailed, NotStarted, ScoringProcess, is_secret
+from rlcli.rewards.process import CallFailed, NotStarted, is_secret
 from rlcli.rewards.threaded_scorer import ThreadedScorer
 from rlcli.types import Reward, Rollout
 
@@ -36,9 +37,8 @@ class ScorerPool(ThreadedScorer):
     ) -> None:
         super().__init__()
         self._weights = dict(weights or {})
-        start = partial(
-            ScoringProcess, fn, timeout_s=timeout_s, log=log, allows_unsafe=allows_unsafe
-        )
+        start = partial(start_caller, fn, timeout_s=timeout_s, log=log, allows_unsafe=allows_unsafe)
+        workers = 1 if is_here(fn) else workers  # users' functions need not be thread-safe
         self._lanes = [_Lane(start, is_rule=is_rule(fn)) for _ in range(workers)]
         self._start("score", [partial(self._serve, lane) for lane in self._lanes])
 
@@ -67,11 +67,11 @@ class ScorerPool(ThreadedScorer):
 class _Lane:
     """One process at a time, replaced when it is lost."""
 
-    def __init__(self, start: Callable[[], ScoringProcess], *, is_rule: bool) -> None:
+    def __init__(self, start: Callable[[], RewardCaller], *, is_rule: bool) -> None:
         self._start = start
         self._is_rule = is_rule
         self._lock = threading.Lock()
-        self._process: ScoringProcess | None = None
+        self._process: RewardCaller | None = None
         self._is_closed = False
 
     def warm_up(self) -> None:
@@ -111,7 +111,7 @@ class _Lane:
             self.drop()
             return self._ready_process().call(arguments)
 
-    def _ready_process(self) -> ScoringProcess:
+    def _ready_process(self) -> RewardCaller:
         self.warm_up()
         if self._process is None:
             raise CallFailed("the scorer was closed")

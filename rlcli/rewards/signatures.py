@@ -12,6 +12,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from rlcli.errors import RewardError
@@ -37,12 +38,13 @@ class UserFunction:
     """A user's function, adapted to take one response as keyword arguments.
 
     lists: the tool whose form with lists it has, or None. columns: parameters taken from columns of
-    the row.
+    the row. file: where it is defined, if that is known.
     """
 
     call: Callable[..., Any]
     lists: str | None
     columns: tuple[str, ...]
+    file: str | None
 
 
 def adapt(function: Any, *, name: str, where: str) -> UserFunction:
@@ -76,7 +78,7 @@ def adapt(function: Any, *, name: str, where: str) -> UserFunction:
     wanted = {key: one for key, one in known.items() if one.kind not in _VAR}
     others = tuple(key for key in wanted if key not in OWN and key != response)
     caller = _Caller(function, name, wanted, takes_any, fixed, lists, response)
-    return UserFunction(call=caller, lists=lists, columns=others)
+    return UserFunction(call=caller, lists=lists, columns=others, file=source_file(function))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +186,21 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+def source_file(function: Any) -> str | None:
+    """The file, or the notebook cell, in which a Python function is defined."""
+    code = _code(function)
+    return None if code is None else code.co_filename
+
+
 def _line(function: Any) -> int:
+    code = _code(function)
+    return 1 if code is None else code.co_firstlineno
+
+
+def _code(function: Any) -> CodeType | None:
     if isinstance(function, functools.partial):
         function = function.func
     code = inspect.unwrap(function)
     if not inspect.isfunction(code) and not inspect.isclass(code):
         code = vars(type(code)).get("__call__")
-    return code.__code__.co_firstlineno if inspect.isfunction(code) else 1
+    return code.__code__ if inspect.isfunction(code) else None

@@ -11,24 +11,22 @@ import os
 import pickle
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from rlcli.errors import RewardError
 from rlcli.rewards.loading import (
-    Resolver,
+    PICKLED,
     find_file,
     is_rule,
-    last_line,
     load_function,
     load_rules,
+    reply_to,
 )
-from rlcli.rewards.outcomes import NoOpinion, NotANumber, read_outcome
 from rlcli.rewards.parent_pipe import ParentGone, ParentPipe
 from rlcli.rewards.protocol import READY, STARTED, UNSAFE
-from rlcli.rewards.rules.undecided import InvalidReference, NoRule
 from rlcli.system.hardware import be_killed_first, die_with_parent
 
 RULE_MEMORY_BYTES = 4 << 30
@@ -55,7 +53,8 @@ def _serve(pipe: ParentPipe, fn: str, *, timeout_s: float, allows_unsafe: bool) 
             file = None
             resolve = load_rules(fn, timeout_s=timeout_s, allows_unsafe=allows_unsafe)
         else:
-            file, function = find_file(fn), load_function(fn)
+            path, function = find_file(fn), load_function(fn)
+            file = function.file if path and path.suffix == PICKLED else path
             form = {"lists": function.lists, "columns": function.columns}
             resolve = partial(_always, function.call)
     except RewardError as error:
@@ -64,29 +63,14 @@ def _serve(pipe: ParentPipe, fn: str, *, timeout_s: float, allows_unsafe: bool) 
     pipe.send(READY + json.dumps(form).encode())
     while True:
         call = pickle.loads(pipe.receive())
-        reply = _score(pipe, resolve, call, file=str(file) if file else None)
+        on_begin = partial(pipe.send, STARTED)
+        reply = reply_to(call, resolve, file=str(file) if file else None, on_begin=on_begin)
         pipe.send(json.dumps(reply).encode())
 
 
 def _always(function: Callable[..., Any], data_source: str) -> Callable[..., Any]:
     """Resolver of a user's function: the same for every data source."""
     return function
-
-
-def _score(
-    pipe: ParentPipe, resolve: Resolver, call: Mapping[str, Any], *, file: str | None
-) -> dict[str, Any]:
-    """{"score", "parts"} of one call, or {"error"}; with {"undecided": True}, not the last word."""
-    try:
-        function = resolve(call["data_source"])
-        pipe.send(STARTED)
-        return read_outcome(function(**call))
-    except (NoOpinion, NoRule, InvalidReference) as error:
-        return {"error": str(error), "undecided": True}
-    except (NotANumber, RewardError) as error:
-        return {"error": str(error)}
-    except BaseException as error:  # the sandbox boundary: SystemExit too must not end the process
-        return {"error": last_line(error, inside=file)}
 
 
 def _die_with(parent_pid: int) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 INTERRUPTED = 130
 BY_CTRL_C = "Ctrl-C"
@@ -34,13 +36,42 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
-            # files are replaced whole, so leaving in the middle of one tears nothing
-            os._exit(INTERRUPTED)
+            self._leave()
         self.signal = number
         text = stopping_text(number)
         if not self.acknowledged_by(text):
             # not print: a handler may run inside another write to the same stream
             os.write(2, f"\n{text}\n".encode())
+
+    def _leave(self) -> None:
+        # files are replaced whole, so leaving in the middle of one tears nothing
+        os._exit(INTERRUPTED)
+
+
+class BorrowedStop(StopRequest):
+    """For a run inside a program that goes on afterwards: its handlers are put back.
+
+    Python allows handlers in the main thread only. In another thread, set `signal` to stop the run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Listen from now on, if this is the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in STOPS}
+            super().install()
+
+    def ignore(self) -> None:
+        """Put the program's own handlers back."""
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _leave(self) -> None:
+        raise KeyboardInterrupt
 
 
 def stopping_text(number: int) -> str:

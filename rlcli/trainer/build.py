@@ -38,10 +38,11 @@ def build_run(
     *,
     quiet: bool = False,
     ranks: LiveRanks | None = None,
+    stop: StopRequest | None = None,
 ) -> Run:
     """Build this rank's run and load its weights, after its reward, which is likelier to fail.
 
-    ranks: None for a process that trains alone.
+    ranks: None for a process that trains alone. stop: receives the signals that end the run early.
 
     Raises: RewardError when a judge or a reward model's server does not answer one call; Paused
     instead if the service may recover and the run has a checkpoint.
@@ -63,7 +64,9 @@ def build_run(
         peers=peers,
     )
     try:
-        return _build_run(plan, run_dir, resume, scorer, notes=notes, quiet=quiet, ranks=ranks)
+        return _build_run(
+            plan, run_dir, resume, scorer, notes=notes, quiet=quiet, ranks=ranks, stop=stop
+        )
     except BaseException:
         scorer.close()
         raise
@@ -110,6 +113,7 @@ def _build_run(
     notes: Sequence[str],
     quiet: bool,
     ranks: Ranks | None,
+    stop: StopRequest | None,
 ) -> Run:
     import torch
 
@@ -126,7 +130,9 @@ def _build_run(
         plan, algorithm, ranks, run_dir.path, tell=lambda text: tell(text)
     )
     if ranks.is_first:
-        monitor, tracker_notes = _monitor(plan, run_dir, quiet=quiet, num_ranks=ranks.size)
+        monitor, tracker_notes = _monitor(
+            plan, run_dir, stop or StopRequest(), quiet=quiet, num_ranks=ranks.size
+        )
         for note in [*notes, *model_notes, *tracker_notes, *later]:
             monitor.note(note)
         tell = monitor.note
@@ -156,7 +162,7 @@ def _build_run(
 
 
 def _monitor(
-    plan: Plan, run_dir: RunDir, *, quiet: bool, num_ranks: int
+    plan: Plan, run_dir: RunDir, stop: StopRequest, *, quiet: bool, num_ranks: int
 ) -> tuple[Monitor, list[str]]:
     """(the monitor of rank 0, notes of the trackers)."""
     config = plan.config
@@ -167,7 +173,7 @@ def _monitor(
     monitor = Monitor(
         run_dir,
         console,
-        StopRequest(),
+        stop,
         prompts_per_epoch=len(plan.train.prompts),
         epochs=config.train.epochs,
         trackers=trackers,

@@ -36,7 +36,7 @@ from rlcli.run_dir.folder import RunDir
 from rlcli.run_dir.heartbeat import start_heartbeat
 from rlcli.run_dir.path import open_run_dir
 from rlcli.system.hardware import usable_cores
-from rlcli.system.signals import BY_CTRL_C, INTERRUPTED
+from rlcli.system.signals import BY_CTRL_C, INTERRUPTED, StopRequest
 from rlcli.terminal.i18n import translator
 from rlcli.terminal.text import progress_line
 from rlcli.trainer.build import build_run
@@ -65,8 +65,17 @@ class Outcome:
     evaluations: list[tuple[int, float]]
 
 
-def run_session(plan: Plan, cwd: Path, banner: Sequence[str], *, quiet: bool = False) -> Outcome:
+def run_session(
+    plan: Plan,
+    cwd: Path,
+    banner: Sequence[str],
+    *,
+    quiet: bool = False,
+    stop: StopRequest | None = None,
+) -> Outcome:
     """Train what was planned, in this process alone.
+
+    stop: receives the signals that end the run early; by default they end this process too.
 
     Exit code 0: finished. run.preempt_exit_code: stopped by SIGTERM with a checkpoint. 130: stopped
     by Ctrl-C with one.
@@ -74,7 +83,7 @@ def run_session(plan: Plan, cwd: Path, banner: Sequence[str], *, quiet: bool = F
     """
     run_dir, resume = open_run_dir(plan.resolved, cwd)
     with _group_of_one(plan):
-        return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, is_held=False)
+        return _run(plan, cwd, banner, run_dir, resume, quiet=quiet, is_held=False, stop=stop)
 
 
 def run_rank(
@@ -240,12 +249,14 @@ def _train_on(plan: Plan, run_dir: RunDir, resume: Resume, ranks: LiveRanks) -> 
         ranks.close()
 
 
+def needs_process_group(config: Config) -> bool:
+    """Whether a process that trains alone needs a process group of torch."""
+    return config.train.engine in ("fsdp", "deepspeed") or config.rollout.engine == "vllm"
+
+
 def _group_of_one(plan: Plan) -> AbstractContextManager[None]:
     """The process group that FSDP, DeepSpeed and vLLM need in a process that trains alone."""
-    if (
-        plan.config.train.engine not in ("fsdp", "deepspeed")
-        and plan.config.rollout.engine != "vllm"
-    ):
+    if not needs_process_group(plan.config):
         return nullcontext()
     from rlcli.distributed.process_group import group_of_one
 
@@ -262,6 +273,7 @@ def _run(
     quiet: bool,
     ranks: LiveRanks | None = None,
     is_held: bool = True,
+    stop: StopRequest | None = None,
     on_built: Callable[[Run], object] = lambda run: None,
 ) -> Outcome:
     """Train in a run directory. is_held: this rank or its agent holds it already."""
@@ -287,7 +299,7 @@ def _run(
         step = before["step"] if before else 0
         try:
             with nullcontext() if ranks is None else ranks.explained():
-                run = build_run(plan, run_dir, resume, quiet=quiet, ranks=ranks)
+                run = build_run(plan, run_dir, resume, quiet=quiet, ranks=ranks, stop=stop)
         except RankLostError:
             raise  # the launcher decides whether the run goes on
         except BaseException as error:
@@ -390,7 +402,13 @@ def _train(run: Run, path: Path, banner: Sequence[str], *, plan: Plan, cwd: Path
         error = out_of_memory_error(cause, plan.resolved, cwd) if is_memory else cause
         reason = str(error) if isinstance(error, RlcliError) else repr(error)
         step = monitor.last_step
-        monitor.end("failed", step, resumable=bool(run.checkpoints.steps()), reason=reason)
+        is_interrupt = isinstance(cause, KeyboardInterrupt)
+        monitor.end(
+            "preempted" if is_interrupt else "failed",
+            step,
+            resumable=bool(run.checkpoints.steps()),
+            reason=BY_CTRL_C if is_interrupt else reason,
+        )
         if is_memory:
             raise error from cause
         raise

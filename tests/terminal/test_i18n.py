@@ -21,7 +21,6 @@ SPEAKING = (
     "trainer/run_plan.py",
     "models/causal_lm.py",
     "run_dir/checkpoint.py",
-    "cli/banner.py",
     "cli/usage.py",
     "distributed/agree.py",
     "distributed/gather.py",
@@ -112,6 +111,9 @@ UNSAID = {
     "| setting | default | meaning |",
     "{} One of {}.",
     "dict[str, Any]",
+    "Mapping[Any, Any]",
+    "from rlcli.system.hardware import die_with_parent; die_with_parent(); "
+    "from rlcli.cli.main import run_process; run_process()",
     "SELECT count(*) FROM sqlite_master",
     "SELECT score, reason, model FROM verdicts WHERE key = ?",
     "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?)",

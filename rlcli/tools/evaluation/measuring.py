@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rlcli.errors import RlcliError
 from rlcli.models.causal_lm import load_causal_lm
 from rlcli.monitor.monitor import rollout_row
 from rlcli.rewards import PASSED, accuracy_scores, build_scorer, probe_reward
@@ -131,6 +132,13 @@ def _sample_and_score(
         sample_s=sampled - begun,
         wall_s=time.perf_counter() - begun,
     )
+
+
+def check_scored(sampled: Sampled) -> None:
+    """Raises: RlcliError if none of the responses has a score."""
+    if all(reward.value is None for reward in sampled.rewards):
+        total, first = len(sampled.rewards), sampled.rewards[0].error
+        raise RlcliError(f"none of {total} responses could be scored. The first: {first}")
 
 
 def summarize(plan: EvalPlan, sampled: Sampled) -> dict[str, Any]:
