@@ -1,4 +1,4 @@
-"""Which metrics are drawn, and under which words."""
+"""The charts of a report: their metrics and labels."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rlcli.report.svg import COLOURS, Point, Series, area_chart, line_chart
 
 MAX_PARTS = 12
 ROUNDING = 1e-5
-"""Differences of probabilities that float32 makes by itself."""
+"""Differences of probabilities due to float32 rounding."""
 LONGEST_LABEL = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawing of one metric or more, each with its word in the legend.
+    """A chart of one or more metrics, each with its label in the legend.
 
-    above: left out where no value is larger.
+    above: the chart is omitted if no value is larger.
     """
 
     title: str
@@ -74,7 +74,7 @@ REST = "learning and the rest"
 
 
 def charts(runs: Sequence[RunReport]) -> list[Markup]:
-    """Every drawing there is data for."""
+    """All charts that have data."""
     parts = sorted(
         {k for run in runs for row in run.steps[-1:] for k in row if k.startswith("reward/")}
     )
@@ -154,7 +154,7 @@ def _figure(
 
 
 def _key(series: Series, *, is_area: bool) -> Markup:
-    """One line of a legend: how the curve is drawn, and its word."""
+    """One legend entry: line style and label."""
     colour = f"c{series.colour % COLOURS}"
     parts = [tag("path", d="M1 6H27", class_=f"line d{series.dash % COLOURS} {colour}")]
     if series.has_marks:

@@ -1,4 +1,4 @@
-"""Curves as inline SVG: readable without colour, without a mouse and by a screen reader."""
+"""Curves as inline SVG, readable without colour or mouse and by screen readers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One curve. colour and dash tell runs apart, `has_marks` two metrics of a run."""
+    """One curve. colour and dash distinguish runs, `has_marks` two metrics of a run."""
 
     label: str
     points: Sequence[Point]
@@ -29,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where values lie in the drawing."""
+    """Maps values to positions in the drawing."""
 
     left: float
     right: float
@@ -37,18 +37,18 @@ class Frame:
     high: float
 
     def x(self, value: float) -> float:
-        """Column of a step."""
+        """Horizontal position of a step."""
         share = (value - self.left) / ((self.right - self.left) or 1.0)
         return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
-        """Row of a value."""
+        """Vertical position of a value."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """At most MAX_POINTS means of neighbours; the first and the last point stay."""
+    """Average neighbours to at most MAX_POINTS points; keeps the first and last point."""
     if len(points) <= MAX_POINTS:
         return list(points)
     size = math.ceil((len(points) - 2) / (MAX_POINTS - 2))
@@ -82,11 +82,13 @@ def number(value: float, *, percent: bool = False) -> str:
 def line_chart(
     series: Sequence[Series], *, name: str, title: str, unit: str, percent: bool = False
 ) -> Markup:
-    """Curves over the steps. name: an id, unique in its page."""
+    """Curves over the steps. name: an id that is unique in the page."""
     frame = _frame([point for curve in series for point in curve.points], percent=percent)
     drawn = [_curve(curve, frame) for curve in series]
-    told = "; ".join(_told(curve, percent=percent) for curve in series)
-    return _drawing(frame, drawn, name=name, title=title, unit=unit, told=told, percent=percent)
+    description = "; ".join(_describe(curve, percent=percent) for curve in series)
+    return _drawing(
+        frame, drawn, name=name, title=title, unit=unit, description=description, percent=percent
+    )
 
 
 def area_chart(layers: Sequence[Series], *, name: str, title: str, unit: str) -> Markup:
@@ -108,8 +110,10 @@ def area_chart(layers: Sequence[Series], *, name: str, title: str, unit: str) ->
         )
         for layer, floor, top in stacked
     ]
-    told = "; ".join(_told(layer, percent=False) for layer in layers)
-    return _drawing(frame, drawn, name=name, title=title, unit=unit, told=told, percent=False)
+    description = "; ".join(_describe(layer, percent=False) for layer in layers)
+    return _drawing(
+        frame, drawn, name=name, title=title, unit=unit, description=description, percent=False
+    )
 
 
 def _frame(points: Sequence[Point], *, percent: bool) -> Frame:
@@ -137,7 +141,7 @@ def _curve(curve: Series, frame: Frame) -> Markup:
     return join(*parts)
 
 
-def _told(curve: Series, *, percent: bool) -> str:
+def _describe(curve: Series, *, percent: bool) -> str:
     (first, begin), (last, end) = curve.points[0], curve.points[-1]
     values = [y for _, y in curve.points]
     begin, end = number(begin, percent=percent), number(end, percent=percent)
@@ -153,7 +157,7 @@ def _drawing(
     name: str,
     title: str,
     unit: str,
-    told: str,
+    description: str,
     percent: bool,
 ) -> Markup:
     bottom = HEIGHT - BOTTOM
@@ -177,7 +181,7 @@ def _drawing(
     return tag(
         "svg",
         tag("title", f"{title}, {unit}", id=f"{name}-t"),
-        tag("desc", told, id=f"{name}-d"),
+        tag("desc", description, id=f"{name}-d"),
         *rows,
         *columns,
         tag("path", d=f"M{LEFT} {bottom}H{WIDTH - RIGHT}", class_="axis"),
