@@ -1,9 +1,9 @@
-"""Advantage estimators: token rewards in, advantages out.
+"""Advantage estimators: compute advantages from token rewards.
 
-Every estimator takes token_rewards_BT (the score on the last response token, less any KL) and
-response_mask_BT, and asks for what else it reads by keyword. A row with valid_B 0 gets 0 and is
-out of every mean and count; so is, for the estimators that compare within a group, a row that
-is the only valid one of its group. Advantages are 0 where the mask is 0.
+Every estimator takes token_rewards_BT (the score on the last response token, minus any KL) and
+response_mask_BT, and reads other inputs by keyword. A row with valid_B 0 gets 0 and is excluded
+from every mean and count. Estimators that compare within a group treat the only valid row of a
+group in the same way. Advantages are 0 where the mask is 0.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def gae(
 ) -> Advantages:
     """Whitened generalised advantages, and returns = advantages + values before whitening.
 
-    The token after a hole in the mask is the next token of the one before it. Rewards on
+    Holes in the mask are skipped: the next token is the next masked-in token. Rewards on
     masked-out tokens are not read. Source: arXiv 1506.02438, eq. 16.
     """
     mask_BT = _token_mask(response_mask_BT, valid_B)
@@ -61,7 +61,7 @@ def grpo(
     valid_B: Tensor,
     scale_by_std: bool,
 ) -> Advantages:
-    """Score minus group mean, over the group's standard deviation if `scale_by_std`.
+    """Score minus group mean, divided by the group's standard deviation if `scale_by_std`.
 
     Equal scores give exactly 0. Source: arXiv 2402.03300; without the division 2503.20783.
     """
@@ -78,9 +78,9 @@ def grpo_passk(
     valid_B: Tensor,
     scale_by_std: bool,
 ) -> Advantages:
-    """The lead of a group's best score over its second best, for that best rollout alone.
+    """Best minus second-best score of the group, for the best rollout; 0 for the others.
 
-    Two best rollouts have no lead: 0. Source: arXiv 2503.19595.
+    With two best rollouts, all are 0. Source: arXiv 2503.19595.
     """
     groups = build_groups(group_B, valid_B)
     behind_B = _behind_best(_scores(token_rewards_BT, valid_B), groups)
@@ -111,7 +111,7 @@ def reinforce_plus_plus(
 ) -> Advantages:
     """Discounted returns of the response tokens, whitened. Source: arXiv 2501.03262.
 
-    Holes in the mask are not steps: they neither discount nor pay.
+    Holes in the mask are not steps: they are skipped in discounting and have no reward.
     """
     mask_BT = _token_mask(response_mask_BT, valid_B)
     returns_BT = _discounted_sums(left_align(token_rewards_BT, mask_BT), gamma)
@@ -150,7 +150,7 @@ def opo(
 ) -> Advantages:
     """Score minus the group's mean score weighted by response length.
 
-    A group of empty responses has the baseline 0. Source: arXiv 2505.23585.
+    The baseline of a group of empty responses is 0. Source: arXiv 2505.23585.
     """
     groups = build_groups(group_B, valid_B)
     behind_B = _behind_best(_scores(token_rewards_BT, valid_B), groups)
@@ -193,8 +193,8 @@ def gdpo(
 ) -> Advantages:
     """Weighted sum of the GRPO advantages of every reward part, whitened.
 
-    parts: name -> [B]; with none, the token rewards are the only part, else they are not read.
-    part_weights: 1.0 for a part that is not named. Source: arXiv 2601.05242.
+    parts: name -> [B]; if empty, the token rewards are the only part; otherwise they are not read.
+    part_weights: default 1.0. Source: arXiv 2601.05242.
     """
     groups = build_groups(group_B, valid_B)
     total_B = token_rewards_BT.new_zeros(len(token_rewards_BT))
@@ -216,9 +216,9 @@ def otb(
     """Reward-to-go minus the group's variance-optimal baseline for that token's rank.
 
     The baseline is the mean reward-to-go weighted by the running sum of 1 - 2 pi + sum pi^2.
-    The k-th response token is compared with the k-th of the others: the two forms in use agree
-    without holes, and positions mean nothing across rollouts whose holes differ. Past the
-    second-longest response of a group there is nobody to compare with: baseline 0.
+    The k-th response token is compared with the k-th of the other rollouts, not by position,
+    because holes may differ between rollouts. Without holes, both are the same. Past the
+    second-longest response of a group there are no other rollouts, and the baseline is 0.
     """
     groups = build_groups(group_B, valid_B)
     mask_BT = _token_mask(response_mask_BT, groups.active_B)
@@ -239,15 +239,15 @@ def _token_mask(response_mask_BT: Tensor, rows_B: Tensor) -> Tensor:
 
 
 def _scores(token_rewards_BT: Tensor, valid_B: Tensor) -> Tensor:
-    # Everything in the row counts, wherever the score was put: only tokens are masked, not pay.
+    # All rewards of the row count, at masked-out tokens too: the mask applies to tokens only.
     return torch.where(valid_B != 0, token_rewards_BT.sum(dim=1), 0.0)
 
 
 def _behind_best(scores_B: Tensor, groups: Groups) -> Tensor:
-    """Scores minus the best valid score of their group: 0 or less, exactly 0 among ties.
+    """Scores minus the best valid score of their group: at most 0, exactly 0 for ties.
 
-    A mean of equal floats can differ from them in the last bit, and a standard deviation of
-    rounding noise plus 1e-6 turned that into float32 advantages of 0.1 (verl 0.9.1).
+    The mean of equal floats can differ from them in the last bit. Divided by a standard deviation
+    of rounding noise plus 1e-6, this gave float32 advantages of 0.1 (verl 0.9.1).
     """
     best_B = groups.largest(scores_B)[:, 0]
     return torch.where(groups.active_B, scores_B - best_B, 0.0)
@@ -277,7 +277,7 @@ def _rewards_to_go(token_rewards_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def _discounted_sums(values_BT: Tensor, discount: float) -> Tensor:
-    """Per position, the sum of the values from there on, discounted by distance."""
+    """Sum of the values from each position on, discounted by distance."""
     sums_TB = values_BT.t().clone(memory_format=torch.contiguous_format)
     for t in range(sums_TB.shape[0] - 2, -1, -1):
         sums_TB[t] += discount * sums_TB[t + 1]

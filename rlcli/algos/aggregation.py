@@ -1,4 +1,4 @@
-"""From per-token values to one number, by denominators counted elsewhere."""
+"""Aggregate per-token values to a scalar, with denominators counted over all ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def count(response_mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """(tokens, rows with at least one) of a mask, as integer scalars."""
+    """(tokens, rows with at least one token) of a mask, as integer scalars."""
     lengths_B = (response_mask_BT != 0).sum(dim=1)
     return lengths_B.sum(), (lengths_B > 0).sum()
 
@@ -28,10 +28,10 @@ def aggregate(
     num_sequences: Tensor | float,
     scale_factor: float,
 ) -> Tensor:
-    """The share of these rows in the aggregate of the whole mini-batch, as a scalar.
+    """Contribution of these rows to the aggregate of the whole mini-batch, as a scalar.
 
     num_tokens, num_sequences: sums of `count` over all micro-batches and ranks, so that the
-    shares add up to the whole; 0 counts as 1. scale_factor: divisor of seq_mean_token_sum_norm.
+    contributions add up; 0 counts as 1. scale_factor: divisor of seq_mean_token_sum_norm.
     """
     mask_BT = response_mask_BT != 0
     kept_BT = torch.where(mask_BT, values_BT, 0.0)

@@ -1,7 +1,7 @@
-"""An algorithm as a run uses it: an estimator, a loss and the terms around them, put together.
+"""Combine an estimator, a loss and the terms around them into the algorithm of a run.
 
-Estimators and losses are pure functions that ask for their inputs by name; this is the one place
-that hands them over. A user's own function is named as `package.module:function`.
+Estimators and losses are pure functions whose parameter names select their inputs; only this
+module passes them. A custom function is named as `package.module:function`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ BATCH_INPUTS = (
     "sum_pi_squared_BT",
 )
 METRIC_NAMES = {"clip_frac": "clip_fraction", "clip_frac_lower": "clip_fraction_lower"}
-"""Statistics whose metric has the name the guides use."""
+"""Statistic -> metric name in the guides, if it differs."""
 
 
 def _own_entry(spec: str, kind: str, positional: int) -> Entry:
-    """The row of a user's function, read off its signature. Raises: ConfigError."""
+    """Build the entry of a custom function from its signature. Raises: ConfigError."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
     try:
@@ -88,7 +88,7 @@ def _function(path: str) -> Callable[..., Any]:
 
 
 class Algorithm:
-    """The maths of one run. The only state is the KL controller's coefficient."""
+    """The maths of one run. Its only state is the KL controller's coefficient."""
 
     def __init__(self, config: Config, *, corrects_sampler: bool) -> None:
         self.settings = config.algorithm
@@ -108,13 +108,13 @@ class Algorithm:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the run must have: critic, group, greedy rollouts, reward parts, sum of pi^2."""
+        """Requirements: critic, group, greedy rollouts, reward parts, sum of pi^2."""
         inputs = (*self.estimator.inputs, *self.loss.inputs)
         return frozenset(NEED_OF_INPUT[name] for name in inputs if name in NEED_OF_INPUT)
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a KL term is on."""
+        """Whether a KL term is enabled."""
         return self.settings.needs_reference
 
     @property
@@ -124,12 +124,12 @@ class Algorithm:
 
     @property
     def uses_sampler_logprobs(self) -> bool:
-        """Whether the sampler's log-probs stand in for the trainer's old ones."""
+        """Whether the sampler's log-probs replace the trainer's old log-probs."""
         return self.settings.use_rollout_logprobs
 
     @property
     def compares_sampler(self) -> bool:
-        """Whether the trainer's own log-probs are wanted beside the sampler's."""
+        """Whether the trainer's log-probs are needed in addition to the sampler's."""
         return self.corrects_sampler or self.settings.rejection != "off"
 
     @property
@@ -145,13 +145,13 @@ class Algorithm:
 
     @property
     def reads_old_logprobs(self) -> bool:
-        """Whether old log-probs are wanted before the update, or more than once in it."""
+        """Whether old log-probs are needed before the update, or more than once in it."""
         reads = "old_logprobs_BT" in self.estimator.inputs
         return reads or self.needs_reference or self.compares_sampler or self.selects
 
     @property
     def selects(self) -> bool:
-        """Whether the loss picks tokens once per mini-batch."""
+        """Whether the loss selects tokens once per mini-batch."""
         return self._select is not None
 
     def advantages(
@@ -161,9 +161,9 @@ class Algorithm:
         all_reduce: AllReduce,
         all_reduce_max: AllReduce = alone,
     ) -> Advantages:
-        """Scores to advantages, with the mask and weights the update goes by.
+        """Compute advantages from scores, with the loss mask and weights for the update.
 
-        Moves the adaptive KL controller by one step.
+        Updates the adaptive KL controller by one step.
         """
         s = self.settings
         mask_BT = batch.response_mask_BT * batch.valid_B[:, None]
@@ -207,7 +207,7 @@ class Algorithm:
     def _reference_gap(
         self, batch: AnnotatedBatch, mask_BT: Tensor, all_reduce: AllReduce
     ) -> tuple[dict[str, float], Tensor | None]:
-        """KL metrics to the reference, and the per-token KL that goes into the reward."""
+        """(KL metrics to the reference, per-token KL for the reward)."""
         if batch.ref_logprobs_BT is None:
             return {}, None
         old, ref = batch.old_logprobs_BT, batch.ref_logprobs_BT
@@ -277,7 +277,7 @@ class Algorithm:
         draws_BT: Tensor,
         gather: Gather,
     ) -> Tensor | None:
-        """Tokens the loss treats apart, bool [B, T], from the mini-batch's current log-probs."""
+        """Tokens that the loss treats specially, bool [B, T], from current log-probs."""
         if self._select is None:
             return None
         assert advantages.loss_mask_BT is not None
@@ -303,13 +303,13 @@ class Algorithm:
         s, mask_BT = self.settings, advantages.loss_mask_BT
         assert mask_BT is not None
         extra: dict[str, Any] = {"selected_BT": selected_BT}
-        asks = inspect.signature(self._loss).parameters
-        if "correction_BT" in asks:
+        parameters = inspect.signature(self._loss).parameters
+        if "correction_BT" in parameters:
             extra["correction_BT"] = advantages.correction_BT
         tensors = (logprobs_BT, batch.old_logprobs_BT, advantages.advantages_BT, mask_BT)
         base: TokenLoss = self._call(self._loss, self.loss, tensors, batch, extra)
         loss_BT = base.loss_BT
-        if advantages.correction_BT is not None and "correction_BT" not in asks:
+        if advantages.correction_BT is not None and "correction_BT" not in parameters:
             loss_BT = loss_BT * advantages.correction_BT
         if s.entropy_coef > 0:
             loss_BT = loss_BT - s.entropy_coef * torch.where(mask_BT > 0, entropy_BT, 0.0)
@@ -317,10 +317,10 @@ class Algorithm:
         stats["entropy"] = entropy_BT.detach()
         if s.kl_loss:
             assert batch.ref_logprobs_BT is not None
-            # masked before, not after: a -inf behind the mask would give NaN gradients
-            now_BT = torch.where(mask_BT > 0, logprobs_BT, 0.0)
+            # mask the inputs, not the result: a masked-out -inf would give NaN gradients
+            masked_BT = torch.where(mask_BT > 0, logprobs_BT, 0.0)
             ref_BT = torch.where(mask_BT > 0, batch.ref_logprobs_BT, 0.0)
-            kl_BT = kl(now_BT, ref_BT, s.kl_loss_type)
+            kl_BT = kl(masked_BT, ref_BT, s.kl_loss_type)
             loss_BT = loss_BT + s.kl_loss_coef * kl_BT
             stats["kl_loss"] = kl_BT.detach()
         return TokenLoss(loss_BT=loss_BT, stats_BT=stats)
@@ -347,7 +347,7 @@ class Algorithm:
         return torch.stack(count(mask_BT))
 
     def aggregate(self, values_BT: Tensor, mask_BT: Tensor, counts: Tensor) -> Tensor:
-        """One number; micro-batches that share `counts` add up to their whole."""
+        """Aggregate to a scalar; micro-batches that share `counts` add up to the mini-batch."""
         return aggregate(
             values_BT,
             mask_BT,
@@ -370,7 +370,7 @@ class Algorithm:
         batch: AnnotatedBatch,
         extra: Mapping[str, Any],
     ) -> Any:
-        """The function with everything its row says it asks for."""
+        """Call the function with all inputs and settings that its entry lists."""
         from_batch = {n: getattr(batch, n) for n in entry.inputs if n in BATCH_INPUTS}
         from_run = {n: extra[n] for n in extra if n in entry.inputs or n == "correction_BT"}
         settings = self._settings_of(entry.settings)

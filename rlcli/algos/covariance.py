@@ -1,8 +1,8 @@
-"""Losses that treat the tokens with the highest covariance apart, and how those are picked.
+"""Losses that treat high-covariance tokens specially, and the selection of these tokens.
 
-The covariance of a token is (A - mean A) (logprob - mean logprob): where it is high, the update
-costs the most entropy. Tokens are picked once per mini-batch, over all its tokens, so that the
-size of the micro-batches does not matter. Source: arXiv 2505.22617.
+The covariance of a token is (A - mean A) (logprob - mean logprob). If it is high, the update
+costs much entropy. Tokens are selected once per mini-batch, over all its tokens, so the
+micro-batch size does not matter. Source: arXiv 2505.22617.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def clip_cov(
     clip_low: float,
     clip_high: float,
 ) -> TokenLoss:
-    """max(-A r, -A clip(r, 1 - low, 1 + high)) on all tokens but the selected ones."""
+    """max(-A r, -A clip(r, 1 - low, 1 + high)) on all tokens except the selected ones."""
     mask_BT = response_mask_BT != 0
     lr_BT = log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
     advantages_BT = torch.where(mask_BT, advantages_BT, 0.0)
@@ -58,9 +58,9 @@ def select_clip_cov(
 ) -> Tensor:
     """[B, T] bool: random tokens among those whose covariance is strictly within the band.
 
-    As many as clip_cov_ratio of all response tokens, at least one, if there are so many candidates;
-    tokens that the ratio clip changes are not candidates. draws_BT: random numbers, drawn here if
-    None; the candidates with the largest are selected. gather: joins the ranks' mini-batches.
+    Selects clip_cov_ratio of all response tokens, at least one, if there are enough candidates;
+    tokens changed by the ratio clip are not candidates. draws_BT: random numbers, drawn here if
+    None; candidates with the largest draws are selected. gather: joins the ranks' mini-batches.
     """
     draws_BT = torch.rand_like(logprobs_BT) if draws_BT is None else draws_BT
     tokens = (response_mask_BT != 0).flatten().nonzero()[:, 0]
@@ -75,8 +75,8 @@ def select_clip_cov(
     is_candidate_N = is_in_band_N & ~(clipped_N > plain_N)
     count = max(int(clip_cov_ratio * num_tokens), 1)
     drawn = draws_N[is_candidate_N]
-    chosen = _largest(drawn, drawn, count, gather)
-    return _is_one_of(tokens[is_candidate_N][chosen], response_mask_BT)
+    selected = _largest(drawn, drawn, count, gather)
+    return _is_one_of(tokens[is_candidate_N][selected], response_mask_BT)
 
 
 def kl_cov(
@@ -114,7 +114,7 @@ def select_kl_cov(
     gather: Gather = gather_alone,
     kl_cov_ratio: float,
 ) -> Tensor:
-    """[B, T] bool: the kl_cov_ratio of tokens with the highest covariance, one at least.
+    """[B, T] bool: the share kl_cov_ratio of tokens with the highest covariance, at least one.
 
     draws_BT: random numbers that break ties, drawn here if None. gather: joins the ranks'
     mini-batches.
@@ -126,15 +126,15 @@ def select_kl_cov(
     )
     covariance_N, num_tokens = _covariance(logprobs_N, advantages_N, gather, eps=0.0)
     count = max(int(num_tokens * kl_cov_ratio), 1)
-    chosen = _largest(covariance_N, draws_N, count, gather)
-    return _is_one_of(tokens[chosen], response_mask_BT)
+    selected = _largest(covariance_N, draws_N, count, gather)
+    return _is_one_of(tokens[selected], response_mask_BT)
 
 
 def _covariance(
     logprobs_N: Tensor, advantages_N: Tensor, gather: Gather, *, eps: float
 ) -> tuple[Tensor, int]:
     """(covariance of this rank's tokens, tokens of all ranks)."""
-    # eps as in verl 0.9.1: equal advantages are never ranked, but can be in a band that ends at 0.
+    # eps as in verl 0.9.1: equal advantages have no rank, but can be in a band that ends at 0.
     count = torch.ones_like(logprobs_N).sum()
     sums, _ = gather(torch.stack([count, advantages_N.sum(), logprobs_N.sum()]))
     num_tokens, advantages, logprobs = torch.stack(sums).sum(0)
@@ -146,17 +146,17 @@ def _covariance(
 def _largest(values_N: Tensor, draws_N: Tensor, count: int, gather: Gather) -> Tensor:
     """Indices of this rank's values that are among the `count` largest of all ranks.
 
-    Among equal values, those with the largest draws.
+    Ties are broken by the largest draws.
     """
     own = _in_order(values_N, draws_N)[:count]
-    everyones, rank = gather(torch.stack([values_N[own], draws_N[own]], dim=1))
-    chosen = _in_order(*torch.cat(everyones).T)[:count]
-    chosen = chosen - sum(map(len, everyones[:rank]))
-    return own[chosen[(chosen >= 0) & (chosen < len(own))]]
+    all_ranks, rank = gather(torch.stack([values_N[own], draws_N[own]], dim=1))
+    selected = _in_order(*torch.cat(all_ranks).T)[:count]
+    selected = selected - sum(map(len, all_ranks[:rank]))
+    return own[selected[(selected >= 0) & (selected < len(own))]]
 
 
 def _in_order(values_N: Tensor, draws_N: Tensor) -> Tensor:
-    """Indices from the largest value to the smallest; equal values by their draws."""
+    """Indices from the largest to the smallest value; ties are ordered by draws."""
     by_draw = draws_N.argsort(descending=True)
     return by_draw[values_N[by_draw].argsort(descending=True, stable=True)]
 

@@ -1,7 +1,7 @@
-"""Making up for a sampler whose log-probs are not the trainer's.
+"""Correct for differences between the sampler's and the trainer's log-probs.
 
-Everywhere, logprobs_BT are the trainer's of the same weights and rollout_logprobs_BT the
-sampler's. Weights and rejection are those of verl's rollout correction.
+logprobs_BT are the trainer's, with the sampler's weights; rollout_logprobs_BT are the sampler's.
+Importance weights and rejection follow verl's rollout correction.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def importance_weights(
     cap: float,
     floor: float | None = None,
 ) -> Tensor:
-    """Trainer over sampler probability, of the token or of the whole response; no gradient.
+    """Trainer / sampler probability of each token or of the whole response, without gradient.
 
-    Weights above cap are cut to it. With a floor, those outside [floor, cap] are 0 instead.
+    Weights above cap are set to cap. With a floor, weights outside [floor, cap] are 0 instead.
     """
     mask_BT = response_mask_BT != 0
     gap_BT = log_ratio(logprobs_BT.detach(), rollout_logprobs_BT, mask_BT)
@@ -54,10 +54,10 @@ def rejection_mask(
     low: float,
     high: float,
 ) -> Tensor:
-    """The response mask without the rollouts on which trainer and sampler disagree too much.
+    """The response mask without rollouts on which trainer and sampler disagree too much.
 
-    seq_k1 keeps rollouts whose geometric mean of sampler / trainer is in [low, high]; seq_k3
-    those whose mean r - 1 - log r, with r = trainer / sampler, is at most high (low: not used).
+    seq_k1 keeps rollouts whose geometric mean of sampler / trainer is in [low, high]. seq_k3 keeps
+    those whose mean r - 1 - log r, with r = trainer / sampler, is at most high (low is unused).
     """
     mask_BT = response_mask_BT != 0
     gap_BT = log_ratio(logprobs_BT.detach(), rollout_logprobs_BT, mask_BT)
@@ -78,9 +78,9 @@ def mismatch(
     all_reduce: AllReduce = alone,
     all_reduce_max: AllReduce = alone,
 ) -> dict[str, float]:
-    """How far sampler and trainer are apart on the response tokens of all ranks.
+    """Difference between sampler and trainer on the response tokens of all ranks.
 
-    prob_diff_mean, prob_diff_max: of the absolute difference of probabilities; logprob_diff_mean,
+    prob_diff_mean, prob_diff_max: absolute difference of probabilities. logprob_diff_mean,
     logprob_diff_max: of log-probs. kl_k3: estimate of KL(sampler, trainer) per token.
     """
     mask_BT = response_mask_BT != 0
@@ -89,7 +89,7 @@ def mismatch(
     diff_BT = (kept_BT.exp() - torch.where(mask_BT, rollout_logprobs_BT, 0.0).exp()).abs()
     k3_BT = gap_BT.exp() - gap_BT - 1
     means = global_means(mask_BT, diff_BT, gap_BT.abs(), k3_BT, all_reduce=all_reduce)
-    # 0 first: a rank may have no tokens
+    # start with 0: a rank may have no tokens
     largest = [torch.cat([v.new_zeros(1), v.flatten()]).max() for v in (diff_BT, gap_BT.abs())]
     prob_max, logprob_max = all_reduce_max(torch.stack(largest)).unbind()
     return {

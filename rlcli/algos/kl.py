@@ -1,4 +1,4 @@
-"""Per-token KL(policy, reference) estimates, and the coefficient that goes with them."""
+"""Per-token KL(policy, reference) estimates, and the KL coefficient."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MAX_K3 = 10.0
 
 
 def kl(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, kind: KLType) -> Tensor:
-    """KL estimate per token. A kind ending in `+` has the value of its name, k2's gradient.
+    """KL estimate per token. A kind ending in `+` has the value of its name and k2's gradient.
 
-    The mean of k1 and k3 is the KL, but the mean of their gradients is not the gradient of the
-    KL; that of k2 is. k3 sees log-ratios within +-20 and is itself at most 10.
+    The mean of k1 and k3 is the KL. The mean of their gradients is not the KL's gradient, but the
+    mean of k2's is. k3 clips log-ratios to +-20 and is at most 10.
     Source: http://joschu.net/blog/kl-approx.html.
     """
     gap_BT = logprobs_BT - ref_logprobs_BT
@@ -45,41 +45,41 @@ def _estimate(gap_BT: Tensor, kind: str) -> Tensor:
 
 
 class KLController(Protocol):
-    """The coefficient of a KL term, step by step."""
+    """Controls the coefficient of a KL term over the steps."""
 
     @property
     def coef(self) -> float:
-        """The coefficient now."""
+        """Current coefficient."""
         ...
 
     def update(self, kl: float, num_rollouts: int) -> None:
-        """Take in the mean KL of a step's rollouts."""
+        """Update the coefficient from the mean KL of a step's rollouts."""
         ...
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint must hold."""
+        """State for the checkpoint."""
         ...
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state` returned."""
+        """Restore the result of `state`."""
         ...
 
 
 class FixedKL:
-    """A coefficient that stays."""
+    """A constant coefficient."""
 
     def __init__(self, coef: float) -> None:
         self.coef = coef
 
     def update(self, kl: float, num_rollouts: int) -> None:
-        """Nothing changes."""
+        """Does nothing."""
 
     def state(self) -> dict[str, float]:
-        """Nothing: the coefficient is the setting's, also after a resume with another one."""
+        """Empty: after a resume, the coefficient is that of the current settings."""
         return {}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Nothing changes."""
+        """Does nothing."""
 
 
 class AdaptiveKL:
@@ -105,5 +105,5 @@ class AdaptiveKL:
         return {"coef": self.coef}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Take the coefficient, if the run that saved had an adaptive one."""
+        """Restore the coefficient, if the saved run had an adaptive one."""
         self.coef = state.get("coef", self.coef)

@@ -3,7 +3,7 @@
 Every policy loss takes logprobs_BT (with gradient), old_logprobs_BT, advantages_BT and
 response_mask_BT. correction_BT multiplies the loss of a token (sampler/trainer weights). Below,
 A is the advantage, lr = logprobs - old_logprobs and r = exp(lr). Masked-out tokens get loss 0,
-statistics 0 and gradient 0, whatever their log-probs are.
+statistics 0 and gradient 0, regardless of their log-probs.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def gspo(
 ) -> TokenLoss:
     """The clipped loss with s = exp(mean lr of the row) as every token's ratio.
 
-    A token's gradient of s is s times its own log-prob's: the sequence form of GSPO-token.
+    A token's gradient of s is s times the gradient of its own log-prob, as in GSPO-token.
     log s is at most 10. Source: arXiv 2507.18071.
     """
     mask_BT = response_mask_BT != 0
@@ -127,9 +127,9 @@ def gmpo(
 ) -> TokenLoss:
     """-mean A times the geometric mean of the row's ratios, on every token of the row.
 
-    lr is clipped to [-low, high], only where that lowers A r. Aggregated as
-    seq_mean_token_mean this is the mean over non-empty rows. The correction enters as the
-    geometric mean of the row's weights. Source: arXiv 2507.20673.
+    lr is clipped to [-low, high] only where that lowers A r. With seq_mean_token_mean the
+    aggregate is the mean over non-empty rows. The correction is the geometric mean of the row's
+    weights. Source: arXiv 2507.20673.
     """
     mask_BT = response_mask_BT != 0
     lr_BT = log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
@@ -236,7 +236,7 @@ def dppo_tv(
 ) -> TokenLoss:
     """-A min(r, c) logprob on tokens whose probability has not moved too far along A.
 
-    Too far: more than high up where A > 0, more than low down elsewhere. No gradient through
+    Too far: up by more than high if A > 0, otherwise down by more than low. No gradient through
     the weight. Source: arXiv 2602.04879, section 5.4.
     """
     mask_BT = response_mask_BT != 0
@@ -267,7 +267,7 @@ def dppo_kl(
 ) -> TokenLoss:
     """-A min(r, c) logprob on tokens whose binary KL has not grown too far along A.
 
-    Binary KL: of the two-way choice "this token or another". No gradient through the weight.
+    Binary KL: KL of the choice "this token or another". No gradient through the weight.
     Source: arXiv 2602.04879, section 5.4.
     """
     mask_BT = response_mask_BT != 0
@@ -300,7 +300,7 @@ def value_loss(
     *,
     cliprange: float,
 ) -> TokenLoss:
-    """Half the larger squared error of the value and of the value kept within old +- cliprange."""
+    """Half the larger squared error of the value and the value clipped to old +- cliprange."""
     mask_BT = response_mask_BT != 0
     values_BT = torch.where(mask_BT, values_BT, 0.0)
     old_values_BT = torch.where(mask_BT, old_values_BT, 0.0)

@@ -1,4 +1,4 @@
-"""Means, whitening and group statistics in which masked tokens and invalid rows do not exist."""
+"""Means, whitening and group statistics that ignore masked tokens and invalid rows."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ STD_EPS = 1e-6
 
 
 def alone(values: Tensor, /) -> Tensor:
-    """The sum, or the maximum, over a single process."""
+    """Sum or maximum over a single process: the values themselves."""
     return values
 
 
 def gather_alone(values: Tensor, /) -> tuple[list[Tensor], int]:
-    """The tensors of all ranks if there is only one process, and its rank."""
+    """(tensors of all ranks, own rank) for a single process."""
     return [values], 0
 
 
 def masked_mean(values_BT: Tensor, mask_BT: Tensor, *, dim: int | None = None) -> Tensor:
-    """Mean over masked-in positions, of everything or along `dim`; 0 where there are none."""
+    """Mean over masked-in positions, overall or along `dim`; 0 if there are none."""
     mask_BT = mask_BT != 0
     kept_BT = torch.where(mask_BT, values_BT, 0.0)
     return kept_BT.sum(dim=dim) / (mask_BT.sum(dim=dim).to(kept_BT.dtype) + MEAN_EPS)
 
 
 def global_means(mask_BT: Tensor, *values_BT: Tensor, all_reduce: AllReduce) -> list[float]:
-    """Mean of each over the masked-in positions of all ranks; 0 where there are none."""
+    """Mean of each tensor over the masked-in positions of all ranks; 0 if there are none."""
     mask_BT = mask_BT != 0
     sums = [torch.where(mask_BT, values, 0.0).sum() for values in values_BT]
     count, *totals = all_reduce(torch.stack([mask_BT.sum().to(sums[0].dtype), *sums])).unbind()
@@ -43,8 +43,8 @@ def global_means(mask_BT: Tensor, *values_BT: Tensor, all_reduce: AllReduce) -> 
 def whiten(values_BT: Tensor, mask_BT: Tensor, *, all_reduce: AllReduce) -> Tensor:
     """Values with mean 0 and variance 1 over the masked-in tokens of all ranks; 0 elsewhere.
 
-    With fewer than two tokens globally everything is 0. Every rank calls `all_reduce` twice,
-    also one without tokens. Centring comes before squaring: a sum of raw squares would cancel.
+    With fewer than two tokens globally, all values are 0. Every rank calls `all_reduce` twice,
+    even without tokens. Values are centred before squaring, because raw sums of squares cancel.
     """
     mask_BT = mask_BT != 0
     values_BT = torch.where(mask_BT, values_BT, 0.0)
@@ -58,7 +58,7 @@ def whiten(values_BT: Tensor, mask_BT: Tensor, *, all_reduce: AllReduce) -> Tens
 
 
 def left_align(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Masked-in values moved to the front of their row in order, 0 behind them."""
+    """Move masked-in values to the front of their row, in order, followed by 0."""
     mask_BT = mask_BT != 0
     num_rows, num_positions = values_BT.shape
     # Masked-out values all land in one extra column, which is cut off again.
@@ -68,7 +68,7 @@ def left_align(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def undo_left_align(aligned_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Left-aligned values back at the masked-in positions, 0 elsewhere."""
+    """Move left-aligned values back to the masked-in positions; 0 elsewhere."""
     mask_BT = mask_BT != 0
     source_BT = (mask_BT.long().cumsum(1) - 1).clamp(min=0)
     return torch.where(mask_BT, aligned_BT.gather(1, source_BT), 0.0)
@@ -78,10 +78,10 @@ def undo_left_align(aligned_BT: Tensor, mask_BT: Tensor) -> Tensor:
 class Groups:
     """Groups of rows; statistics over a group's valid rows come back as one value per row.
 
-    Row b sits at [group_B[b], column_B[b]] of a [P, G] grid: sums along a grid row are
-    reproducible to the bit on every device, which adding by index is not on CUDA.
-    valid_PG: where a valid row sits. count_B: valid rows of the row's group. active_B: valid
-    rows that have at least one other valid row in their group.
+    Row b is at [group_B[b], column_B[b]] of a [P, G] grid. Sums along a grid row are bitwise
+    reproducible on every device; adding by index is not on CUDA.
+    valid_PG: grid positions of valid rows. count_B: valid rows in the row's group. active_B:
+    valid rows with at least one other valid row in their group.
     """
 
     group_B: Tensor
@@ -106,7 +106,7 @@ class Groups:
     def largest(self, values_B: Tensor) -> Tensor:
         """[B, 2]: the two largest values of the row's group, ties counted twice.
 
-        -inf stands for rows that are not there.
+        -inf stands for missing rows.
         """
         return self._grid(values_B, -torch.inf).topk(2, dim=1).values[self.group_B]
 
@@ -127,7 +127,7 @@ def build_groups(group_B: Tensor, valid_B: Tensor) -> Groups:
     rank_B = torch.arange(len(group_B), device=group_B.device)
     column_B = torch.empty_like(group_B)
     column_B[order_B] = rank_B - starts_P[group_B[order_B]]
-    # Two columns at least, so that `largest` always finds two.
+    # At least two columns, so that `largest` always has two values.
     width = max(2, int(sizes_P.max())) if len(sizes_P) else 2
     valid_PG = torch.zeros(len(sizes_P), width, dtype=torch.bool, device=group_B.device)
     valid_PG[group_B, column_B] = valid_B != 0

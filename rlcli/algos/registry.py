@@ -1,7 +1,7 @@
 """The ALGORITHMS table: every estimator and policy loss by name, without importing torch.
 
-An estimator or loss asks for its inputs by the names of its keyword-only arguments. What a run
-needs (a critic, groups, greedy rollouts, reward parts) follows from the tensors it asks for.
+The names of an estimator's or loss's keyword-only arguments select its inputs. They determine
+what a run needs (a critic, groups, greedy rollouts, reward parts).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ NEED_OF_INPUT: dict[str, Need] = {
     "parts": "parts",
     "sum_pi_squared_BT": "sum_pi_squared",
 }
-"""Input name -> what the run must have for it to exist."""
+"""Input name -> requirement of the run that provides it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One row: where the function lives, what it reads, and what it is.
+    """One table row: the function's path, its inputs and its title.
 
-    inputs: tensors of the batch it asks for. settings: `algorithm.` settings it asks for.
-    select: for losses, a function that picks tokens once per mini-batch, over all of it and all
-    ranks, by select_settings and random numbers. needs_advantage: for losses, a
-    rollout whose advantages are all 0 has neither loss nor gradient.
+    inputs: batch tensors it reads. settings: `algorithm.` settings it reads. select: for losses, a
+    function that selects tokens once per mini-batch over all ranks, by select_settings and random
+    numbers. needs_advantage: for losses, whether a rollout whose advantages are all 0 has loss and
+    gradient 0.
     """
 
     path: str
@@ -44,7 +44,7 @@ class Entry:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the run must have."""
+        """Requirements of the run."""
         return frozenset(NEED_OF_INPUT[name] for name in self.inputs if name in NEED_OF_INPUT)
 
 
@@ -128,7 +128,7 @@ def _loss(
 
 CLIP = ("clip_low", "clip_high")
 PENALISED = ("kl_cov", "dro")
-"""Losses that pull on tokens without an advantage too."""
+"""Losses with a gradient even for tokens without an advantage."""
 
 LOSSES: dict[str, Entry] = dict(
     [

@@ -1,4 +1,4 @@
-"""From scores to token rewards."""
+"""Convert scores to token rewards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def overlong_penalty(
     lengths_B: Tensor, *, max_tokens: int, buffer_fraction: float, factor: float
 ) -> Tensor:
-    """Score to add for length: 0 up to the buffer, then falling in a line to -factor.
+    """Score to add for length: 0 before the buffer, then falling linearly to -factor.
 
     The buffer is the last buffer_fraction of max_tokens. Source: DAPO, arXiv 2503.14476.
     """
@@ -27,7 +27,7 @@ def token_rewards(
 ) -> Tensor:
     """[B, T]: the score on the row's last response token, minus kl_coef * KL on every one.
 
-    A row without response tokens is all 0, whatever its score.
+    A row without response tokens is all 0, regardless of its score.
     """
     mask_BT = response_mask_BT != 0
     from_here_BT = mask_BT.long().flip(1).cumsum(dim=1).flip(1)

@@ -1,4 +1,4 @@
-"""What the loss functions share: masked log-ratios, the clipped surrogates, the result."""
+"""Shared parts of the loss functions: masked log-ratios, clipped surrogates, the result."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from rlcli.types import TokenLoss
 
 
 def log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """logprobs - old_logprobs, 0 at masked-out tokens, where no NaN or infinity gets in.
+    """logprobs - old_logprobs, 0 at masked-out tokens even if those are NaN or infinite.
 
-    Both sides are masked, not their difference: a NaN chosen away still has NaN gradients.
+    Both sides are masked before subtracting, because a NaN masked afterwards has NaN gradients.
     """
     return torch.where(mask_BT, logprobs_BT, 0.0) - torch.where(mask_BT, old_logprobs_BT, 0.0)
 
@@ -19,7 +19,7 @@ def log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> 
 def surrogates(
     ratio_BT: Tensor, advantages_BT: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """-A r, and -A r with the ratio kept within [1 - clip_low, 1 + clip_high]."""
+    """-A r, and -A r with the ratio clipped to [1 - clip_low, 1 + clip_high]."""
     bounded_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
     return -advantages_BT * ratio_BT, -advantages_BT * bounded_BT
 

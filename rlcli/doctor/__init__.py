@@ -1,1 +1,1 @@
-"""Whether this machine can run what rlcli starts, and whether the nodes of a run see each other."""
+"""Check whether this machine can run rlcli, and whether a run's nodes can connect."""

@@ -17,7 +17,7 @@ from rlcli.system.finding import Finding
 
 
 def examine(env: Mapping[str, str], cwd: Path) -> dict[str, list[Finding]]:
-    """Every check, by group. They run side by side: some wait for a network or a driver."""
+    """Run all checks, by group, in parallel: some wait for the network or a driver."""
     checks: dict[str, Callable[[], list[Finding]]] = {
         "packages": package_findings,
         "gpu": lambda: gpu_findings(env),

@@ -1,4 +1,4 @@
-"""Graphics cards: what the driver says, and what torch sees of them."""
+"""Checks of the GPUs: as seen by the driver and by torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ print(json.dumps({"seen": seen, "cuda": torch.version.cuda or torch.version.hip,
 
 
 def count_gpus(device: str, env: Mapping[str, str]) -> int:
-    """GPUs that train.device lets a run use here, counted without torch."""
+    """Number of GPUs that train.device allows on this machine, counted without torch."""
     torch = installed(("torch",)).get("torch")
     if device not in ("auto", "cuda") or torch is None or torch.build == "cpu":
         return 0
@@ -55,7 +55,7 @@ def num_gpus_of_several(resolved: Resolved, env: Mapping[str, str]) -> int | Non
 
 
 def check_gpus_usable(device: str, env: Mapping[str, str]) -> None:
-    """Raises: DeviceNotFoundError if GPUs are visible and torch, asked in a child, sees none.
+    """Raises: DeviceNotFoundError if GPUs are visible but torch, in a child process, sees none.
 
     On such a machine, only train.device=cpu trains on the CPU.
     """
@@ -74,7 +74,7 @@ def check_gpus_usable(device: str, env: Mapping[str, str]) -> None:
 
 
 def gpu_findings(env: Mapping[str, str]) -> list[Finding]:
-    """The GPUs; torch is asked, in a child process, only where there is one."""
+    """Check the GPUs; torch is started, in a child process, only if there are any."""
     gpus, problem = ask_driver()
     findings = driver_findings(gpus, problem, visible=env.get("CUDA_VISIBLE_DEVICES"))
     if gpus or Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists():
@@ -83,7 +83,7 @@ def gpu_findings(env: Mapping[str, str]) -> list[Finding]:
 
 
 def driver_findings(gpus: list[Gpu], problem: str | None, *, visible: str | None) -> list[Finding]:
-    """One line a GPU, and what hides or fills them."""
+    """One line per GPU, and problems with visibility or used memory."""
     if problem is not None:
         cure = "nvidia-smi has to work first: reinstall the driver or restart the machine"
         return [Finding("gpu", "warn", problem, cure)]
@@ -108,7 +108,7 @@ def driver_findings(gpus: list[Gpu], problem: str | None, *, visible: str | None
 
 
 def ask_torch() -> tuple[dict[str, object], str | None]:
-    """(what torch sees, why it could not say)."""
+    """(torch's view of the GPUs, reason if it could not be determined)."""
     command = [sys.executable, "-c", ASK_TORCH]
     try:
         answer = subprocess.run(

@@ -1,4 +1,4 @@
-"""Which keys are set, by name; nothing is said of their values."""
+"""Check which API keys are set; their values are never shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEYS = {
 
 
 def key_findings(env: Mapping[str, str]) -> list[Finding]:
-    """One line a service. An empty variable counts as unset; no key is needed to train."""
+    """One line per service. An empty variable counts as unset; training needs no key."""
     findings = []
     for service, names in KEYS.items():
         held = [name for name in names if env.get(name, "").strip()]

@@ -1,4 +1,4 @@
-"""Workers of runs that are gone: they hold memory, GPUs and ports."""
+"""Find workers left over from dead runs, which hold memory, GPUs and ports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORKER = re.compile(
     r"\brlcli\.(?!cli\b)[\w.]*(?:worker|server)\b|^VLLM::|\bvllm\.(?:entrypoints|v1)\."
     r"|\bdeepspeed\.launcher\.|\btorch\.distributed\.(?:run|launch)\b|\btorchrun\b"
 )
-"""Command lines of what a run starts, by module name or process title."""
+"""Command lines of a run's worker processes, by module name or process title."""
 REAPERS = frozenset({"systemd", "init", "tini", "dumb-init", "docker-init", "launchd"})
 SHOWN = 5
 
@@ -33,7 +33,7 @@ class Process:
 
 
 def leftover_findings() -> list[Finding]:
-    """Workers without a run, with the line that ends them."""
+    """Workers without a run, with the command that ends them."""
     if find_spec("psutil") is None:
         return []  # reported among the packages
     processes = list(_own_processes())
@@ -45,43 +45,43 @@ def _own_processes() -> Iterator[Process]:
     import psutil
 
     user = os.getuid()
-    wanted = ["pid", "ppid", "name", "cmdline", "create_time", "uids", "status"]
-    for found in psutil.process_iter(wanted):
-        about = found.info
-        if about["uids"] is None or about["uids"].real != user or about["status"] == "zombie":
+    attributes = ["pid", "ppid", "name", "cmdline", "create_time", "uids", "status"]
+    for running in psutil.process_iter(attributes):
+        info = running.info
+        if info["uids"] is None or info["uids"].real != user or info["status"] == "zombie":
             continue
         yield Process(
-            pid=about["pid"],
-            parent=about["ppid"] or 0,
-            name=about["name"] or "",
-            command=" ".join(about["cmdline"] or [])[:500],
-            age_s=time.time() - (about["create_time"] or time.time()),
+            pid=info["pid"],
+            parent=info["ppid"] or 0,
+            name=info["name"] or "",
+            command=" ".join(info["cmdline"] or [])[:500],
+            age_s=time.time() - (info["create_time"] or time.time()),
         )
 
 
 def orphans(processes: Sequence[Process], reapers: set[int]) -> list[Process]:
-    """Workers whose parent has died, and workers below those."""
-    lost = {p.pid: p for p in processes if WORKER.search(p.command) and p.parent in reapers}
+    """Workers whose parent has died, and their descendants that are workers."""
+    orphaned = {p.pid: p for p in processes if WORKER.search(p.command) and p.parent in reapers}
     while True:
         more = [
             p
             for p in processes
-            if p.pid not in lost and p.parent in lost and WORKER.search(p.command)
+            if p.pid not in orphaned and p.parent in orphaned and WORKER.search(p.command)
         ]
         if not more:
-            return sorted(lost.values(), key=lambda process: process.pid)
-        lost |= {process.pid: process for process in more}
+            return sorted(orphaned.values(), key=lambda process: process.pid)
+        orphaned |= {process.pid: process for process in more}
 
 
-def leftover_finding(lost: Sequence[Process]) -> Finding:
-    """`lost` in one line."""
+def leftover_finding(orphaned: Sequence[Process]) -> Finding:
+    """One line about the orphaned workers."""
     name = "leftover workers"
-    if not lost:
+    if not orphaned:
         return Finding(name, "ok", "none")
-    said = [f"{p.pid} ({_short(p)}, {age(p.age_s)} old)" for p in lost[:SHOWN]]
-    more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+    said = [f"{p.pid} ({_short(p)}, {age(p.age_s)} old)" for p in orphaned[:SHOWN]]
+    more = f" and {len(orphaned) - SHOWN} more" if len(orphaned) > SHOWN else ""
     says = f"no run is above process {', '.join(said)}{more}"
-    pids = " ".join(str(process.pid) for process in lost)
+    pids = " ".join(str(process.pid) for process in orphaned)
     return Finding(name, "warn", says, f"if you do not need them: kill {pids}")
 
 

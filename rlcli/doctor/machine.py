@@ -1,4 +1,4 @@
-"""Memory, cores, threads and disk."""
+"""Checks of memory, cores, threads and disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlcli.system.hardware import allowed_cores, free_ram, total_ram
 
 GIB = 2**30
 LEAST_DISK_GIB = 1.0
-"""Less than this and not even a tiny run can save."""
+"""Below this, even a tiny run cannot save."""
 GOOD_DISK_GIB = 20.0
 """Three checkpoints of a 0.5B model with its optimizer."""
 GOOD_MEMORY_GIB = 4.0
@@ -62,7 +62,7 @@ def threads_finding(env: Mapping[str, str], *, num_cores: int) -> Finding:
 
 
 def hub_cache(env: Mapping[str, str]) -> Path:
-    """Where huggingface_hub keeps models."""
+    """Folder in which huggingface_hub caches models."""
     if env.get("HF_HUB_CACHE"):
         return Path(os.path.expanduser(env["HF_HUB_CACHE"]))
     home = env.get("HF_HOME")
@@ -72,7 +72,7 @@ def hub_cache(env: Mapping[str, str]) -> Path:
 
 
 def disk_finding(name: str, folder: Path, *, is_needed: bool) -> Finding:
-    """Whether `folder`, or what it would be made in, can be written and has room."""
+    """Whether `folder`, or its nearest existing parent, is writable and has free space."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     trouble = "bad" if is_needed else "warn"
     elsewhere = "--output_dir on another disk" if is_needed else "export HF_HOME=/another/disk"

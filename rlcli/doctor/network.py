@@ -1,4 +1,4 @@
-"""Checks of the model hub, and of the port at which nodes meet."""
+"""Checks of the model hub and of the rendezvous port."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def hub_finding(env: Mapping[str, str], *, limit_s: float = HUB_LIMIT_S) -> Find
 
 
 def _problem_of_url(address: str, limit_s: float) -> str | None:
-    """Why nobody answers at `address`; any answer is one, an error page too."""
+    """Reason that `address` does not respond; any response counts, even an error page."""
     from http.client import HTTPException
     from urllib.error import HTTPError, URLError
     from urllib.request import Request, urlopen

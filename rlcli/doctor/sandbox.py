@@ -1,4 +1,4 @@
-"""Whether code that a model wrote can be locked in here."""
+"""Check whether model-written code can run in a sandbox here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ enter(mount)
 
 
 def sandbox_findings() -> list[Finding]:
-    """User namespaces, and bubblewrap, which builds the sandbox out of them."""
+    """User namespaces, and bubblewrap, which builds the sandbox from them."""
     if platform.system() != "Linux":
         says = "there is no sandbox for code on this system; code rewards need Linux"
         return [Finding("sandbox", "warn", says)]
@@ -38,7 +38,7 @@ def sandbox_findings() -> list[Finding]:
 
 
 def _failure(command: list[str]) -> str | None:
-    """The last line of a command that failed; None when it worked."""
+    """Last output line of a failed command; None if it succeeded."""
     try:
         answer = subprocess.run(
             command, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL
@@ -53,7 +53,7 @@ def _failure(command: list[str]) -> str | None:
 
 
 def namespace_finding(forbidden: list[str], failure: str | None) -> Finding:
-    """`forbidden`: kernel settings in the way. `failure`: why entering one failed."""
+    """`forbidden`: kernel settings that prevent namespaces. `failure`: error on entering one."""
     name = "user namespaces"
     if failure is None:
         return Finding(name, "ok", "this user can enter one")
@@ -62,7 +62,7 @@ def namespace_finding(forbidden: list[str], failure: str | None) -> Finding:
 
 
 def sandbox_finding() -> Finding:
-    """Whether code runs in a sandbox here, tried in the way that training runs it."""
+    """Whether code runs in a sandbox here, tested in the same way as in training."""
     name = "sandbox"
     try:
         sandbox = find_sandbox()

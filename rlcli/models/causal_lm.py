@@ -1,4 +1,4 @@
-"""Load a causal language model, set up for packed batches where those are exact."""
+"""Load a causal language model and set it up for packed batches if those are exact."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def load_causal_lm(
     needs_head: bool = True,
     samples: bool = True,
 ) -> CausalLM:
-    """A model with its weights in `dtype`, checked by `prepare`.
+    """Load a model in `dtype`, and check it by `prepare`.
 
-    Raises: ModelError as `load_unchecked`, or when `prepare` refuses it.
+    Raises: ModelError as `load_unchecked` and `prepare`.
     """
     lm = load_unchecked(
         path, dtype=dtype, trust_remote_code=trust_remote_code, needs_head=needs_head
@@ -59,10 +59,10 @@ def load_causal_lm(
 def load_unchecked(
     path: str, *, dtype: torch.dtype, trust_remote_code: bool = False, needs_head: bool = True
 ) -> CausalLM:
-    """A model with its weights in `dtype` in host memory, not set up and not checked.
+    """Load a model in `dtype` into host memory, without setup and checks.
 
-    Raises: ModelError when `path` holds no causal language model, or not all of its weights
-    (without `needs_head` the LM head may be missing).
+    Raises: ModelError if `path` holds no causal language model, or weights are missing (without
+    `needs_head` the LM head may be missing).
     """
     config = read_model_config(path, trust_remote_code=trust_remote_code)
     model = load_pretrained(
@@ -74,10 +74,10 @@ def load_unchecked(
 def prepare(
     model: PreTrainedModel, *, source_dtype: torch.dtype = torch.float32, samples: bool = True
 ) -> CausalLM:
-    """The model set up for packed batches, or for padded ones with a note that gives the reason.
+    """Set the model up for packed batches, or for padded ones with a note on the reason.
 
-    samples: whether the built-in sampler reads these weights.
-    Raises: ModelError when sampler and trainer would differ; see `check_model`.
+    samples: whether the built-in sampler uses these weights.
+    Raises: ModelError if sampler and trainer would differ; see `check_model`.
     """
     set_up_layers(model, model.device)
     lm = CausalLM(model=model, packed=False, source_dtype=source_dtype)
@@ -86,7 +86,7 @@ def prepare(
 
 
 def set_up_layers(model: PreTrainedModel, device: torch.device) -> None:
-    """Turn dropout off and take the faster layers of `device`, where the weights are or will be."""
+    """Turn dropout off and use the faster layers for `device`, where the model will run."""
     avoid_cudnn_attention(device)
     _silence_dropout(model)
     if device.type == "cpu":
@@ -103,15 +103,15 @@ def check_passes(lm: CausalLM, *, samples: bool = True) -> None:
 
 
 def avoid_cudnn_attention(device: torch.device) -> None:
-    """Take cuDNN out of torch's choice of attention kernels on CUDA."""
+    """Exclude cuDNN from torch's attention kernels on CUDA."""
     if device.type == "cuda":
-        # torch prefers it on sm90 and sm100, and it builds a plan for each key length: at every
-        # token of a response
+        # torch prefers cuDNN on sm90 and sm100, but cuDNN builds a plan for each key length, that
+        # is, at every token of a response
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _attend_in_one_kernel(lm: CausalLM, plain: str) -> None:
-    """Take FlexAttention where it gives the plain log-probs; a note where padded buckets stay."""
+    """Use FlexAttention if it gives the same log-probs; otherwise add a note with the reason."""
     from rlcli.models.flex_attention import (  # only CUDA needs the compiler
         FLEX_ATTENTION,
         why_not_flex,
@@ -124,7 +124,7 @@ def _attend_in_one_kernel(lm: CausalLM, plain: str) -> None:
         lm.model.set_attn_implementation(plain)  # the probe's plain pass has no layout
         try:
             reason = why_not_with(lm, FLEX_ATTENTION)
-        except Exception as error:  # of the compiler's own kinds
+        except Exception as error:  # the compiler raises many types
             reason = first_line(error)
     lm.model.set_attn_implementation(ATTENTION if reason else FLEX_ATTENTION)
     if reason:
@@ -142,7 +142,7 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
 
 
 def _silence_dropout(model: nn.Module) -> None:
-    """The update must see the policy that sampled: dropout inside the base model is turned off."""
+    """Turn off dropout inside the base model: the update must use the policy that sampled."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -152,7 +152,7 @@ def _silence_dropout(model: nn.Module) -> None:
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model directory. Raises: ModelError when there is none."""
+    """Load a model directory's tokenizer. Raises: ModelError if there is none."""
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except CONFIG_ERRORS as error:
@@ -163,24 +163,24 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def eos_token_ids(path: str, tokenizer: Any, model_config: Any) -> tuple[int, ...]:
-    """Every id that ends a response: of the generation config, the model and the tokenizer.
+    """All token ids that end a response, from generation config, model and tokenizer.
 
     Raises: ModelError if there is none, or generation_config.json cannot be read.
     """
-    found: set[int] = set()
+    eos_ids: set[int] = set()
     file = Path(path) / "generation_config.json"
     sources = [getattr(model_config, "eos_token_id", None), tokenizer.eos_token_id]
     if file.is_file():
         sources.append(_written_eos(file))
     for ids in sources:
-        found.update([ids] if isinstance(ids, int) else ids or [])
-    if not found:
+        eos_ids.update([ids] if isinstance(ids, int) else ids or [])
+    if not eos_ids:
         raise ModelError(
             f"model {path} has no end-of-sequence token: config.json and generation_config.json "
             "have no eos_token_id, tokenizer_config.json has no eos_token.\n"
             f"Set eos_token_id in {file} to the id of the token that ends a response."
         )
-    return tuple(sorted(found))
+    return tuple(sorted(eos_ids))
 
 
 def _written_eos(file: Path) -> int | list[int] | None:
@@ -198,7 +198,7 @@ def _written_eos(file: Path) -> int | list[int] | None:
 
 
 def read_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
-    """The transformers config of a model, without its weights. Raises: ModelError."""
+    """Read a model's transformers config, without weights. Raises: ModelError."""
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except CONFIG_ERRORS as error:
@@ -209,5 +209,5 @@ def read_model_config(path: str, *, trust_remote_code: bool = False) -> Any:
             ) from error
         lines = str(error).splitlines() or [type(error).__name__]
         # a validation error names the field in its first line and the reason in its second
-        found = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
-        raise ModelError(f"model {path} cannot be read: {found}") from error
+        reason = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+        raise ModelError(f"model {path} cannot be read: {reason}") from error

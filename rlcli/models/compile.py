@@ -1,8 +1,8 @@
-"""torch.compile for the layers of a model that trains: fewer passes over memory between matmuls.
+"""torch.compile for the layers of a trained model: fewer memory passes between matmuls.
 
-Compiled are the children of each decoder layer, so that gradient checkpointing stays around them;
-lengths are symbols, so that ragged batches compile nothing anew. Attention, which reads a layout,
-stays as it is.
+The children of each decoder layer are compiled, so that gradient checkpointing still wraps them.
+Lengths are symbolic, so that ragged batches do not recompile. Attention, which reads a layout, is
+not compiled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rlcli.models.packed_attention import ATTENTION
 
 
 def check_compiler(device: torch.device, where: str) -> None:
-    """Raises: ConfigError when torch.compile has no compiler for `device`. where: the setting."""
+    """Raises: ConfigError if torch.compile has no compiler for `device`. where: the setting."""
     if device.type == "mps":
         raise ConfigError(
             f"{where} is for cuda and cpu, and this run computes on mps.\nUse model.compile=false."
@@ -46,9 +46,9 @@ def check_compiler(device: torch.device, where: str) -> None:
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile what the decoder layers consist of, in place, at its first use in training."""
-    _keep_apart()
-    disable_recompute(model)  # the compiler itself chooses what to compute again
+    """Compile the parts of the decoder layers in place, at their first use in training."""
+    _exclude_from_compilation()
+    disable_recompute(model)  # the compiler already decides what to recompute
     decoder: Any = find_decoder(model)
     for layer in decoder.layers:
         for child in layer.children():
@@ -56,8 +56,8 @@ def compile_layers(model: PreTrainedModel) -> None:
 
 
 @cache
-def _keep_apart() -> None:
-    """The compiler goes around what reads layouts, and around matmuls it cannot take over."""
+def _exclude_from_compilation() -> None:
+    """Exclude code that reads layouts, and matmuls that cannot be compiled, from compilation."""
     allow_variants()
     for name in ALL_ATTENTION_FUNCTIONS.valid_keys():
         if name.startswith(ATTENTION):
@@ -72,7 +72,7 @@ def _compile(module: nn.Module) -> None:
     plain = module._call_impl
 
     def call(*inputs: Any, **keywords: Any) -> Any:
-        # sampling is step after step of few tokens: entering compiled code costs more than it saves
+        # sampling steps have few tokens: entering compiled code costs more than it saves
         return (plain if torch.is_inference_mode_enabled() else compiled)(*inputs, **keywords)
 
     module._compiled_call_impl = call

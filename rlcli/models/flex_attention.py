@@ -1,8 +1,8 @@
-"""Packed attention as one FlexAttention kernel, for CUDA: no padding and no matrix of scores.
+"""Packed attention as one FlexAttention kernel on CUDA, without padding and score matrix.
 
-Every query of a group layout sees two intervals of the flat keys: a piece of its prompt, and its
-own segment up to itself. Three numbers per query say which; the lists of 128 x 128 blocks that
-the kernel visits follow from them without an N x N mask. Source: arXiv 2412.05496.
+Every query of a group layout attends to two intervals of the flat keys: a part of its prompt, and
+its own segment up to itself. Three numbers per query define them, and the lists of 128 x 128
+blocks to visit, without an N x N mask. Source: arXiv 2412.05496.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from rlcli.models.packed_attention import GroupLayout, Layout, attend_by_layout
 FLEX_ATTENTION = "rlcli_packed_flex"
 BLOCK = 128
 FEWEST_BLOCKS = 2
-"""A dimension of 1 is compiled apart, and under 128 queries torch takes its decoding kernel."""
+"""A dimension of 1 compiles separately, and torch uses its decoding kernel under 128 queries."""
 RECOMPILE_LIMIT = 64
-"""Dtypes, gradient modes, adapters, frozen weights and shapes of heads are compiled apart; lengths
-and windows are not."""
+"""Dtypes, gradient modes, adapters, frozen weights and head shapes compile separately; lengths and
+windows do not."""
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 """Largest error as a share of the largest value; float32 may be TF32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intervals:
-    """What query i sees of the flat keys: prompt_from <= j < prompt_to, own_from <= j <= i."""
+    """Flat keys j visible to query i: prompt_from <= j < prompt_to and own_from <= j <= i."""
 
     prompt_from_N: Tensor
     prompt_to_N: Tensor
@@ -43,7 +43,7 @@ class Intervals:
 
 
 def visible_keys(layout: GroupLayout, window: int | None) -> Intervals:
-    """Int32 intervals of every flat token, and of padding up to whole blocks that sees itself."""
+    """Int32 intervals of every flat token and of the block padding, which attends to itself."""
     p, r, n = layout.prompts, layout.responses, layout.num_prompt_tokens
     prompt_starts_P = p.lengths.cumsum(0) - p.lengths
     response_starts_R = n + r.lengths.cumsum(0) - r.lengths
@@ -68,9 +68,9 @@ def visible_keys(layout: GroupLayout, window: int | None) -> Intervals:
 
 
 def block_tables(seen: Intervals) -> tuple[Tensor, Tensor]:
-    """(partial, full): boolean [n, n] tables of the blocks of queries and of keys.
+    """(partial, full): boolean [n, n] tables of query blocks by key blocks.
 
-    A key block is full where all 128 queries see all of it within one interval.
+    A key block is full if all 128 queries see all of it within one interval.
     """
     at = torch.arange(len(seen.own_from_N), device=seen.own_from_N.device)
     ends = ((seen.own_from_N.long(), at + 1), (seen.prompt_from_N.long(), seen.prompt_to_N.long()))
@@ -85,7 +85,7 @@ def block_tables(seen: Intervals) -> tuple[Tensor, Tensor]:
 
 
 def _mark(steps: Tensor, row: Tensor, first: Tensor, last: Tensor) -> None:
-    """Adds 1 at column `first` and takes it back at `last`; an empty range adds nothing."""
+    """Add 1 at column `first` and subtract it at `last`; an empty range adds nothing."""
     one = torch.ones_like(first)
     steps.view(-1).index_add_(0, row + first, one)
     steps.view(-1).index_add_(0, row + torch.maximum(first, last), -one)
@@ -93,9 +93,9 @@ def _mark(steps: Tensor, row: Tensor, first: Tensor, last: Tensor) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlexMask:
-    """The intervals of a layout, and the blocks to visit: by query block, then by key block.
+    """The intervals of a layout, and the blocks to visit by query block and by key block.
 
-    blocks: the numbers and the indices of partial and of full ones, as BlockMask takes them.
+    blocks: counts and indices of partial and full blocks, in the order that BlockMask takes.
     """
 
     seen: Intervals
@@ -103,27 +103,27 @@ class FlexMask:
 
 
 def flex_mask(layout: GroupLayout, window: int | None) -> FlexMask:
-    """The mask of a layout; its kernel visits no block that nobody sees."""
+    """The mask of a layout; the kernel skips blocks without visible keys."""
     seen = visible_keys(layout, window)
     partial, full = block_tables(seen)
     tables = (partial, full, partial.T, full.T)
-    return FlexMask(seen=seen, blocks=tuple(x for table in tables for x in _listed(table)))
+    return FlexMask(seen=seen, blocks=tuple(x for table in tables for x in _true_first(table)))
 
 
-def _listed(table: Tensor) -> tuple[Tensor, Tensor]:
-    """(numbers [1, 1, n], columns [1, 1, n, n]) of a table's true entries, those first."""
+def _true_first(table: Tensor) -> tuple[Tensor, Tensor]:
+    """(counts [1, 1, n], columns [1, 1, n, n]) of a table, with columns of true entries first."""
     columns = table.int().argsort(dim=-1, descending=True, stable=True)
     return table.sum(-1).int()[None, None], columns.int()[None, None]
 
 
 _MASKS: WeakKeyDictionary[GroupLayout, dict[int | None, FlexMask]] = WeakKeyDictionary()
-"""By layout and window: every layer of a model, and every recomputation of one, asks again."""
+"""Cache by layout and window, because every layer and every recomputation needs the mask."""
 
 Kernel = Callable[[Tensor, Tensor, Tensor, FlexMask, float | None], Tensor]
 
 
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: FlexMask, scale: float | None) -> Tensor:
-    """Attention [blocks, 128, H, head] of q, k and v cut into blocks of tokens."""
+    """Attention [blocks, 128, H, head] of q, k and v split into blocks of tokens."""
     prompt_from, prompt_to = mask.seen.prompt_from_N, mask.seen.prompt_to_N
     own_from = mask.seen.own_from_N
 
@@ -131,7 +131,7 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: FlexMask, scale: float 
         in_prompt = (key >= prompt_from[query]) & (key < prompt_to[query])
         return in_prompt | ((key >= own_from[query]) & (key <= query))
 
-    # made here and from a number of blocks, lengths are symbols divisible by 128 to the compiler
+    # computed here from the number of blocks, lengths are symbolic multiples of 128 in the compiler
     length = q.shape[0] * BLOCK
     ends = (BLOCK, BLOCK), sees
     block_mask = BlockMask((length, length), *mask.blocks, *ends)  # type: ignore[reportCallIssue]
@@ -142,16 +142,16 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: FlexMask, scale: float 
 
 
 def allow_variants() -> None:
-    """Let the compiler make as many variants of a function as a run has."""
+    """Raise the compiler's limit to the number of function variants that a run needs."""
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
 
 
 @cache
 def compiled_kernel() -> Kernel:
-    """`attend_blocks` as one kernel for any number of blocks, compiled at its first call."""
+    """`attend_blocks` as one kernel for any number of blocks, compiled at the first call."""
     allow_variants()
-    # fullgraph: an error instead of the uncompiled function, which keeps every score
+    # fullgraph raises instead of running the uncompiled function, which stores all scores
     return torch.compile(attend_blocks, fullgraph=True, dynamic=True)
 
 
@@ -187,7 +187,7 @@ class FlexLayout:
             F.pad(x.to(dtype), (0, 0, 0, 0, 0, padding)).unflatten(0, (-1, BLOCK))
             for x in (q, k, v)
         )
-        for x in (q, k, v):  # else a number of heads that equals that of blocks shares its symbol
+        for x in (q, k, v):  # otherwise equal numbers of heads and blocks share a symbol
             torch._dynamo.mark_static(x, [1, 2, 3])
         with torch.autocast(device, enabled=False):
             out = compiled_kernel()(q, k, v, mask, scale).flatten(0, 1)
@@ -204,7 +204,7 @@ def _attend_flex(
     layout: Layout | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
-    if isinstance(layout, GroupLayout):  # sampling keeps its own keys and values
+    if isinstance(layout, GroupLayout):  # sampling manages its own KV cache
         layout = FlexLayout(layout)
     return attend_by_layout(module, query, key, value, attention_mask, layout=layout, **other)
 
@@ -214,9 +214,10 @@ AttentionMaskInterface.register(FLEX_ATTENTION, lambda *args, **kwargs: None)
 
 
 def why_not_flex(model_config: Any, *, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None when kernel and bucketed attention agree on random heads of this model's shape.
+    """Reason not to use the kernel; None if it agrees with bucketed attention.
 
-    Outputs and gradients, over blocks that are full, partial and empty.
+    Compares outputs and gradients on random heads of this model's shape, over full, partial and
+    empty blocks.
     """
     config = model_config.get_text_config()
     heads = config.num_attention_heads
@@ -232,12 +233,12 @@ def why_not_flex(model_config: Any, *, device: torch.device, dtype: torch.dtype)
         torch.randn(n, count, width, generator=draw).to(device, dtype)
         for count, width in ((heads, head), (num_kv, head), (num_kv, value), (heads, value))
     )
-    # a window is tried where its edge is inside
+    # a window is tested if its edge lies inside
     for tried in {None, window and min(window, 150)}:
         exact = _outputs_and_gradients(layout, [x.float() for x in (q, k, v, pull)], tried)
         try:
             flex = _outputs_and_gradients(FlexLayout(layout), [q, k, v, pull], tried)
-        except Exception as error:  # a compiler fails in its own ways, and nothing is lost
+        except Exception as error:  # compilers raise many types; bucketed attention still works
             return _first_cause(error)
         gaps = [
             float((a.float() - b).abs().max() / b.abs().max())
@@ -249,7 +250,7 @@ def why_not_flex(model_config: Any, *, device: torch.device, dtype: torch.dtype)
 
 
 def _first_cause(error: BaseException) -> str:
-    """One line; the compiler wraps what went wrong in errors of its own."""
+    """First line of the original error, which the compiler wraps in its own errors."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

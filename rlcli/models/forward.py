@@ -18,20 +18,20 @@ from rlcli.models.packed_attention import DecodeLayout, Layout, round_up_tokens
 
 T = TypeVar("T")
 DROP_SHARE = 8
-"""Finished rows leave the buffers once they are more than 1 in 8: moving keys costs too."""
+"""Finished rows are dropped once they exceed 1 in 8, because moving the KV cache costs time."""
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This rank's rows of a sharded tensor (DTensor); any other tensor as it is."""
+    """This rank's rows of a sharded tensor (DTensor); other tensors unchanged."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
 
 
 @dataclass(slots=True)
 class CausalLM:
-    """A transformers model and how to run it. `packed` False: only padded batches are right.
+    """A transformers model and how to run it. If `packed` is False, only padded batches are exact.
 
-    source_dtype: of the checkpoint, and of the trained model when it is saved.
+    source_dtype: dtype of the checkpoint, also used to save the trained model.
     """
 
     model: PreTrainedModel
@@ -39,17 +39,17 @@ class CausalLM:
     source_dtype: torch.dtype
     notes: list[str] = field(default_factory=list[str])
     head_is_all: bool = False
-    """Whether logits are the LM head's output as it is: no scale, soft cap or cut."""
+    """Whether logits are the LM head's unchanged output, without scale, soft cap or cut."""
     root: Any = None
-    """Module of FSDP or DeepSpeed in whose forward passes must run; None: passes run directly."""
+    """FSDP or DeepSpeed module inside whose forward passes must run; None to run directly."""
 
     @property
     def device(self) -> torch.device:
-        """Where passes are computed."""
+        """Device on which passes run."""
         return self.model.device if self.root is None else self.root.device
 
     def run(self, compute: Callable[[], T]) -> T:
-        """Run a computation on this model, and return its result."""
+        """Run a computation on this model and return its result."""
         return compute() if self.root is None else self.root(compute)
 
     def hidden(self, token_ids_N: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
@@ -76,8 +76,8 @@ class CausalLM:
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [..., V] of hidden states [..., D].
 
-        The model's own forward computes them, with the decoder left out: multipliers, soft caps
-        and cut vocabularies differ from one architecture to the next.
+        The model's own forward computes them without the decoder, because multipliers, soft caps
+        and cut vocabularies differ between architectures.
         """
         if self.head_is_all:
             plain: Any = self.model.get_output_embeddings()
@@ -90,11 +90,10 @@ class CausalLM:
 
 
 def find_decoder(model: PreTrainedModel) -> nn.Module:
-    """The module from token ids to last hidden states.
+    """The module that maps token ids to last hidden states: it has the embedding, but no head.
 
-    get_decoder() of some models is the model itself (Llama 4 text, transformers 5.24), a model
-    with an LM head (Llama 4 with images) or the LM head (ModernBERT decoder): a decoder is a part
-    that holds the embedding, and no head.
+    get_decoder() of some models returns the model itself (Llama 4 text, transformers 5.24), a
+    model with an LM head (Llama 4 with images) or the LM head (ModernBERT decoder).
     """
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     parts: list[Any] = [model.get_decoder(), *model.children()]
@@ -120,7 +119,7 @@ def head_is_all(lm: CausalLM) -> bool:
 
 
 def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """A shallow copy of the model: its decoder returns the hidden states it is given."""
+    """A shallow copy of the model whose decoder returns the hidden states given to it."""
     decoder, head = find_decoder(model), model.get_output_embeddings()
     alone = copy.copy(model)  # shares its modules with the model
     for name, child in model.named_children():
@@ -134,7 +133,7 @@ def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class _Wrapped:
-    """A module whose call a subclass replaces; all attributes are the module's."""
+    """Wraps a module: subclasses replace its call, attributes are the module's."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -144,7 +143,7 @@ class _Wrapped:
 
 
 class _Float32Head(_Wrapped):
-    """An LM head with float32 output: soft caps and scales behind it are computed in float32."""
+    """An LM head with float32 output, so that later soft caps and scales run in float32."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return self._module(hidden).float()
@@ -166,7 +165,7 @@ class _GivenHidden(_Wrapped):
 
 
 class _Outputs(BaseModelOutputWithPast):
-    """Outputs that some decoders have (caches, router logits) are None."""
+    """Model outputs; fields that only some decoders have (caches, router logits) are None."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -182,9 +181,9 @@ def decode(
     max_new_tokens: int,
     pad_token_id: int,
 ) -> Any:
-    """A generator of (logits of live rows, their row numbers); send it (tokens, ended).
+    """Generator of (logits of unfinished rows, their row numbers); send it (tokens, ended).
 
-    group: for each row the number of its prompt.
+    group: prompt index of each row.
     """
     if lm.packed:
         return _decode_packed(
@@ -201,7 +200,7 @@ def _decode_packed(
     max_new_tokens: int,
     pad_token_id: int,
 ) -> Any:
-    """`decode` on flat tokens: each prompt is read once, finished rows leave the batch."""
+    """`decode` on flat tokens: each prompt is computed once, finished rows leave the batch."""
     device = lm.device
     layout = DecodeLayout(
         [len(p) for p in prompts], group, max_new_tokens=max_new_tokens, device=device
@@ -233,8 +232,8 @@ def _decode_packed(
 def _decode_padded(model: Any, prompts: Sequence[Sequence[int]], *, pad_token_id: int) -> Any:
     """`decode` with the model's own cache, for architectures that cannot run on flat tokens.
 
-    Prompts are left-padded. Finished rows stay in the batch and are fed padding: rows cannot be
-    removed from caches of unknown kinds.
+    Prompts are left-padded. Finished rows stay in the batch with padding as input, because rows
+    cannot be removed from an unknown type of cache.
     """
     device = model.device
     width = max(len(p) for p in prompts)
@@ -246,8 +245,8 @@ def _decode_padded(model: Any, prompts: Sequence[Sequence[int]], *, pad_token_id
     live = torch.arange(len(prompts), device=device)
     cache: Any = None
     accepted = inspect.signature(model.forward).parameters
-    # transformers 5.24 renamed the argument and the output; code that comes with a checkpoint may
-    # have either name whatever transformers is installed
+    # transformers 5.24 renamed the argument and the output; a checkpoint's own code may use either
+    # name with any version of transformers
     cache_name = "cache" if "cache" in accepted else "past_key_values"
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
     while True:

@@ -1,7 +1,7 @@
-"""Gated feed-forward layers that keep two tensors for the backward pass where autograd keeps four.
+"""Gated feed-forward layers that save two tensors for the backward pass instead of four.
 
-down(act(gate) * up): what lies between is made again from gate and up, to the bit. It costs two
-elementwise passes.
+The intermediate results of down(act(gate) * up) are recomputed from gate and up, bit for bit.
+This costs two elementwise passes.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch.autograd.graph import saved_tensors_hooks
 
 FORWARD = "self.down_proj(self.act_fn(self.gate_proj(x))*self.up_proj(x))"
 FORWARDS = (f"down_proj={FORWARD}returndown_proj", f"return{FORWARD}")
-"""What more than a hundred architectures of transformers compute, without its blanks."""
+"""Forward of more than a hundred transformers architectures, with whitespace removed."""
 
 Activation = Callable[[Tensor], Tensor]
 
 
 def enable_recompute(model: nn.Module) -> None:
-    """Have every layer of this form keep its gate and its `up` alone."""
+    """Make every gated MLP save only gate and up for the backward pass."""
     for module in model.modules():
         if hasattr(module, "gate_proj") and _is_gated(type(module)):
-            module.__class__ = _frugal(type(module))
+            module.__class__ = _recomputing_class(type(module))
 
 
 def disable_recompute(model: nn.Module) -> None:
-    """Undo it: gradient checkpointing keeps nothing of a layer, and makes all of it again."""
+    """Undo `enable_recompute`: gradient checkpointing already recomputes whole layers."""
     for module in model.modules():
-        if isinstance(module, _Frugal):
+        if isinstance(module, _RecomputedGate):
             module.__class__ = type(module).__bases__[1]
 
 
@@ -46,11 +46,11 @@ def _is_gated(kind: type[nn.Module]) -> bool:
 
 
 @cache
-def _frugal(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (_Frugal, kind), {"__module__": __name__})
+def _recomputing_class(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_RecomputedGate, kind), {"__module__": __name__})
 
 
-class _Frugal(nn.Module):
+class _RecomputedGate(nn.Module):
     gate_proj: nn.Module
     up_proj: nn.Module
     down_proj: nn.Module
@@ -61,18 +61,20 @@ class _Frugal(nn.Module):
             return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         gate, up = self.gate_proj(x), self.up_proj(x)
         product: Tensor = _Product.apply(gate, up, self.act_fn)
-        where, size = product.data_ptr(), product.numel()  # pack outlives this call
+        address, size = product.data_ptr(), product.numel()  # pack outlives this call
 
-        def pack(saved: Tensor) -> Tensor | _Again:
-            is_product = saved.data_ptr() == where and saved.numel() == size
-            return _Again(gate.detach(), up.detach(), self.act_fn, saved) if is_product else saved
+        def pack(saved: Tensor) -> Tensor | _Recomputed:
+            is_product = saved.data_ptr() == address and saved.numel() == size
+            return (
+                _Recomputed(gate.detach(), up.detach(), self.act_fn, saved) if is_product else saved
+            )
 
         with saved_tensors_hooks(pack, _unpack):
             return self.down_proj(product)
 
 
-class _Again:
-    """A product that is computed when it is wanted."""
+class _Recomputed:
+    """A product that is recomputed when needed."""
 
     def __init__(self, gate: Tensor, up: Tensor, act: Activation, like: Tensor) -> None:
         self.gate, self.up, self.act = gate, up, act
@@ -83,8 +85,8 @@ class _Again:
         return product.as_strided(self.shape, self.stride)
 
 
-def _unpack(saved: Tensor | _Again) -> Tensor:
-    return saved.tensor() if isinstance(saved, _Again) else saved
+def _unpack(saved: Tensor | _Recomputed) -> Tensor:
+    return saved.tensor() if isinstance(saved, _Recomputed) else saved
 
 
 class _Product(torch.autograd.Function):
@@ -101,6 +103,6 @@ class _Product(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         with torch.enable_grad():
             gate = gate.detach().requires_grad_()
-            acted = ctx.act(gate)
-        (for_gate,) = torch.autograd.grad(acted, gate, grad * up)
-        return for_gate, acted.detach().mul_(grad), None
+            activated = ctx.act(gate)
+        (grad_gate,) = torch.autograd.grad(activated, gate, grad * up)
+        return grad_gate, activated.detach().mul_(grad), None

@@ -1,4 +1,4 @@
-"""Build a language model from its folder: the class, the weights, and what of it is trained."""
+"""Build a language model from its folder: class, weights, and trainable parts."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LOADING_ERRORS = (
     AssertionError,
     SafetensorError,
 )
-"""Raised by transformers for files that do not fit the class, or a package that is missing."""
+"""Raised by transformers for files that do not fit the class, and for missing packages."""
 
 
 def choose_class(config: Any) -> Any:
     """The auto class that loads all weights of a checkpoint.
 
-    A checkpoint with an image or audio part is loaded by its own class even if transformers has a
-    text-only class for it: only then are exports complete.
+    A checkpoint with an image or audio part is loaded with its own class even if transformers has
+    a text-only class for it, so that exports are complete.
 
     Raises: ModelError if transformers has no class that generates text for this configuration.
     """
@@ -68,7 +68,7 @@ def load_pretrained(
     needs_head: bool = True,
     **placement: Any,
 ) -> PreTrainedModel:
-    """A model with all its weights; the parts that text does not pass through are frozen.
+    """Load a model with all its weights; parts not used for text are frozen.
 
     placement: dtype and device_map of from_pretrained.
 
@@ -81,14 +81,14 @@ def load_pretrained(
             path,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
+            ignore_mismatched_sizes=True,  # reported by name below
             **placement,
         )
     except LOADING_ERRORS as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path} does not load as a language model: {first}") from error
-    model, found = loaded
-    _check_weights(path, found, needs_head=needs_head)
+    model, info = loaded
+    _check_weights(path, info, needs_head=needs_head)
     if getattr(model, "is_quantized", False):
         _freeze_quantised(model)
     if has_other_modalities(config):
@@ -97,19 +97,19 @@ def load_pretrained(
 
 
 def _freeze_quantised(model: PreTrainedModel) -> None:
-    """Only adapters are trained on quantised weights."""
+    """Freeze quantised weights, on which only adapters can be trained."""
     model.requires_grad_(False)
     layers: list[Any] = [*model.modules()]
     for layer in layers:
-        # bitsandbytes (0.50.2) packs 4-bit weights for inference on a CPU with AVX-512 BF16, and
-        # cannot train through packed weights
+        # bitsandbytes (0.50.2) packs 4-bit weights for inference on a CPU with AVX-512 BF16;
+        # gradients cannot pass through packed weights
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
 
 
-def _check_weights(path: str, found: dict[str, Any], *, needs_head: bool) -> None:
+def _check_weights(path: str, info: dict[str, Any], *, needs_head: bool) -> None:
     head = () if needs_head else ("lm_head",)
-    missing = sorted(name for name in found["missing_keys"] if not name.startswith(head or "\0"))
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(head or "\0"))
     if missing == ["lm_head.weight"]:
         raise ModelError(
             f"{path} has no lm_head.weight, and its config.json says that head and embedding are "
@@ -120,7 +120,7 @@ def _check_weights(path: str, found: dict[str, Any], *, needs_head: bool) -> Non
             f"{path} lacks {len(missing)} of the model's weights, {missing[0]} among them.\n"
             "Copy all *.safetensors files; weights made up at random would train in silence."
         )
-    for name, stored, built in sorted(found["mismatched_keys"]):
+    for name, stored, built in sorted(info["mismatched_keys"]):
         if not name.startswith(head or "\0"):
             raise ModelError(
                 f"{path}: the files have {name} as {list(stored)}, and config.json makes it "
@@ -153,13 +153,13 @@ def freeze_other_parts(model: PreTrainedModel) -> None:
 
 
 def text_parts(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that text passes through: decoder, token embedding, LM head."""
+    """The modules used for text: decoder, token embedding, LM head."""
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
 def other_layers(model: PreTrainedModel) -> list[str]:
-    """Names of modules outside the text path that an adapter could be put on."""
+    """Names of modules not used for text that an adapter could be put on."""
     if not has_other_modalities(model.config):
         return []
     inside = {id(module) for part in text_parts(model) for module in part.modules()}

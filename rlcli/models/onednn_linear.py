@@ -1,7 +1,7 @@
-"""Linear layers in float32 on AMD processors, whose AVX-512 units MKL leaves idle.
+"""Faster float32 linear layers on AMD processors with AVX-512, by oneDNN instead of MKL.
 
-torch multiplies float32 matrices by MKL, which runs AVX2 code on processors that are not Intel's;
-oneDNN, which torch has as well, runs AVX-512 code on all of them: about twice as fast.
+torch multiplies float32 matrices with MKL, which runs AVX2 code on non-Intel processors. oneDNN,
+also part of torch, runs AVX-512 code on all of them: about twice as fast.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEWEST = 2**20
-"""Multiplications below which a call of oneDNN costs more than it saves."""
+"""Multiplications below which calling oneDNN costs more than it saves."""
 ROWS = 1024
-"""Tokens whose share of a weight's gradient is computed at once: larger blocks leave the cache."""
+"""Tokens per block in a weight's gradient: larger blocks do not fit the cache."""
 
 
 def speed_up_linears(model: nn.Module) -> None:
-    """Give the model's linear layers oneDNN's kernels where those are the faster ones."""
+    """Switch the model's linear layers to oneDNN's kernels if those are faster here."""
     if not is_faster():
         return
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.device.type == "cpu":
-            # a class, not a forward of the instance: copies of the model keep their own weights
+            # change the class, not the instance: model copies then use their own weights
             module.__class__ = OneDnnLinear
 
 
 @cache
 def is_faster() -> bool:
-    """Whether this is an AMD processor with AVX-512, and this torch has oneDNN's linear layer.
+    """Whether this is an AMD processor with AVX-512 and torch has oneDNN's linear layer.
 
-    Asked of the machine, not of a clock: a run that goes on must compute as it did before.
+    Depends on the machine, not on timing, because a resumed run must compute the same numbers.
     """
     try:
         vendor = Path("/proc/cpuinfo").read_text().partition("vendor_id")[2].partition("\n")[0]
@@ -48,10 +48,10 @@ def is_faster() -> bool:
 
 
 class OneDnnLinear(nn.Linear):
-    """nn.Linear by oneDNN while its input and weight are large and float32; else as it is.
+    """nn.Linear that uses oneDNN for large float32 inputs and weights.
 
-    The size chooses the kernel, never the graph: in DeepSpeed's buckets gradients lie in the order
-    in which they are ready, which must be the same on ranks whose numbers of tokens differ.
+    The size selects the kernel but never changes the graph: DeepSpeed puts gradients into buckets
+    in the order they become ready, which must be equal on ranks with different token counts.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Flat tokens: many rollouts in one row without padding, the prompt of a group computed once.
+"""Packed attention: many rollouts in one row without padding, each group's prompt computed once.
 
-The linear layers of a model see N tokens. A registered attention function regroups queries, keys
+The linear layers process N flat tokens. A registered attention function regroups queries, keys
 and values by a layout: a prompt attends to itself, a response to its prompt and to itself. It
 works for every transformers model that honours AttentionInterface, in training (GroupLayout) and
-in sampling (DecodeLayout). The layout travels as a keyword of the forward call: gradient
-checkpointing recomputes the forward when any module state would be gone.
+sampling (DecodeLayout). The layout is a keyword argument of the forward call, not module state,
+which would be gone when gradient checkpointing recomputes the forward.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ KNOWN_KEYWORDS = {"position_ids", "use_cache", "cache_position", "output_attenti
 
 
 class PackingUnsupportedError(Exception):
-    """This architecture's attention has a feature that packing does not compute."""
+    """The architecture's attention has a feature that packing does not support."""
 
 
 def round_up_tokens(n: int) -> int:
-    """n, or a few more: kernels that were made for a number of tokens then serve again."""
+    """Round n up a little, so that kernels built for a number of tokens are reused."""
     step = 1 if n <= FEWEST_PADDED else max(32, 1 << (n.bit_length() - 6))
     return -(-n // step) * step
 
 
 class Layout(Protocol):
-    """Where the flat tokens belong."""
+    """Positions of flat tokens in prompts and responses."""
 
     def attend(
         self,
@@ -70,8 +70,8 @@ def attend_by_layout(
         raise PackingUnsupportedError("its attention uses a mask or bias of its own")
     unknown = {k for k, v in other.items() if v is not None and v is not False} - KNOWN_KEYWORDS
     if unknown or dropout:
-        what = ", ".join(sorted(unknown)) or "attention dropout"
-        raise PackingUnsupportedError(f"its attention uses {what}")
+        feature = ", ".join(sorted(unknown)) or "attention dropout"
+        raise PackingUnsupportedError(f"its attention uses {feature}")
     q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     out = layout.attend(layer, q, k, v, scale=scaling, window=sliding_window)
@@ -85,11 +85,11 @@ AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)  # layo
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> Tensor:
     gqa = q.shape[1] != k.shape[1]
     if gqa and q.is_cuda:
-        # grouped heads together with a mask would take the kernel that keeps every score
+        # grouped heads with a mask would select the kernel that stores all scores
         repeat = q.shape[1] // k.shape[1]
         k, v, gqa = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1), False
     if q.device.type == "cpu" and v.dtype is torch.bfloat16:
-        # its backward pass takes twice the time of float32
+        # its backward pass takes twice as long as float32
         with torch.autocast("cpu", enabled=False):
             return _sdpa(q.float(), k.float(), v.float(), mask, scale).bfloat16()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=gqa)
@@ -109,7 +109,7 @@ class _Block:
         self.row, self.column = self.mask.nonzero(as_tuple=True)
 
     def pad(self, flat: Tensor) -> Tensor:
-        """[n, heads, head] -> [rows, heads, width, head], zeros where there is no token."""
+        """[n, heads, head] -> [rows, heads, width, head], with zeros as padding."""
         block = flat.new_zeros(self.rows, self.width, *flat.shape[1:])
         block[self.row, self.column] = flat
         return block.transpose(1, 2)
@@ -120,7 +120,7 @@ class _Block:
 
 
 class _Bucket:
-    """Responses of similar length: they are padded to each other, not to the longest of all."""
+    """Responses of similar length, padded only to the longest in the bucket."""
 
     def __init__(self, rows: Tensor, responses: _Block, prompts: _Block, group_R: Tensor) -> None:
         self.block = _Block(responses.lengths[rows].tolist(), rows.device, left=False)
@@ -144,11 +144,11 @@ class _Bucket:
 
 
 class GroupLayout:
-    """Prompts one after the other, then the responses, each knowing its prompt.
+    """All prompts, then all responses, each linked to its prompt.
 
-    A response's last token predicts nothing and is not among the flat tokens; padding that
-    attends to nothing ends them. predicts_N: for every response token in order, the flat index
-    of the hidden state that predicts it.
+    A response's last token predicts nothing, so it is not among the flat tokens. They end with
+    padding that attends to nothing. predicts_N: flat index of the hidden state that predicts each
+    response token, in order.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class GroupLayout:
             of_prompt = (at[:, None] >= at)[None] & p.mask[:, None, :]
             if window is not None:
                 of_prompt = of_prompt & (at[:, None] - at < window)
-            # a padded query attends to itself: a row of nothing would be NaN
+            # a padded query attends to itself, because an empty row would give NaN
             of_prompt = of_prompt | torch.eye(p.width, dtype=torch.bool, device=at.device)
             of_responses = [bucket.mask(window) for bucket in self._buckets]
             self._masks[window] = of_prompt[:, None], of_responses
@@ -242,10 +242,10 @@ class GroupLayout:
 
 
 class DecodeLayout:
-    """Sampling state: the keys and values of R rollouts whose prompts were read once per group.
+    """Sampling state: KV cache of R rollouts, with each group's prompt computed once.
 
-    Prompts are right-aligned, so every live row writes the same column at every step. Buffers
-    grow as responses do; `keep` drops finished rows.
+    Prompts are right-aligned, so every unfinished row writes the same column at each step. Buffers
+    grow with the responses; `keep` drops finished rows.
     """
 
     def __init__(
@@ -294,7 +294,7 @@ class DecodeLayout:
         scale: float | None,
         window: int | None,
     ) -> Tensor:
-        """Prefill: prompts attend to themselves. Then: one query per row to all it has seen."""
+        """In prefill, prompts attend to themselves; then one query per row attends to its past."""
         if self.column is None:
             self._store_prompts(layer, k, v)
             return self.prefill.attend(layer, q, k, v, scale=scale, window=window)

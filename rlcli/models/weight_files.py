@@ -12,13 +12,13 @@ from typing import Any, Literal
 from rlcli.errors import ModelError
 
 Use = Literal["train", "adapters", "read"]
-"""All weights are trained, adapters on frozen weights are, or nothing is."""
+"""Train all weights, train adapters on frozen weights, or only read the weights."""
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MERGED = "merged"
-"""Folder, inside that of an adapter, of the model with the adapter merged in."""
+"""Folder inside an adapter's folder for the model with the adapter merged in."""
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 OTHER_LAYOUTS = ("*.safetensors", "*.gguf", "*.bin", "*.pth", "*.pt", "*.h5", "*.msgpack")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -26,7 +26,7 @@ MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 DEQUANTISED_BY = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
-"""Methods that transformers 5.24 turns back into bfloat16 on any machine, by config class."""
+"""Method -> config class, for methods that transformers 5.24 can dequantise on any machine."""
 
 
 def check_pointers(folder: Path) -> None:
@@ -54,7 +54,7 @@ def has_weight_files(folder: Path) -> bool:
 
 
 def check_weight_files(folder: Path) -> None:
-    """Raises: ModelError if transformers cannot read all weights: files missing or cut off."""
+    """Raises: ModelError if weight files are missing or truncated."""
     if (folder / WEIGHTS).is_file():
         _check_header(folder / WEIGHTS)
     elif (folder / INDEX).is_file():
@@ -67,7 +67,7 @@ def check_weight_files(folder: Path) -> None:
 
 
 def files_of_weights(folder: Path) -> list[Path]:
-    """The files that hold a model's weights, in the order of preference of transformers."""
+    """The files with a model's weights, in transformers' order of preference."""
     for whole, index in ((WEIGHTS, INDEX), PICKLED):
         if (folder / whole).is_file():
             return [folder / whole]
@@ -77,7 +77,7 @@ def files_of_weights(folder: Path) -> list[Path]:
 
 
 def check_adapter_file(folder: Path) -> None:
-    """Raises: ModelError if an adapter's folder has no weights in a file that can be read."""
+    """Raises: ModelError if an adapter's folder has no readable weight file."""
     file = folder / ADAPTER_WEIGHTS
     if file.is_file():
         _check_header(file)
@@ -98,8 +98,8 @@ def _no_weights(folder: Path) -> ModelError:
             f"{folder} has {len(shards)} shards of weights but no {INDEX}.\n"
             "Download that file from the model's repository into this folder."
         )
-    found = sorted({file.name for p in OTHER_LAYOUTS for file in folder.glob(p)})
-    there = f" It has {', '.join(found[:3])}." if found else ""
+    other_files = sorted({file.name for p in OTHER_LAYOUTS for file in folder.glob(p)})
+    there = f" It has {', '.join(other_files[:3])}." if other_files else ""
     return ModelError(
         f"{folder} has no weights: expected {WEIGHTS}, or {INDEX} and the files it names.{there}\n"
         "Download the model's *.safetensors files into this folder."
@@ -127,7 +127,7 @@ def _shards(folder: Path, index: str) -> list[Path]:
 
 
 def _check_header(file: Path) -> None:
-    """Raises: ModelError if a safetensors file is not one, or shorter than its header states."""
+    """Raises: ModelError if a file is not safetensors, or shorter than its header states."""
     size = file.stat().st_size
     try:
         with file.open("rb") as opened:
@@ -150,7 +150,7 @@ def _check_header(file: Path) -> None:
 
 
 def quantization_of(config: Mapping[str, Any]) -> str | None:
-    """The quantisation method that the values of a config.json name; None: not quantised.
+    """The quantisation method in the values of a config.json; None if not quantised.
 
     bitsandbytes comes as "bitsandbytes_4bit" or "bitsandbytes_8bit".
     """
@@ -182,10 +182,10 @@ def check_merge(config: Mapping[str, Any], *, where: str) -> None:
 
 
 def check_quantization(config: Mapping[str, Any], use: Use, *, where: str) -> None:
-    """Raises: ModelError if quantised weights cannot be put to this use.
+    """Raises: ModelError if quantised weights do not support this use.
 
-    where: the setting that names the model. bitsandbytes weights can be read, and adapters be
-    trained on them, if bitsandbytes is installed.
+    where: the setting that names the model. bitsandbytes weights support reading and training of
+    adapters, if bitsandbytes is installed.
     """
     method = quantization_of(config)
     if method is None:
@@ -214,10 +214,10 @@ def check_quantization(config: Mapping[str, Any], use: Use, *, where: str) -> No
 
 
 def positions_of(config: Mapping[str, Any]) -> int | None:
-    """Token positions of the model that a config.json describes; None: no limit is known.
+    """Maximum token positions of the model that a config.json describes; None if unknown.
 
-    YaRN as Qwen's model cards set it leaves max_position_embeddings at the original length: the
-    model then has original_max_position_embeddings x factor positions. A configuration with one
+    With YaRN as set by Qwen's model cards, max_position_embeddings is the original length, and the
+    model has original_max_position_embeddings x factor positions. A configuration with one
     rope for each type of layer (Gemma 3) has the extended length in max_position_embeddings.
     """
     text = config.get("text_config")
@@ -236,7 +236,7 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
 def _rope_positions(
     rope: Mapping[str, Any], values: Mapping[str, Any], positions: int, *, is_whole: bool
 ) -> int:
-    """Positions that one rope setting extends to; 0 if it extends none."""
+    """Positions that one rope setting extends to; 0 if it extends nothing."""
     kind = rope.get("rope_type") or rope.get("type")
     factor = rope.get("factor")
     original = rope.get("original_max_position_embeddings") or values.get(
@@ -246,5 +246,5 @@ def _rope_positions(
         return 0
     if original:
         return int(original * factor)
-    # without an original length transformers takes max_position_embeddings for it
+    # transformers uses max_position_embeddings if there is no original length
     return int(positions * factor) if kind in ("yarn", "linear", "dynamic") and is_whole else 0

@@ -1,1 +1,1 @@
-"""What a run tells people and scripts: console, metrics, status, rollouts."""
+"""Output of a run for people and scripts: console, metrics, status, rollouts."""

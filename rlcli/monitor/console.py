@@ -1,4 +1,4 @@
-"""What a person sees: plain lines in a pipe, one live panel in a terminal or a notebook."""
+"""Console output: plain lines in a pipe, a live panel in a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHOWN = {
 
 
 def sparkline(values: list[float]) -> str:
-    """The course of some numbers in one line of bars."""
+    """Draw numbers as one line of bars."""
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     return "".join(BARS[int((v - low) / span * (len(BARS) - 1))] for v in values)
@@ -47,9 +47,9 @@ def duration(seconds: float) -> str:
 def step_lines(
     step: int, epoch: int, record: Mapping[str, float], *, num_ranks: int = 1
 ) -> list[str]:
-    """A step as the guides print it; a term that the run does not have is left out.
+    """A step's metrics as lines, in the guides' format; metrics the run lacks are omitted.
 
-    Of several ranks each cuts a share of its own: the batch is rank 0's.
+    With several ranks, the micro-batches shown are those of rank 0.
     """
     lines = []
     if "batch/samples" in record:
@@ -81,10 +81,10 @@ def epoch_line(epoch: int, epochs: int, done: int, total: int, seconds: float) -
 
 
 class _LastingConsole(Console):
-    """A console whose reader may leave: a closed pipe ends the printing, not the training."""
+    """A console that stops printing when its pipe is closed, so that training goes on."""
 
     def on_broken_pipe(self) -> None:
-        """Print nowhere from now on."""
+        """Discard all further output."""
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, self.file.fileno())
         os.close(devnull)
@@ -113,27 +113,27 @@ class RunConsole:
         self._stopping = ""
 
     def show_stopping(self, text: str) -> bool:
-        """Put `text` at the panel's foot from now on; False if there is no panel.
+        """Show `text` at the bottom of the panel from now on; False if there is no panel.
 
-        Safe in a signal handler: it takes no lock, the panel's next refresh shows it.
+        Safe in a signal handler: it takes no lock; the next refresh shows the text.
         """
         self._stopping = text
         return isinstance(self._live, Live)
 
     @property
     def is_live(self) -> bool:
-        """Whether this is a terminal that can redraw."""
+        """Whether stdout is a terminal that can redraw."""
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def line(self, text: str, *, style: str | None = None) -> None:
-        """One line above the panel and in the log."""
-        # a pipe gets whole lines; on a screen they break between words
+        """Print a line above the panel and write it to the log."""
+        # lines wrap on a terminal, but not in a pipe
         self.console.print(Text(text, style=style or ""), soft_wrap=not self.console.is_terminal)
         self._log.write(text + "\n")
         self._log.flush()
 
     def start(self, step: int) -> None:
-        """Begin showing progress."""
+        """Start showing progress."""
         self._step, self._begun = step, (time.monotonic(), step)
         if in_notebook():  # ahead of is_live: a kernel's stdout may call itself a terminal
             self._live = NotebookPanel(self._panel)
@@ -145,24 +145,24 @@ class RunConsole:
             self._live.start()
 
     def stop(self) -> None:
-        """End the panel, leaving its last state on the screen."""
-        self._stopping = ""  # the phase shows how the run ended
+        """Stop the panel and leave its last state on the screen."""
+        self._stopping = ""  # the phase then shows how the run ended
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def close(self) -> None:
-        """Let go of the log."""
+        """Close the log file."""
         self.stop()
         self._log.close()
 
     def phase(self, name: str) -> None:
-        """What is going on now."""
+        """Show `name` as the current phase."""
         self._phase = name
         self._refresh()
 
     def step(self, step: int, epoch: int, record: Mapping[str, float]) -> None:
-        """A finished step, counted from 1."""
+        """Show a finished step, counted from 1."""
         self._step, self._record = step, dict(record)
         for key, values in self._history.items():
             if key in record:
@@ -182,7 +182,7 @@ class RunConsole:
             self._live.refresh()
 
     def evaluation(self, step: int, record: Mapping[str, float]) -> None:
-        """A held-out score."""
+        """Show the held-out score of an evaluation."""
         if "eval/pass@1" in record:
             score = record["eval/pass@1"]
             self.line(f"Validation Accuracy: {score:.1%} (step {step})", style="bold")

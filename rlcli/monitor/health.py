@@ -1,4 +1,4 @@
-"""What is wrong with a run, why, and which setting cures it: judged from its metrics alone."""
+"""Detect problems of a run from its metrics, with the cause and the setting to change."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rlcli.types import StepRecord
 HEALTH_FILE = "health.jsonl"
 
 CLEAR_STEPS = 10
-"""Steps without a verdict after which it counts as gone, so that a metric at the edge of its
-range is not reported over and over."""
+"""Steps without a verdict after which it may be reported again. Without this, a metric at the
+edge of its range would be reported over and over."""
 
 
 class Health:
-    """The verdicts of a run as they arise: each once, and again only after it was gone."""
+    """Reports each verdict once, and again only after it has cleared."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -36,25 +36,25 @@ class Health:
 
     @property
     def active(self) -> frozenset[str]:
-        """Names of the verdicts that hold now, or did in the last CLEAR_STEPS steps."""
+        """Names of the verdicts that held within the last CLEAR_STEPS steps."""
         return frozenset(self._active)
 
     def after_evaluation(self, record: Mapping[str, float | None]) -> list[Verdict]:
-        """New verdicts on the held-out score; `record` is an evaluation with its step."""
+        """New verdicts on the held-out score; `record` holds an evaluation and its step."""
         score = read_score(_finite(record))
         if score is None:
             return []
         self._scores.append(score)
-        found = held_out_falling(self._scores, self._steps, self._config)
-        if found is None:
+        verdict = held_out_falling(self._scores, self._steps, self._config)
+        if verdict is None:
             self._active.pop(HELD_OUT_FALLING, None)
             return []
-        is_new = found.name not in self._active
-        self._active[found.name] = math.inf  # until an evaluation passes the check
-        return [found] if is_new else []
+        is_new = verdict.name not in self._active
+        self._active[verdict.name] = math.inf  # until an evaluation passes the check
+        return [verdict] if is_new else []
 
     def replay(self, record: Mapping[str, float]) -> list[Verdict]:
-        """New verdicts on a row of metrics.jsonl: a step if it has an epoch, else an evaluation."""
+        """New verdicts on a row of metrics.jsonl: a step if it has an epoch, or an evaluation."""
         if "epoch" not in record:
             return self.after_evaluation(record)
         return self.after(int(record["step"]), record)
@@ -62,19 +62,19 @@ class Health:
     def after(
         self, step: int, record: Mapping[str, float | None], *, error: str = ""
     ) -> list[Verdict]:
-        """What is newly wrong after `step` steps; error: why most of the unscored are that.
+        """New verdicts after `step` steps. error: most frequent reason for unscored rollouts.
 
-        A number that is none counts as absent.
+        NaN and infinity count as absent.
         """
         self._steps.append({**_finite(record), "step": step})
-        # the first steps are what later ones are compared with; memory must not grow with a run
+        # later steps are compared with the first ones; memory must not grow with the run
         if len(self._steps) > FIRST_KEPT + LAST_KEPT:
             del self._steps[FIRST_KEPT]
-        found = diagnose(self._steps, self._config)
-        fresh = [verdict for verdict in found if verdict.name not in self._active]
-        self._active |= {verdict.name: step for verdict in found}
+        verdicts = diagnose(self._steps, self._config)
+        new = [verdict for verdict in verdicts if verdict.name not in self._active]
+        self._active |= {verdict.name: step for verdict in verdicts}
         self._active = {k: last for k, last in self._active.items() if step - last < CLEAR_STEPS}
-        return [_with_cause(verdict, error) for verdict in fresh]
+        return [_with_cause(verdict, error) for verdict in new]
 
 
 def _finite(record: Mapping[str, float | None]) -> StepRecord:
@@ -88,22 +88,22 @@ def _with_cause(verdict: Verdict, error: str) -> Verdict:
 
 
 def diagnose(steps: Sequence[StepRecord], config: Config) -> list[Verdict]:
-    """Everything that is wrong after the last of these steps."""
+    """All verdicts that hold after the last of these steps."""
     verdicts = [check(steps, config) for check in (*CHECKS, *JUDGE_CHECKS)]
     return [verdict for verdict in verdicts if verdict is not None]
 
 
 class HealthLog:
-    """The verdicts of a run in its health.jsonl: `{"step", "verdict", "says", "knob"}` a line.
+    """Writes a run's verdicts to health.jsonl, one `{"step", "verdict", "says", "knob"}` a line.
 
-    It never fails a run: what cannot be written is only told.
+    A write error does not fail the run: the verdict is still returned as a note.
     """
 
     def __init__(self, run: Path, health: Health | None) -> None:
         self._file, self._metrics, self._health = run / HEALTH_FILE, run / "metrics.jsonl", health
 
     def begin(self, step: int) -> None:
-        """Go on after `step` steps: later verdicts are of a course not taken."""
+        """Continue after `step` steps: drop later verdicts, which a resumed run replaces."""
         kept = [row for row in read_rows(self._file) if row["step"] <= step]
         if self._file.is_file():
             with suppress(OSError):
@@ -115,39 +115,44 @@ class HealthLog:
                     self._health.replay(record)
 
     def after(self, step: int, record: Mapping[str, float | None], *, error: str = "") -> list[str]:
-        """What to tell the user after a step, mostly nothing."""
-        found = self._health.after(step, record, error=error) if self._health else []
-        return self._note(step, found)
+        """Notes for the user after a step, usually none."""
+        verdicts = self._health.after(step, record, error=error) if self._health else []
+        return self._note(step, verdicts)
 
     def after_evaluation(self, step: int, record: Mapping[str, float | None]) -> list[str]:
-        """Notes for the user after an evaluation, mostly none."""
-        found = self._health.after_evaluation({**record, "step": step}) if self._health else []
-        return self._note(step, found)
+        """Notes for the user after an evaluation, usually none."""
+        verdicts = self._health.after_evaluation({**record, "step": step}) if self._health else []
+        return self._note(step, verdicts)
 
     def standing(self) -> list[str]:
-        """The verdicts that still hold, as notes, each with the step that found it."""
+        """The verdicts that still hold, as notes with the step at which each was found."""
         active = self._health.active if self._health else frozenset()
         return last_verdicts(self._file.parent, names=active)
 
     def _note(self, step: int, verdicts: Sequence[Verdict]) -> list[str]:
         notes: list[str] = []
-        for found in verdicts:
-            row = {"step": step, "verdict": found.name, "says": found.says, "knob": found.cure}
+        for verdict in verdicts:
+            row = {
+                "step": step,
+                "verdict": verdict.name,
+                "says": verdict.says,
+                "knob": verdict.cure,
+            }
             with suppress(OSError), self._file.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
-            notes.append(f"health: {found.says} {found.cure}")
+            notes.append(f"health: {verdict.says} {verdict.cure}")
         return notes
 
 
 def in_order(
     steps: Sequence[Mapping[str, float]], evaluations: Sequence[Mapping[str, float]]
 ) -> list[Mapping[str, float]]:
-    """Training steps and evaluations in the order they happened: a step, then its evaluation."""
+    """Training steps and evaluations in time order: each step before its evaluation."""
     return sorted([*steps, *evaluations], key=lambda row: (row["step"], "epoch" not in row))
 
 
 def last_verdicts(run: Path, names: frozenset[str] | None = None) -> list[str]:
-    """One line for the newest row of each verdict in health.jsonl. names: only of these."""
+    """One line for the newest row of each verdict in health.jsonl. names: include only these."""
     rows = {str(row.get("verdict")): row for row in read_rows(run / HEALTH_FILE)}
     return [
         f"health (step {row['step']}): {row.get('says', '')} {row.get('knob', '')}"

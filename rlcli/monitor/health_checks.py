@@ -1,4 +1,4 @@
-"""What can be wrong with a run: one function per verdict, over the metrics of its last steps."""
+"""Health checks of a run: one function per verdict, on the metrics of its last steps."""
 
 from __future__ import annotations
 
@@ -7,54 +7,54 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from rlcli.config.schema import Config
-from rlcli.monitor.trend import LAST_KEPT, course, is_rising, last_values, noise
+from rlcli.monitor.trend import LAST_KEPT, is_rising, last_values, noise, recent_values
 from rlcli.types import StepRecord
 
 KL_RANGE = (0.001, 0.1)
-"""Per token, to the reference: the range that the guides call healthy."""
+"""Healthy KL per token to the reference, according to the guides."""
 KL_LOW_STEPS = 50
-"""At a learning rate of 1e-6 a healthy run needs some tens of steps to get to 0.001."""
+"""At a learning rate of 1e-6, a healthy run takes some tens of steps to reach 0.001."""
 MAX_CLIP = 0.3
-"""Upper end of the guides' range: above it most of an update's gradient is thrown away."""
+"""Upper end of the guides' range: above it, most of an update's gradient is discarded."""
 NO_CLIP_STEPS = 20
 MAX_TRUNCATED = 0.2
-"""A cut response seldom holds its answer: above a fifth the reward grades the limit instead."""
+"""Truncated responses rarely hold an answer: above a fifth, the reward measures the limit."""
 MAX_SAMPLER_GAP = 0.01
-"""Mean probability difference between sampler and trainer; float32 rounding stays below it."""
+"""Mean probability difference between sampler and trainer, above float32 rounding."""
 MAX_SAMPLER_GAP_BF16 = 0.03
-"""The same in bfloat16: SmolLM2-135M under vLLM, in sync, has 0.008 to 0.016."""
+"""The same in bfloat16: SmolLM2-135M under vLLM with synced weights has 0.008 to 0.016."""
 MAX_TIED = 0.8
-"""Share of groups that teach nothing; quickstart, mostly solved, ends at 0.6."""
+"""Share of groups without reward variance; quickstart, mostly solved, ends at 0.6."""
 UNSCORED_BY_JUDGE = "judge/unscored_"
 SAME_SCORES = 0.01
-"""Standard deviation below which a judge gives everyone the same; its scale has steps of 0.11."""
+"""Standard deviation below which a judge's scores do not vary; its scale has steps of 0.11."""
 MAX_LENGTH_CORRELATION = 0.7
-"""Length then explains half of the reward's variance (r squared)."""
+"""Above it, length explains half of the reward's variance (r squared)."""
 MAX_UNSCORED = 0.05
-"""Above a fifth the run itself holds; below a twentieth the odd failed call does no harm."""
+"""Below a twentieth, occasional failed calls do no harm; above a fifth, the run pauses itself."""
 ENTROPY_FALL = 1 / 3
-"""Of what it was FAST_STEPS before; quickstart, which learns fast, keeps two thirds."""
+"""Share of the entropy FAST_STEPS before; quickstart, which learns fast, keeps two thirds."""
 ENTROPY_GONE = 0.05
-"""Of what it was at the start: hardly anything is left to explore with."""
+"""Share of the initial entropy below which the policy hardly explores."""
 FAST_STEPS = 10
 LENGTH_GROWTH = 2.0
 LENGTH_STEPS = 20
-"""Longer reasoning that earns reward also grows, but seldom doubles within so few steps."""
+"""Reasoning that earns reward also grows longer, but rarely doubles within so few steps."""
 FALL_NOISE = 3.0
-"""In step-to-step deviations: means of 5 steps that far apart are no accident."""
+"""In step-to-step deviations: means of 5 steps rarely differ this much by chance."""
 FALL_SHARE = 0.1
 MIN_TREND_STEPS = 20
 SOLVED = 0.95
-"""Mean reward above which a policy may well stop exploring."""
+"""Mean reward above which it is fine for a policy to stop exploring."""
 
 LEVEL_STEPS = 2
-"""Steps in a row that must be bad: one small batch can be so by chance."""
+"""Steps in a row that must be bad, because a single small batch can be bad by chance."""
 MEAN_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What is wrong and why (`says`), and what to change (`cure`)."""
+    """A problem and its cause (`says`), and the change to make (`cure`)."""
 
     name: str
     says: str
@@ -62,7 +62,7 @@ class Verdict:
 
 
 def _learns_fully(steps: Sequence[StepRecord], config: Config, count: int) -> bool:
-    """Whether neither warm-up nor decay keeps the learning rate below half its value."""
+    """Whether the learning rate is at least half its full value (no warm-up or decay)."""
     rates = last_values(steps, "lr", count)
     return bool(rates) and min(rates) >= config.train.lr / 2 > 0
 
@@ -78,8 +78,8 @@ def _rewards(steps: Sequence[StepRecord]) -> list[float]:
 
 
 def _is_lost(steps: Sequence[StepRecord]) -> bool:
-    """Whether the policy stands still because it broke, not because it learns too slowly."""
-    first = fmean(course(steps[:MEAN_STEPS], "entropy") or [0.0])
+    """Whether the policy stopped learning because it collapsed (not because it is slow)."""
+    first = fmean(recent_values(steps[:MEAN_STEPS], "entropy") or [0.0])
     return _all_zero(steps) or steps[-1].get("entropy", first) < ENTROPY_GONE * first
 
 
@@ -134,7 +134,7 @@ def _why_zero(step: StepRecord, config: Config) -> tuple[str, str]:
 
 
 def unscored_share(steps: Sequence[StepRecord], config: Config) -> float | None:
-    """Share of the last step's rollouts without a score, where it was too large before as well."""
+    """Share of the last step's rollouts without a score, if LEVEL_STEPS in a row are too high."""
     rollouts = config.train.prompts_per_step * config.rollout.n
     shares = [
         step["unscored"] / (rollouts * step.get("dynamic_sampling/rounds", 1.0))
@@ -146,14 +146,14 @@ def unscored_share(steps: Sequence[StepRecord], config: Config) -> float | None:
 
 
 def is_for_judge(step: StepRecord, config: Config) -> bool:
-    """Whether rollouts without a score are the judge's: the only reward, or with faults counted."""
+    """Whether the judge leaves rollouts unscored: it is the only reward, or it counted faults."""
     reward = config.reward
     is_alone = not reward.composite and not reward.judge.rule_first
     return reward.judge.enabled and (is_alone or any(UNSCORED_BY_JUDGE in name for name in step))
 
 
 def unscored(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Too many rollouts without a score; a judge has a verdict of its own on that."""
+    """Too many rollouts without a score; the judge has its own verdict for this."""
     share = unscored_share(steps, config)
     if share is None or is_for_judge(steps[-1], config):
         return None
@@ -163,11 +163,11 @@ def unscored(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
 
 
 def zero_variance(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Groups whose scores are all alike."""
+    """Too many groups without reward variance."""
     tied = last_values(steps, "zero_variance_share", MEAN_STEPS)
     if not tied or fmean(tied) <= MAX_TIED or _all_zero(steps):
         return None
-    if steps[-1].get("judge/score_std", 1.0) < SAME_SCORES:  # the cause is told by itself
+    if steps[-1].get("judge/score_std", 1.0) < SAME_SCORES:  # the judge's own check reports it
         return None
     mean = steps[-1].get("reward_mean", 0.0)
     says = f"{tied[-1]:.0%} of the groups score all alike and teach nothing (reward {mean:.2f})."
@@ -189,7 +189,7 @@ def kl_high(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
 
 
 def kl_low(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """The policy does not leave the reference, and earns no more than before either."""
+    """The policy stays at the reference and reward does not rise."""
     values = last_values(steps, "kl_divergence", FAST_STEPS)
     is_low = bool(values) and max(map(abs, values)) < KL_RANGE[0]
     if not is_low or steps[-1]["step"] < KL_LOW_STEPS or _is_lost(steps):
@@ -205,7 +205,7 @@ def kl_low(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
 
 
 def clip_high(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Updates go further than they may."""
+    """Updates exceed the clip range."""
     values = last_values(steps, "clip_fraction", LEVEL_STEPS)
     if not values or min(values) <= MAX_CLIP:
         return None
@@ -230,7 +230,7 @@ def _fewer_updates(config: Config) -> str:
 
 
 def clip_none(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Several updates per step, and none of them gets anywhere."""
+    """Several updates per step, but the policy hardly moves."""
     values = last_values(steps, "clip_fraction", NO_CLIP_STEPS)
     updates = _updates(config)
     if not values or any(values) or updates == 1:
@@ -249,12 +249,12 @@ def clip_none(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
 
 def entropy_collapse(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
     """The policy stops exploring before the task is solved."""
-    values = course(steps, "entropy")
+    values = recent_values(steps, "entropy")
     if len(values) < FAST_STEPS + MEAN_STEPS or _is_solved(steps):
         return None
     now = fmean(values[-MEAN_STEPS:])
     sooner = fmean(values[-FAST_STEPS - MEAN_STEPS : -FAST_STEPS])
-    first = fmean(course(steps[:MEAN_STEPS], "entropy") or [sooner])
+    first = fmean(recent_values(steps[:MEAN_STEPS], "entropy") or [sooner])
     if now < ENTROPY_FALL * sooner:
         says = f"entropy fell from {sooner:.2g} to {now:.2g} within {FAST_STEPS} steps: collapse."
     elif now < ENTROPY_GONE * first:
@@ -273,8 +273,8 @@ def entropy_collapse(steps: Sequence[StepRecord], config: Config) -> Verdict | N
 
 
 def length_runaway(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Responses grow and earn nothing by it."""
-    values = course(steps, "response_length_mean")
+    """Responses grow without earning more reward."""
+    values = recent_values(steps, "response_length_mean")
     if len(values) < LENGTH_STEPS // 2 + MEAN_STEPS:
         return None
     now = fmean(values[-MEAN_STEPS:])
@@ -294,7 +294,7 @@ def length_runaway(steps: Sequence[StepRecord], config: Config) -> Verdict | Non
 
 
 def truncation(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Too many responses hit the limit."""
+    """Too many responses reach the length limit."""
     values = last_values(steps, "truncated_share", LEVEL_STEPS)
     if not values or min(values) <= MAX_TRUNCATED or _all_zero(steps):
         return None
@@ -307,7 +307,7 @@ def truncation(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
 
 
 def sampler_gap(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Sampler and trainer give the same tokens other probabilities."""
+    """Sampler and trainer give the same tokens different probabilities."""
     key = "sampler/prob_diff_mean" if "sampler/prob_diff_mean" in steps[-1] else "sampler/prob_gap"
     values = last_values(steps, key, LEVEL_STEPS)
     limit = MAX_SAMPLER_GAP if config.model.dtype == "float32" else MAX_SAMPLER_GAP_BF16
@@ -324,7 +324,7 @@ def sampler_gap(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
 
 
 def reward_length(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """The reward follows the length of the response."""
+    """The reward correlates with response length."""
     values = last_values(steps, "reward_length_correlation", MEAN_STEPS)
     if not values or min(map(abs, values)) <= MAX_LENGTH_CORRELATION or _all_zero(steps):
         return None
@@ -341,8 +341,8 @@ def reward_length(steps: Sequence[StepRecord], config: Config) -> Verdict | None
 
 
 def reward_falling(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Reward is lower than it was, by more than chance."""
-    values = course(steps, "reward_mean")
+    """Reward has fallen by more than chance."""
+    values = recent_values(steps, "reward_mean")
     if len(values) < MIN_TREND_STEPS:
         return None
     means = [fmean(values[i - 5 : i]) for i in range(5, len(values) + 1)]
@@ -357,7 +357,7 @@ def reward_falling(steps: Sequence[StepRecord], config: Config) -> Verdict | Non
 
 
 def skipped_updates(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Gradients that are no numbers."""
+    """Updates skipped because of NaN or infinite gradients."""
     skipped = steps[-1].get("skipped_updates", 0.0)
     if not skipped:
         return None

@@ -1,4 +1,4 @@
-"""Held-out score: its confidence interval, and the check that it does not fall."""
+"""Confidence interval of the held-out score, and the check for a falling score."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rlcli.types import StepRecord
 HELD_OUT_FALLING = "held_out_falling"
 Z95 = 1.96
 LOW_EVALUATIONS = 2
-"""Evaluations in a row that must be low: one of twenty is so by chance."""
+"""Evaluations in a row that must be low, because one in twenty is low by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScore:
-    """One evaluation. half_width: of the 95 % interval around `score`."""
+    """Score of one evaluation. half_width: of its 95 % interval."""
 
     step: int
     score: float
@@ -30,8 +30,8 @@ class HeldOutScore:
 def half_width(scores_P: Sequence[float], *, is_rate: bool) -> float:
     """Half the width of the 95 % interval of the mean over prompts.
 
-    is_rate: the scores are shares of passed responses, so the interval is Agresti and Coull's
-    (1998), which is not 0 where all fail or all pass. Else the normal one.
+    is_rate: the scores are shares of passed responses. Their interval is Agresti and Coull's
+    (1998), which is above 0 even if all fail or all pass. Otherwise the normal interval.
     """
     count = len(scores_P)
     if is_rate:
@@ -53,20 +53,20 @@ def read_score(record: StepRecord) -> HeldOutScore | None:
 def held_out_falling(
     scores: Sequence[HeldOutScore], steps: Sequence[StepRecord], config: Config
 ) -> Verdict | None:
-    """The held-out score is worse than it was by more than its interval.
+    """The held-out score fell by more than its interval.
 
-    Either twice in a row, or once while it falls and the training reward rises.
+    Either twice in a row, or once during a fall in which the training reward rises.
     """
     if len(scores) < LOW_EVALUATIONS + 1:
         return None
     now, recent = scores[-1], scores[-LOW_EVALUATIONS:]
     earlier = scores[:-LOW_EVALUATIONS]
-    start, best = earlier[0], max(earlier, key=lambda one: one.score)
+    start, best = earlier[0], max(earlier, key=lambda s: s.score)
     is_falling = scores[-3].score > scores[-2].score > now.score
     if is_falling and _is_below(now, best) and is_rising(steps, "reward_mean", LAST_KEPT):
         says = f"{_fell(best, now)} while the training reward rises: the policy fits the training "
         says += "prompts, or exploits the reward."
-    elif all(_is_below(one, best) for one in recent):
+    elif all(_is_below(score, best) for score in recent):
         says = f"{_fell(best, now)}, by more than its 95% interval in {LOW_EVALUATIONS} "
         says += "evaluations in a row" + (
             ": the policy is worse than at the start." if best is start else "."
@@ -83,8 +83,8 @@ def held_out_falling(
     )
 
 
-def _is_below(one: HeldOutScore, other: HeldOutScore) -> bool:
-    return one.score + one.half_width < other.score
+def _is_below(score: HeldOutScore, other: HeldOutScore) -> bool:
+    return score.score + score.half_width < other.score
 
 
 def _fell(best: HeldOutScore, now: HeldOutScore) -> str:

@@ -1,4 +1,4 @@
-"""What can be wrong with a judge: whether it can be talked round, and why it leaves out scores."""
+"""Health checks of a judge: manipulation, scores that do not vary, and unscored rollouts."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from rlcli.monitor.trend import last_values
 from rlcli.types import StepRecord
 
 MAX_CANARY_SCORE = 0.3
-"""One of three known bad answers that gets nearly all there is to get."""
+"""Mean canary score when one of three known bad answers gets nearly the full score."""
 MAX_INJECTION_RATE = 0.05
-"""More than the odd text that only looks like one: a policy that learns it goes on to all."""
+"""Above the rate of false positives. A policy that learns to inject soon does it everywhere."""
 MAX_LENGTH_CORRELATION = 0.6
 LENGTH_STEPS = 5
 MIN_AGREEMENT = 0.7
-"""Tossing a coin agrees half of the time."""
+"""Chance level is 0.5."""
 
 
 def canary(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Known bad answers are paid for."""
+    """Known bad answers get high scores."""
     score = steps[-1].get("judge/canary_score", 0.0)
     if score <= MAX_CANARY_SCORE:
         return None
@@ -45,7 +45,7 @@ def canary(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
 
 
 def injections(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Responses speak to the judge."""
+    """Responses address the judge."""
     rates = last_values(steps, "judge/injection_rate", LEVEL_STEPS)
     if not rates or min(rates) <= MAX_INJECTION_RATE:
         return None
@@ -61,7 +61,7 @@ def injections(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
 
 
 def alike(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """The judge gives everyone the same."""
+    """The judge's scores do not vary."""
     spreads = last_values(steps, "judge/score_std", MEAN_STEPS)
     if not spreads or max(spreads) >= SAME_SCORES:
         return None
@@ -75,7 +75,7 @@ def alike(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
 
 
 def length(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """The judge pays for length, though other parts keep the reward from following it."""
+    """The judge rewards length, although other parts keep the total reward from doing so."""
     values = last_values(steps, "judge/length_correlation", LENGTH_STEPS)
     if not values or min(values) <= MAX_LENGTH_CORRELATION or reward_length(steps, config):
         return None
@@ -88,7 +88,7 @@ def length(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
 
 
 def agreement(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Judge and rule contradict each other."""
+    """Judge and rule disagree."""
     shares = last_values(steps, "judge/rule_agreement", MEAN_STEPS)
     if not shares or max(shares) >= MIN_AGREEMENT:
         return None
@@ -113,7 +113,7 @@ def unscored(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
 
 
 def _unscored_knob(step: StepRecord, config: Config) -> str:
-    """What to change, by the fault that took most verdicts in this step."""
+    """The change to make, by the fault that caused most unscored rollouts in this step."""
     judge = config.reward.judge
     counts = {name: step[name] for name in step if name.startswith(UNSCORED_BY_JUDGE)}
     most = max(counts, key=lambda name: counts[name], default="")
@@ -139,7 +139,7 @@ def _unscored_knob(step: StepRecord, config: Config) -> str:
 
 
 def cache(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
-    """Verdicts are kept no more."""
+    """The judge's cache can no longer be written."""
     if not steps[-1].get("judge/cache_lost"):
         return None
     says = (

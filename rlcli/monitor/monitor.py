@@ -1,4 +1,4 @@
-"""One place where a run's numbers go: metrics.jsonl, status.json, rollouts and the console."""
+"""Record a run's numbers: metrics.jsonl, status.json, rollouts and the console."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from rlcli.types import Response, Reward, StepRecord
 
 
 class HasEpoch(Protocol):
-    """Something that knows in which pass over the data it is, from 0."""
+    """Has the current epoch, counted from 0."""
 
     @property
     def epoch(self) -> int: ...
 
 
 class Monitor:
-    """Records steps as they end. `prompts_per_epoch` and `epochs` only label them.
+    """Records steps as they end. `prompts_per_epoch` and `epochs` are only used for display.
 
-    Without a console among the trackers, steps are not shown; what needs a person's eye is.
+    Without the console tracker, notes are shown but steps are not.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Monitor:
         lang: str = "en",
     ) -> None:
         self.run_dir, self.console, self.stop = run_dir, console, stop
-        self._say = translator(lang)
-        stop.acknowledged_by = lambda text: console.show_stopping(self._say(text))
+        self._translate = translator(lang)
+        stop.acknowledged_by = lambda text: console.show_stopping(self._translate(text))
         self.trackers = Trackers() if trackers is None else trackers
         self.prompts_per_epoch, self.epochs = prompts_per_epoch, epochs
         self._health = HealthLog(run_dir.path, health)
@@ -66,7 +66,7 @@ class Monitor:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal asked the run to end."""
+        """Whether the run received a signal to stop."""
         return self.stop.signal is not None
 
     @property
@@ -75,24 +75,24 @@ class Monitor:
         return self.stop.signal == signal.SIGINT
 
     def note(self, text: str) -> None:
-        """Tell the user something once."""
-        self.console.line(self._say(text), style="yellow")
+        """Show a note to the user."""
+        self.console.line(self._translate(text), style="yellow")
 
     def begin(self, step: int) -> None:
-        """The first step is about to start."""
+        """Record that the first step is about to start."""
         self.last_step = step
         self._health.begin(step)
         self._write_status("running", step, resumable=step > 0)
-        self._tell(self.trackers.begin(step))
+        self._show_notes(self.trackers.begin(step))
         if self.trackers.has_console:
             self.console.start(step)
 
     def end(self, state: State, step: int, *, resumable: bool, reason: str = "") -> None:
-        """The run is over, or stands still, for this reason."""
+        """Record that the run ended or paused, with the reason."""
         self.console.phase(in_words(state))
         self.console.stop()
         self._write_status(state, step, resumable=resumable, reason=reason)
-        self._tell(self.trackers.close(failed=state in ("failed", "running")))
+        self._show_notes(self.trackers.close(failed=state in ("failed", "running")))
 
     def _write_status(self, state: State, step: int, *, resumable: bool, reason: str = "") -> None:
         num_steps = self.console.num_steps
@@ -100,7 +100,7 @@ class Monitor:
             state, step, resumable=resumable, reason=reason, num_steps=num_steps
         )
 
-    def _tell(self, notes: Sequence[str]) -> None:
+    def _show_notes(self, notes: Sequence[str]) -> None:
         for text in notes:
             self.note(text)
 
@@ -124,7 +124,7 @@ class Monitor:
             self._end_epoch(epoch)
         self._write({"step": step + 1, "epoch": epoch, **record})
         seen = {**record, **self._zero_facts}
-        self._tell(self._health.after(step + 1, seen, error=self._error))
+        self._show_notes(self._health.after(step + 1, seen, error=self._error))
         self.last_step = step + 1
         self._write_status("running", step + 1, resumable=self.run_dir.has_checkpoint)
 
@@ -151,7 +151,7 @@ class Monitor:
         if self.trackers.has_console:
             self.console.evaluation(step, record)
         self._write({"step": step, **record})
-        self._tell(self._health.after_evaluation(step, record))
+        self._show_notes(self._health.after_evaluation(step, record))
 
     def standing_verdicts(self) -> list[str]:
         """Health verdicts that still hold, one line each."""
@@ -167,10 +167,10 @@ class Monitor:
                 f"cannot write to {self.run_dir.metrics}: {error.strerror}.\n"
                 "Free some space, then --resume auto."
             ) from error
-        self._tell(self.trackers.log(int(values["step"]), row))
+        self._show_notes(self.trackers.log(int(values["step"]), row))
 
     def rollouts(self, step: int, rollouts: Sequence[Response], rewards: Sequence[Reward]) -> None:
-        """Keep what was sampled in step `step` and how it was scored."""
+        """Write the rollouts of step `step` with their rewards."""
         self._correlation = length_correlation(rollouts, rewards)
         self._zero_facts = zero_facts(rollouts, rewards)
         self._error = common_error(rewards)
@@ -187,7 +187,7 @@ class Monitor:
             self.note(f"{path} not written: {error.strerror}")
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: how far the metrics file was, and the scores so far."""
+        """State for the checkpoint: length of the metrics file, and the scores so far."""
         file = self.run_dir.metrics
         offset = file.stat().st_size if file.is_file() else 0
         return {
@@ -197,25 +197,25 @@ class Monitor:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on as if nothing had been written after the checkpoint."""
+        """Restore the checkpoint's state, and discard metrics written after it."""
         file = self.run_dir.metrics
         if file.is_file() and file.stat().st_size > state["metrics_offset"]:
             os.truncate(file, state["metrics_offset"])
         self.evaluations = [(step, score) for step, score in state["evaluations"]]
-        # checkpoints of before have the scores alone
+        # older checkpoints hold only the scores
         rewards = state.get("held_out_rewards", self.evaluations)
         self.held_out_rewards = [(step, reward) for step, reward in rewards]
 
 
 class NullMonitor:
-    """The monitor of a rank other than 0: it writes and shows nothing."""
+    """Monitor of the ranks other than 0; it writes and shows nothing."""
 
     stop_requested = False
     evaluations: Sequence[tuple[int, float]] = ()
     held_out_rewards: Sequence[tuple[int, float]] = ()
 
     def note(self, text: str) -> None:
-        """Nothing: rank 0 shows notes."""
+        """Does nothing: rank 0 shows notes."""
 
     def begin(self, step: int) -> None:
         """See Monitor."""
@@ -234,7 +234,7 @@ class NullMonitor:
         """See Monitor."""
 
     def state(self) -> dict[str, Any]:
-        """Nothing: rank 0 writes checkpoints."""
+        """Empty: rank 0 writes checkpoints."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -242,12 +242,12 @@ class NullMonitor:
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    """NaN and infinity as null: they are no JSON."""
+    """Replace NaN and infinity, which JSON lacks, with None."""
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
 def rollout_row(rollout: Response, reward: Reward) -> dict[str, Any]:
-    """What is kept of one response."""
+    """One response as a row of the rollouts file."""
     return {
         "id": rollout.prompt.id,
         "prompt": "\n".join(m["content"] for m in rollout.prompt.messages),

@@ -1,4 +1,4 @@
-"""What the rollouts of a step say beyond their mean: length against reward, why a score is 0."""
+"""Statistics of a step's rollouts: length against reward, and reasons for zero scores."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rlcli.run_dir.rollout_files import printable
 from rlcli.types import Response, Reward, StepRecord
 
 MIN_ROLLOUTS = 16
-"""Below that, a correlation is mostly chance."""
+"""With fewer, a correlation is mostly chance."""
 LONGEST_ERROR = 120
 MIN_GOLD = 2
-"""Characters of a gold answer whose presence in a response says something."""
+"""Characters below which a reference answer may occur in a response by chance."""
 
 
 def length_correlation(rollouts: Sequence[Response], rewards: Sequence[Reward]) -> StepRecord:
-    """`reward_length_correlation` (Pearson's r) of the scored rollouts, where there is one."""
+    """`reward_length_correlation` (Pearson's r) of the scored rollouts; {} if undefined."""
     scored = [
         (float(rollout.num_tokens), reward.value)
         for rollout, reward in zip(rollouts, rewards, strict=True)
@@ -36,10 +36,10 @@ def length_correlation(rollouts: Sequence[Response], rewards: Sequence[Reward]) 
 
 
 def zero_facts(rollouts: Sequence[Response], rewards: Sequence[Reward]) -> StepRecord:
-    """Shares of the rollouts, {} unless every score is 0.
+    """Shares of the rollouts that explain zero scores; {} unless every score is 0.
 
-    empty_share: no text. gold_share: the gold answer stands in the text. no_number_share: the gold
-    is a number and the text has none.
+    empty_share: no text. gold_share: the text has the reference answer. no_number_share: the
+    reference answer is a number and the text has none.
     """
     if any(reward.value != 0.0 for reward in rewards):
         return {}
@@ -56,12 +56,12 @@ def zero_facts(rollouts: Sequence[Response], rewards: Sequence[Reward]) -> StepR
 
 
 def common_error(rewards: Sequence[Reward]) -> str:
-    """The first line of the commonest reason for an unscored rollout; "" where none is."""
+    """First line of the most frequent reason for unscored rollouts; "" if there is none."""
     reasons = [printable(str(r.error or "").strip()) for r in rewards if r.value is None]
     lines = Counter(reason.split("\n")[0][:LONGEST_ERROR] for reason in reasons if reason)
     return lines.most_common(1)[0][0] if lines else ""
 
 
 def has_digit(text: str) -> bool:
-    """Whether a text holds any digit."""
+    """Whether `text` has a digit."""
     return any(char.isdigit() for char in text)

@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.jsonl: Weights & Biases and TensorBoard.
+"""Send metrics to Weights & Biases and TensorBoard.
 
 A tracker may fail in any way: it is switched off with one note, and the run goes on.
 """
@@ -24,16 +24,16 @@ WANDB_FINISH_S = 60.0
 
 
 class Tracker(Protocol):
-    """One place that shows metrics."""
+    """A service or file that receives metrics."""
 
     name: str
 
     def begin(self, step: int) -> str | None:
-        """`step` steps are done: later ones that were logged are not valid; what to tell of it."""
+        """Continue after `step` steps; later logged steps are invalid. Returns a note, if any."""
         ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Metrics after `step` steps: of its training, or of an evaluation."""
+        """Log metrics of training step `step`, or of an evaluation after it."""
         ...
 
     def close(self, *, failed: bool) -> None:
@@ -42,7 +42,7 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """All trackers of a run. Every call returns what to tell the user, mostly nothing."""
+    """All trackers of a run. Every call returns notes for the user, usually none."""
 
     def __init__(self, trackers: Sequence[Tracker] = (), *, has_console: bool = True) -> None:
         self.has_console = has_console
@@ -50,20 +50,20 @@ class Trackers:
 
     @property
     def names(self) -> list[str]:
-        """Those that work."""
+        """Names of the trackers that work."""
         return [tracker.name for tracker in self._trackers]
 
     def begin(self, step: int) -> list[str]:
-        """The first step of this session is about to start."""
+        """Continue after `step` steps."""
         return self._each("begin", step)
 
     def log(self, step: int, values: Mapping[str, float | None]) -> list[str]:
-        """Metrics after `step` steps; None is left out."""
+        """Log metrics after `step` steps; None values are omitted."""
         numbers = {k: float(v) for k, v in values.items() if v is not None and k != "step"}
         return self._each("log", step, numbers)
 
     def close(self, *, failed: bool) -> list[str]:
-        """The run is over, or stands still."""
+        """End all trackers because the run ended or paused."""
         notes = self._each("close", failed=failed)
         self._trackers = []
         return notes
@@ -72,13 +72,13 @@ class Trackers:
         notes = []
         for tracker in list(self._trackers):
             try:
-                told = getattr(tracker, call)(*args, **kwargs)
-                notes += [told] if told else []
-            # others' code with a network behind it: whatever it raises, the run goes on
+                note = getattr(tracker, call)(*args, **kwargs)
+                notes += [note] if note else []
+            # third-party code that uses the network: no error of it may end the run
             except Exception as error:
                 self._trackers.remove(tracker)
                 if call != "close":
-                    # broken already: a second complaint says nothing new
+                    # it already failed: a second error adds nothing
                     with suppress(Exception):
                         tracker.close(failed=True)
                 notes.append(f"{tracker.name} is switched off: {_first_line(error)} ({KEPT}).")
@@ -86,7 +86,7 @@ class Trackers:
 
 
 def build_trackers(run: RunConfig, run_dir: RunDir) -> tuple[Trackers, list[str]]:
-    """The trackers that run.loggers names, and notes on those that cannot work as asked."""
+    """(trackers that run.loggers names, notes on those that cannot work as configured)."""
     trackers: list[Tracker] = []
     notes: list[str] = []
     for name in dict.fromkeys(run.loggers):
@@ -102,7 +102,7 @@ def build_trackers(run: RunConfig, run_dir: RunDir) -> tuple[Trackers, list[str]
         except ImportError as error:
             missing = error.name or name
             notes.append(f"{name} needs the package {missing}: {INSTALL} ({KEPT}).")
-        # wandb and tensorboard raise classes of their own, and those of what they are built on
+        # wandb and tensorboard raise their own classes and those of their dependencies
         except Exception as error:
             notes.append(f"{name} cannot start: {_first_line(error)} ({KEPT}).")
     return Trackers(trackers, has_console="console" in run.loggers), notes
@@ -113,7 +113,7 @@ def _first_line(error: Exception) -> str:
 
 
 class TensorBoard:
-    """Event files in `tensorboard/` of the run directory."""
+    """Writes event files to `tensorboard/` in the run directory."""
 
     name = "tensorboard"
 
@@ -125,12 +125,12 @@ class TensorBoard:
         self._writer: Any = None
 
     def begin(self, step: int) -> None:
-        """Readers drop what an earlier session logged after `step`."""
+        """Open the writer; readers then drop points that an earlier session logged after `step`."""
         purge = step + 1 if self._folder.is_dir() else None
         self._writer = self._build(str(self._folder), purge_step=purge, flush_secs=10)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One point per metric."""
+        """Write one point per metric."""
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
@@ -141,7 +141,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """One run on Weights & Biases, the same after every resume: its id is in wandb.json."""
+    """One run on Weights & Biases, continued after every resume: its id is in wandb.json."""
 
     name = "wandb"
 
@@ -163,8 +163,8 @@ class Wandb:
         self.notes = [f"{note}; send it later with: {sync}" for note in self.notes]
 
     def _start(self, settings: Mapping[str, Any]) -> Any:
-        """The wandb run: online where that works, else offline."""
-        # the first word to wandb's service decides whether it talks: it would write over the panel
+        """Start the wandb run: online if possible, otherwise offline."""
+        # only wandb's first setup call can silence it; its output would overwrite the panel
         self._wandb.setup(settings=self._wandb.Settings(silent=True))
         if os.environ.get("WANDB_MODE"):
             if os.environ["WANDB_MODE"] in ("offline", "dryrun"):
@@ -180,24 +180,24 @@ class Wandb:
             self.notes.append(f"wandb cannot be reached and runs offline ({_first_line(error)})")
             return self._init(settings, mode="offline")
 
-    def _init(self, settings: Mapping[str, Any], **more: Any) -> Any:
+    def _init(self, settings: Mapping[str, Any], **options: Any) -> Any:
         quiet = self._wandb.Settings(
             silent=True,
             console="off",
             init_timeout=WANDB_START_S,
             finish_timeout=WANDB_FINISH_S,
         )
-        return self._wandb.init(**settings, **more, id=self._sent["id"], settings=quiet)
+        return self._wandb.init(**settings, **options, id=self._sent["id"], settings=quiet)
 
     def begin(self, step: int) -> str | None:
-        """wandb takes nothing back: what it has of later steps stays."""
+        """Return a note if wandb has later steps: they cannot be deleted there."""
         last = self._sent["train"]
         if last <= step:
             return None
         return f"wandb has steps {step + 1} to {last} from before and keeps those ({KEPT})."
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Send what was not sent before; training and evaluation of a step become one row."""
+        """Send metrics not sent before; training and evaluation of a step become one row."""
         kind = "train" if "epoch" in values else "eval"
         if step <= self._sent[kind]:
             return
@@ -206,5 +206,5 @@ class Wandb:
         write_json(self._file, self._sent)
 
     def close(self, *, failed: bool) -> None:
-        """End the session; a run that stopped to be resumed has not failed."""
+        """End the session; a run stopped in order to be resumed does not count as failed."""
         self._run.finish(exit_code=int(failed))

@@ -1,4 +1,4 @@
-"""What a run will take before it starts: memory, steps, disk, judge. Without torch or weights."""
+"""Estimates of a run's memory, steps, disk and judge calls, made without torch or weights."""
 
 from __future__ import annotations
 

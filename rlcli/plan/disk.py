@@ -1,4 +1,4 @@
-"""What a run writes: checkpoints and the final model, against the free disk."""
+"""Disk space of a run's checkpoints and final model, against the free disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlcli.system.disk import GIB, folder_bytes, free_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskPlan:
-    """GiB. needed: what is on disk at once at most; fits: None where the free disk is unknown."""
+    """GiB. needed: the most on disk at once. fits: None if the free disk is unknown."""
 
     checkpoint_gib: float
     final_gib: float
@@ -25,7 +25,7 @@ class DiskPlan:
 
 
 def plan_disk(config: Config, models: Models, *, free_gib: float | None) -> DiskPlan:
-    """Checkpoints that are kept, one more while it is written, and the final model."""
+    """Space for the kept checkpoints, one more during a save, and the final model."""
     shape = models.policy
     need = need_of(
         config,
@@ -46,9 +46,9 @@ def plan_disk(config: Config, models: Models, *, free_gib: float | None) -> Disk
 
 
 def find_free_gib(config: Config, cwd: Path) -> float:
-    """Disk for the run directory: what is free there, and what its own checkpoints take.
+    """GiB available to the run directory: free space plus the space of its own checkpoints.
 
-    Raises: RunDirError when run.resume names nothing that can be resumed.
+    Raises: RunDirError if run.resume names no run that can be resumed.
     """
     folder, _ = find_run_dir(config, cwd)
     run_dir = cwd / folder

@@ -1,4 +1,4 @@
-"""The training engine that `train.engine=auto` comes to where memory decides."""
+"""Choose the training engine for `train.engine=auto` by memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ENGINE = "train.engine"
 def resolve_engine(
     resolved: Resolved, models: Models, machine: Machine, *, num_val: int | None
 ) -> Resolved:
-    """`resolved` with the fsdp engine if several processes cannot each hold the whole run.
+    """Switch `train.engine=auto` to fsdp if several processes cannot each hold the whole run.
 
-    Only where train.engine is auto, and the plan of the whole run on one device does not fit it.
+    Otherwise `resolved` is returned unchanged.
     """
     config = resolved.config
     if config.train.engine != "auto" or num_processes(config, machine.devices) == 1:
@@ -26,7 +26,7 @@ def resolve_engine(
     changed = resolved.override({ENGINE: "fsdp"}).config
     shared = plan_memory(changed, models, machine=machine, num_val=num_val)
     if all(p.peak_gib >= phase.peak_gib for p in shared.phases if p.name == phase.name):
-        return resolved  # what vLLM lacks, no training engine gives
+        return resolved  # vLLM is what does not fit; no training engine changes that
     return resolved.override(
         {ENGINE: "fsdp"},
         note=f"{ENGINE}=auto takes fsdp: whole on every device, the {phase.name} phase takes "

@@ -1,4 +1,4 @@
-"""About how many calls and tokens a judge takes, and what they cost."""
+"""Estimate a judge's calls, tokens and cost."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from rlcli.config.schema import Config
 from rlcli.plan.needs import needs_of
 
 TEMPLATE_TOKENS = 450
-"""Of the instructions around prompt and response."""
+"""Tokens of the instructions around prompt and response."""
 REPLY_TOKENS = 100
-"""Of a reason in three sentences and a score."""
+"""Tokens of a reason in three sentences and a score."""
 CANARIES = 3
-"""Known bad answers that are judged every reward.judge.canary_every steps."""
+"""Known bad answers judged every reward.judge.canary_every steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgePlan:
-    """calls and what follows from them are None where the steps are not known.
+    """Calls, tokens and cost; None if the number of steps is unknown.
 
-    calls_per_step: of the rollouts; `calls` has evaluations (eval_calls) and canaries, too.
-    is_most: a rule decides first, and nobody knows how often. price: US dollars per million
-    tokens, (in, out), the mean of a panel's; None: one is not known. price_date: of the table;
-    None: the price was set.
+    calls_per_step: for training rollouts; `calls` adds evaluations (eval_calls) and canaries.
+    is_most: the numbers are an upper bound, because a rule decides some answers first. price: US
+    dollars per million tokens, (in, out), the mean of a panel; None if any is unknown.
+    price_date: date of the price table; None if the price was set.
     """
 
     model: str
@@ -43,12 +43,12 @@ class JudgePlan:
 def plan_judge(
     config: Config, *, steps: int | None, num_val: int | None, prompts: int
 ) -> JudgePlan | None:
-    """What the judge of a run is asked for; None: there is no judge.
+    """The judge's calls, tokens and cost in a run, or None without a judge.
 
-    Prompts and responses are taken at their full length, instructions and replies at a usual one;
-    tries after a failed call are not counted.
+    Prompts and responses count at full length, instructions and replies at a typical length.
+    Retries are not counted.
 
-    Raises: RewardError when no model is named and the provider has no default, or for a bad panel.
+    Raises: RewardError if no model is named and the provider has no default, or for a bad panel.
     """
     judge = config.reward.judge
     if not judge.enabled:
@@ -70,9 +70,9 @@ def plan_judge(
     cost = None
     if price is not None and calls is not None:
         cost = calls * (read * price[0] + REPLY_TOKENS * price[1]) / 1e6
-    is_listed = price is not None and not all(one.price for one in members)
+    is_listed = price is not None and not all(member.price for member in members)
     return JudgePlan(
-        model=", ".join(str(one.model) for one in members),
+        model=", ".join(str(member.model) for member in members),
         calls_per_step=per_step,
         calls=calls,
         eval_calls=eval_calls,
@@ -86,28 +86,28 @@ def plan_judge(
 
 
 def judge_notes(config: Config, *, steps: int, num_val: int) -> list[str]:
-    """The estimate of a run's calls and cost; none without a judge."""
+    """One line with the estimated calls and cost; empty without a judge."""
     prompts = config.train.prompts_per_step
     plan = plan_judge(config, steps=steps, num_val=num_val, prompts=prompts)
     if plan is None or plan.calls is None or plan.tokens is None:
         return []
-    whole, share, most = f"{plan.calls:,}", f"{plan.eval_calls:,}", f"{plan.tokens / 1e6:,.1f}"
+    calls, evals, millions = f"{plan.calls:,}", f"{plan.eval_calls:,}", f"{plan.tokens / 1e6:,.1f}"
     if plan.cost_usd is None:
         return [
-            f"the judge is called up to {whole} times, {share} of them in evaluations: about "
-            f"{most} million tokens at full length."
+            f"the judge is called up to {calls} times, {evals} of them in evaluations: about "
+            f"{millions} million tokens at full length."
         ]
     return [
-        f"the judge is called up to {whole} times, {share} of them in evaluations: about "
-        f"{most} million tokens at full length, ${plan.cost_usd:,.2f}."
+        f"the judge is called up to {calls} times, {evals} of them in evaluations: about "
+        f"{millions} million tokens at full length, ${plan.cost_usd:,.2f}."
     ]
 
 
 def _mean_price(members: Sequence[JudgeConfig]) -> tuple[float, float] | None:
-    """US dollars per million tokens, (in, out), where every judge's price is known."""
+    """Mean US dollars per million tokens, (in, out); None if any judge's price is unknown."""
     from rlcli.rewards.judge.budget import price_of
 
-    prices = [price for one in members if (price := price_of(one)) is not None]
+    prices = [price for member in members if (price := price_of(member)) is not None]
     if len(prices) < len(members):
         return None
     into = fmean(price.input_usd * 1e6 for price in prices)
@@ -115,13 +115,13 @@ def _mean_price(members: Sequence[JudgeConfig]) -> tuple[float, float] | None:
 
 
 def num_canaries(config: Config, steps: int) -> int:
-    """Answers, not calls: at the first step and at every reward.judge.canary_every-th after it."""
+    """Canary answers (not calls) of a run: at step 1, then every reward.judge.canary_every."""
     every = config.reward.judge.canary_every
     return CANARIES * ((steps - 1) // every + 1) if every and steps else 0
 
 
 def num_evaluations(config: Config, steps: int) -> int:
-    """At the start, every run.eval_every steps, and at the end."""
+    """Evaluations of a run: at the start, every run.eval_every steps, and at the end."""
     every = config.run.eval_every
     between = (steps - 1) // every if every > 0 else 0
     return 2 + between

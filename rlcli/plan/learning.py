@@ -1,4 +1,4 @@
-"""The moments of an update of one model: its head, its layers, its embedding."""
+"""Memory of one model's update at each moment that may be its peak: head, layers, embedding."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rlcli.plan.workload import Rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """Bytes that exist at once besides the states of all models."""
+    """Bytes in use at one moment, besides the states of all models."""
 
     activations: float = 0.0
     logits: float = 0.0
     rollout: float = 0.0
     missing: float = 0.0
-    """Of the states: gradients that are not there yet."""
+    """Bytes of the states that do not exist yet: gradients."""
     unused: float = 0.0
-    """Freed, and still counted: see heap.py."""
+    """Bytes that are freed but still resident: see heap.py."""
 
     @property
     def total(self) -> float:
@@ -33,8 +33,8 @@ class Moment:
 class Update:
     """A micro-batch of one model. numerics: of this model (a critic has no adapters).
 
-    gradients: bytes. several: whether its mini-batch has more micro-batches, so that gradients
-    are there from the start. head_copies: of a chunk of logits; 0: no LM head.
+    gradients: bytes. several: whether the mini-batch has several micro-batches, so that gradients
+    exist from the start. head_copies: copies of a chunk of logits; 0 without an LM head.
     """
 
     shape: ModelShape
@@ -46,16 +46,18 @@ class Update:
     head_copies: int
 
     def moments(self, *, is_cpu: bool) -> list[Moment]:
-        """Every moment that may be the largest."""
-        found = [*self._head(), *self._layers()]
+        """Every moment at which memory may peak."""
+        moments = [*self._head(), *self._layers()]
         if not is_cpu:
-            return found
+            return moments
         left = self.left_in_heap()
         share = heap.small_share(self.shape, self.rows, self.numerics)
-        return [replace(m, unused=max(self._holes(), left - share * m.activations)) for m in found]
+        return [
+            replace(m, unused=max(self._holes(), left - share * m.activations)) for m in moments
+        ]
 
     def left_in_heap(self) -> float:
-        """On the CPU: what glibc holds after the update besides states."""
+        """Bytes besides the states that glibc holds after the update, on the CPU."""
         share = heap.small_share(self.shape, self.rows, self.numerics)
         return self._holes() + share * (self._kept() + self._inside())
 
@@ -73,7 +75,7 @@ class Update:
         return self.shape.tied and self.head_copies > 0
 
     def _kept(self) -> float:
-        """What the forward pass leaves behind."""
+        """Bytes that the forward pass keeps for the backward pass."""
         shape, numerics = self.shape, self.numerics
         kept = passes.saved_bytes(shape, self.rows, numerics, checkpointed=self.checkpointed)
         casts = passes.cast_bytes(shape, numerics)
@@ -82,14 +84,14 @@ class Update:
         return kept + casts + passes.mask_elements(self.rows)
 
     def _inside(self) -> float:
-        """What the backward pass of one layer adds."""
+        """Bytes that the backward pass of one layer adds."""
         inside = 3 * self.numerics.width * self.shape.mlp_width * self.rows.tokens
         if self.checkpointed:
             inside += passes.layer_bytes(self.shape, self.rows, self.numerics)
         return inside
 
     def _head(self) -> list[Moment]:
-        """The LM head, forward and backward; a chunk that is recomputed is there in full again."""
+        """LM head, forward and backward. Recomputing a chunk takes its full memory again."""
         if not self.head_copies:
             return []
         shape, kept, missing = self.shape, self._kept(), self._missing
@@ -119,5 +121,5 @@ class Update:
 
 
 def left_in_heap(updates: Sequence[Update]) -> float:
-    """Of the updates of a step, what is still held in its other phases."""
-    return heap.STAYS * max(update.left_in_heap() for update in updates)
+    """Bytes that glibc still holds in the other phases of a step after its updates."""
+    return heap.RETAINED_SHARE * max(update.left_in_heap() for update in updates)

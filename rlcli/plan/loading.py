@@ -1,4 +1,4 @@
-"""Memory that loading the models takes.
+"""Memory needed to load the models.
 
 Every process loads each model whole before sharding it. Under fsdp it loads only its shards; under
 ZeRO stage 3 without the native sampler models are whole only in host memory.
@@ -30,9 +30,9 @@ def plan_loading(
     critic: ModelShape | None,
     reward: ModelShape | None,
 ) -> Loading:
-    """Policy, sampler's copy, reference, critic and reward model, each whole on every rank.
+    """Bytes to load policy, sampler's copy, reference, critic and reward model.
 
-    The order is that of rlcli/trainer/build_engine.py.
+    Each is whole on every rank, and loaded in the order of rlcli/trainer/build_engine.py.
     """
     if numerics.fsdp:
         return _plan_shards(config, numerics, policy=policy, critic=critic, reward=reward)
@@ -59,12 +59,12 @@ def plan_loading(
         copies += FLOAT * largest_tensor(policy)
     if numerics.device != "cpu":
         return Loading(device=trained / among + copies, host=max(read))
-    whole = max(read) * in_host_memory  # beside the shards of those that were read before
+    whole = max(read) * in_host_memory  # beside the shards of the models loaded before
     return Loading(device=trained / among + copies + whole, host=0.0)
 
 
 def largest_tensor(shape: ModelShape) -> int:
-    """Parameters of the largest tensor of a model, experts apart."""
+    """Parameters of a model's largest tensor, counting experts separately."""
     return max(shape.embedding, shape.hidden * shape.intermediate)
 
 
@@ -76,7 +76,7 @@ def _plan_shards(
     critic: ModelShape | None,
     reward: ModelShape | None,
 ) -> Loading:
-    """Shares of what is trained and of the reference; the rest whole (engines/sharded_parts)."""
+    """Trained models and the reference in shards, the rest whole (engines/sharded_parts)."""
     width = numerics.width
     trained = (width if numerics.is_lora else FLOAT) * policy.parameters
     shared = trained
@@ -87,7 +87,7 @@ def _plan_shards(
         reference = width * policy.parameters
     whole = [width * policy.parameters] if config.rollout.is_native else []
     whole += [width * reward.parameters] if reward is not None else []
-    # one tensor at a time is converted to the dtype it is trained in
+    # tensors are converted to the training dtype one at a time
     largest = FLOAT * largest_tensor(policy)
     share = (shared + reference) / numerics.ranks
     if numerics.device == "cpu":

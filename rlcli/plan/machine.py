@@ -1,4 +1,4 @@
-"""The device a run would use, found without torch."""
+"""Find the device a run would use, without torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rlcli.system.hardware import GIB, ask_driver, total_ram, visible_gpus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """memory_gib: of one device; None: not known. devices: that this process may use.
+    """A device. memory_gib: of one device; None if unknown. devices: number this process may use.
 
-    host_gib: the memory of this machine; None if the device is in another one.
+    host_gib: memory of this machine; None if the device is in another machine.
     """
 
     kind: Literal["cpu", "cuda", "mps"]
@@ -31,7 +31,7 @@ class Machine:
 
 
 def find_machine(train: TrainConfig, *, memory_gib: float | None = None) -> Machine:
-    """The device that train.device means here; `memory_gib` stands in for its memory."""
+    """The device that train.device selects on this machine; `memory_gib` overrides its memory."""
     host = total_ram() / GIB
     wants_gpu = train.device in ("auto", "cuda")
     gpus = visible_gpus(ask_driver()[0], os.environ) if wants_gpu else []

@@ -1,4 +1,4 @@
-"""Peak memory of every phase of a step, added up from what exists at its worst moment."""
+"""Peak memory of every phase of a step: the sum of everything in memory at its worst moment."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from rlcli.setup.checks.sampler import SERVER_MEMORY_FRACTION
 from rlcli.system.hardware import GIB
 
 RUNTIME = {"cpu": 0.04 * GIB, "cuda": 0.6 * GIB, "mps": 0.3 * GIB}
-"""What libraries take once they compute: code that is touched, contexts, workspaces."""
+"""Bytes that libraries take once they compute: loaded code, contexts, workspaces."""
 TOKEN_BYTES = 130
-"""Of one sampled token on the host: its id and log-prob as Python numbers, and in tensors."""
+"""Bytes of one sampled token on the host: id and log-prob as Python numbers and in tensors."""
 REWARD_ROWS = 8
 """Rollouts that a reward model scores at once."""
 SAMPLER_COPIES = 5
-"""Of [rows, vocabulary] in float32: logits twice, log-probs, weights, their sums."""
-CUT_COPIES = 6
-"""Besides, under top_p: sorted logits, their index (8 bytes), probabilities and sums."""
+"""Copies of [rows, vocabulary] in float32: logits twice, log-probs, weights, their sums."""
+TOP_P_COPIES = 6
+"""More copies under top_p: sorted logits, their index (8 bytes), probabilities and sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """Who is in memory. reward: a reward model of our own, not one behind an address."""
+    """The models in memory. reward: a reward model loaded here, not one behind a URL."""
 
     policy: ModelShape
     critic: ModelShape | None = None
@@ -64,9 +64,9 @@ class Models:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmShare:
-    """GiB of each GPU that vLLM may use, and that it needs for weights and one rollout's cache.
+    """GiB of each GPU that vLLM may use, and GiB it needs for weights and one rollout's cache.
 
-    widths: the values of rollout.tensor_parallel that this model and machine allow.
+    widths: values of rollout.tensor_parallel that this model and machine allow.
     """
 
     share_gib: float
@@ -81,10 +81,10 @@ class VllmShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Loading and the phases of a step. host_gib: what is offloaded to the host.
+    """Memory of loading and of the phases of a step. host_gib: offloaded to the host.
 
-    loading_host_gib: of this machine's memory while its processes load their models for GPUs.
-    vllm: None without vLLM, or if the memory of its GPUs is not known.
+    loading_host_gib: host memory in use while this machine's processes load models for GPUs.
+    vllm: None without vLLM, or if the memory of its GPUs is unknown.
     """
 
     phases: list[Phase]
@@ -94,11 +94,11 @@ class MemoryPlan:
     workload: Workload
     numerics: Numerics
     processes: int
-    """Of the run; `numerics.ranks` of them share states."""
+    """Processes of the run; `numerics.ranks` of them share states."""
 
     @property
     def largest(self) -> Phase:
-        """The phase with the highest peak; of those that do not fit, if any does not."""
+        """The phase with the highest peak among those that do not fit, if any; else among all."""
         return max(self.phases, key=lambda phase: (phase.fits is False, phase.peak_gib))
 
     @property
@@ -110,7 +110,7 @@ class MemoryPlan:
 def plan_memory(
     config: Config, models: Models, *, machine: Machine, num_val: int | None
 ) -> MemoryPlan:
-    """Loading, and every phase of a run's steps from the second on, when all states exist."""
+    """Memory of loading and of each phase of a step, from step 2 on, when all states exist."""
     numerics = numerics_of(config, device=machine.kind, devices=machine.devices)
     workload = workload_of(config, num_val=num_val, ranks=numerics.ranks)
     step = _Step(config, models, numerics, workload, machine)
@@ -164,7 +164,7 @@ class _Step:
         self.vllm = self._vllm_share()
 
     def _copies(self) -> float:
-        """The reference and the sampler's own copy, where the run has them."""
+        """Bytes of the reference and the sampler's own copy, if the run has them."""
         shape, numerics, config = self.models.policy, self.numerics, self.config
         copies = 0.0
         if numerics.fsdp and config.rollout.is_native:
@@ -179,40 +179,40 @@ class _Step:
 
     @property
     def _moves_reference(self) -> bool:
-        """Whether the reference waits on the host."""
+        """Whether the reference is on the host between uses."""
         moves = self.config.ref.offload_params or (
             self.numerics.fsdp and self.config.train.offloads
         )
         return moves and not self.machine.is_cpu
 
     def _reference(self) -> float:
-        """As exact as the policy computes; whole on every rank under torch."""
+        """Bytes of the reference: at the policy's precision, whole on every rank under torch."""
         numerics = self.numerics
         if numerics.is_sharded:
             return numerics.width * self.models.policy.parameters / numerics.ranks
         return FLOAT * self.models.policy.parameters
 
     def phases(self) -> list[Phase]:
-        """In the order of a step."""
+        """Loading, then the phases in the order of a step."""
         policy, critic = self._policy_update(), self.models.critic
         updates = {"update": policy}
         if critic is not None:
             updates = {"critic": self._critic_update(critic), **updates}
         is_cpu = self.machine.is_cpu
-        stays = left_in_heap([*updates.values()]) if is_cpu else 0.0
-        found = [
+        in_heap = left_in_heap([*updates.values()]) if is_cpu else 0.0
+        phases = [
             self._loading(),
-            self._phase("rollout", [replace(self._sampling(), unused=stays)]),
-            self._phase("logprobs", [replace(self._sweep(), unused=stays)]),
+            self._phase("rollout", [replace(self._sampling(), unused=in_heap)]),
+            self._phase("logprobs", [replace(self._sweep(), unused=in_heap)]),
         ]
         for name, update in updates.items():
             gathered = gathered_bytes(update.shape, self.numerics)
             moments = update.moments(is_cpu=is_cpu)
-            found.append(self._phase(name, [_plus(m, gathered) for m in moments]))
+            phases.append(self._phase(name, [_plus(m, gathered) for m in moments]))
         if self.models.reward is not None:
-            scoring = replace(self._scoring(self.models.reward), unused=stays)
-            found.append(self._phase("reward_model", [scoring]))
-        return found
+            scoring = replace(self._scoring(self.models.reward), unused=in_heap)
+            phases.append(self._phase("reward_model", [scoring]))
+        return phases
 
     def _phase(self, name: str, moments: Sequence[Moment]) -> Phase:
         worst = max(moments, key=lambda moment: moment.total)
@@ -250,13 +250,13 @@ class _Step:
         )
 
     def _sampling(self) -> Moment:
-        """Sampling: buffers of keys and values, and the choice of the next tokens."""
+        """Sampling: the KV cache, and choosing the next tokens."""
         config, shape, rows = self.config, self.models.policy, self.work.rollout
         if not config.rollout.is_native:
             return Moment(rollout=self._vllm())
         kv = passes.native_kv_bytes(shape, rows, width=self.numerics.width)
         one = FLOAT * rows.rows * shape.vocabulary
-        copies = SAMPLER_COPIES + (CUT_COPIES if config.rollout.top_p < 1.0 else 0)
+        copies = SAMPLER_COPIES + (TOP_P_COPIES if config.rollout.top_p < 1.0 else 0)
         ids = rows.response_tokens * (8 + FLOAT + FLOAT)
         prompts = Rows(
             rows=0,
@@ -269,7 +269,7 @@ class _Step:
         return Moment(logits=copies * one, rollout=kv + ids, activations=later)
 
     def _vllm(self) -> float:
-        """What vLLM takes of each GPU: its share of the memory, or the weights where unknown."""
+        """Bytes that vLLM takes of each GPU: its memory share, or the weights if unknown."""
         if self.config.rollout.engine == "vllm_server":
             return 0.0
         if self.machine.memory_gib is not None:
@@ -278,7 +278,7 @@ class _Step:
         return self.models.policy.parameters * self.numerics.width / tensor_parallel
 
     def _vllm_share(self) -> VllmShare | None:
-        """None if the GPUs of vLLM are not known: on the CPU, or a server that runs already."""
+        """vLLM's share of a GPU; None on the CPU and for a server that already runs elsewhere."""
         rollout, shape, memory = self.config.rollout, self.models.policy, self.machine.memory_gib
         if rollout.is_native or self.machine.is_cpu or memory is None or rollout.url is not None:
             return None
@@ -297,7 +297,7 @@ class _Step:
         return VllmShare(share_gib=fraction * memory, needs_gib=needs / GIB, widths=widths)
 
     def _sweep(self) -> Moment:
-        """Old and reference log-probs, as far as the run needs them."""
+        """Computing the old and reference log-probs that the run needs."""
         algorithm, rollout = self.config.algorithm, self.config.rollout
         squares = "sum_pi_squared" in needs_of(self.config)
         is_same = rollout.is_native and not self.numerics.half and not rollout.async_steps
@@ -342,7 +342,7 @@ class _Step:
         )
 
     def _scoring(self, shape: ModelShape) -> Moment:
-        """A forward pass of a reward model over a few rollouts."""
+        """Forward pass of a reward model over a few rollouts."""
         length = self.work.update.prompt_length + self.work.update.response_length
         rows = Rows(rows=0, prompts=REWARD_ROWS, prompt_length=length, response_length=0)
         return Moment(activations=passes.passing_bytes(shape, rows, self.numerics))

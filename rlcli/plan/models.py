@@ -1,4 +1,4 @@
-"""The shape of a model by its name: its config.json, or the table of well-known models."""
+"""Find a model's shape by name, from its config.json or the table of well-known models."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ TABLE = Path(__file__).with_name("models.yaml")
 _FAMILY_AND_SIZE = re.compile(r"([A-Za-z]+)[\d.]*-(\d+(?:\.\d+)?B)(?![\w])")
 _SIZE = re.compile(r"-\d+(?:\.\d+)?[MB]\b", re.IGNORECASE)
 POSITION_BUCKETS = 256
-"""Of every deberta-v3; its config.json says it, the table does not."""
+"""position_buckets of every deberta-v3: in its config.json, but not in the table."""
 
 
 def find_shape(path: str, *, source: Literal["hf", "modelscope"] = "hf") -> ModelShape:
-    """The shape of a built-in or local model, of the hub's cache, of the table, or of the hub.
+    """The shape of a built-in or local model, or one in the hub's cache, the table or the hub.
 
-    Raises: ModelError when there is none of these, with the cure.
+    Raises: ModelError if the model is in none of these.
     """
     path = plain_path(path, source=source)
     try:
         return shape_of(hub.find_model_config(path, hub=source, offline=True), name=path)
     except ModelError as error:
-        # only a hub's name may be in the table, or at the hub
+        # only a hub name can be in the table or on the hub
         known = known_config(path) if _is_hub_name(path) else None
         if known is not None:
             return shape_of(known, name=path)
@@ -42,29 +42,29 @@ def find_shape(path: str, *, source: Literal["hf", "modelscope"] = "hf") -> Mode
     try:
         return shape_of(hub.find_model_config(path, hub=source), name=path)
     except ModelNotFoundError:
-        alike = alike_model(path)
-        if alike is None:
+        similar = similar_model(path)
+        if similar is None:
             raise
-        return shape_of(dict(known_models()[alike]), name=f"{path} (taken for {alike})")
+        return shape_of(dict(known_models()[similar]), name=f"{path} (taken for {similar})")
 
 
-def alike_model(path: str) -> str | None:
-    """The model of the table with the family and the size of `path`, None without one.
+def similar_model(path: str) -> str | None:
+    """The model in the table with the same family and size as `path`, or None.
 
     Guides name Qwen2-14B, which was never published.
     """
     name = path.rsplit("/", 1)[-1]
-    wanted = _FAMILY_AND_SIZE.match(name)
-    if wanted is None:
+    parts = _FAMILY_AND_SIZE.match(name)
+    if parts is None:
         return None
     matches = {key: _FAMILY_AND_SIZE.match(key) for key in known_models()}
     found = [
         key
         for key, match in matches.items()
-        if match and match.group(0) == key and match.groups() == wanted.groups()
+        if match and match.group(0) == key and match.groups() == parts.groups()
     ]
     # Qwen2-14B is nearer to Qwen2.5-14B than to Qwen3-14B
-    generation = name[: len(wanted.group(1)) + 1]
+    generation = name[: len(parts.group(1)) + 1]
     return min([key for key in found if key.startswith(generation)] or found, default=None)
 
 
@@ -74,7 +74,7 @@ def _is_hub_name(path: str) -> bool:
 
 
 def known_config(path: str) -> dict[str, Any] | None:
-    """The values of a well-known model's config.json, whoever owns the copy; None: not known."""
+    """config.json of a well-known model under any owner's name; None if not in the table."""
     name = path.rsplit("/", 1)[-1].lower()
     table = known_models()
     matches = [key for key in table if name == key.lower() or name.startswith(key.lower() + "-")]
@@ -83,7 +83,7 @@ def known_config(path: str) -> dict[str, Any] | None:
 
 @cache
 def known_models() -> Mapping[str, Mapping[str, Any]]:
-    """Name -> values of config.json, of every model in the table."""
+    """Name -> values of config.json, for every model in the table."""
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     columns = table.pop("columns")
     return {
@@ -98,7 +98,7 @@ def known_models() -> Mapping[str, Mapping[str, Any]]:
 
 
 def shape_of_size(billions: float) -> ModelShape:
-    """A Qwen 2.5 of about this size, its parameter count made exact."""
+    """A Qwen 2.5 of about this size, with exactly this parameter count."""
     nearest = min(
         family_of("Qwen2.5-7B"), key=lambda shape: abs(log(shape.parameters / 1e9 / billions))
     )
@@ -107,7 +107,7 @@ def shape_of_size(billions: float) -> ModelShape:
 
 
 def family_of(path: str) -> list[ModelShape]:
-    """The well-known models whose names differ from that of `path` in their size alone."""
+    """The well-known models whose names differ from `path` only in size."""
     stem = _stem(path.rsplit("/", 1)[-1])
     return [
         shape_of(dict(values), name=name)

@@ -1,4 +1,4 @@
-"""What the estimator and the loss of a run need, a user's own read without an import."""
+"""Inputs that a run's estimator and loss require; custom functions are parsed, not imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from rlcli.config.schema import Config
 
 
 def needs_of(config: Config) -> frozenset[Need]:
-    """Critic, groups, greedy rollouts, reward parts, sums of pi^2; none of what cannot be read."""
+    """Required: critic, groups, greedy rollouts, reward parts, sums of pi^2.
+
+    Empty for a custom function whose source cannot be read.
+    """
     algorithm = config.algorithm
     return _needs(algorithm.advantage, ESTIMATORS) | _needs(algorithm.loss, LOSSES)
 
@@ -24,13 +27,13 @@ def _needs(name: str, table: Mapping[str, Entry]) -> frozenset[Need]:
     if name in table:
         return table[name].needs
     module, _, function = name.partition(":")
-    asked = _arguments(module, function, os.getcwd())
-    return frozenset(NEED_OF_INPUT[name] for name in asked if name in NEED_OF_INPUT)
+    arguments = _arguments(module, function, os.getcwd())
+    return frozenset(NEED_OF_INPUT[name] for name in arguments if name in NEED_OF_INPUT)
 
 
 @cache
 def _arguments(module: str, function: str, cwd: str) -> frozenset[str]:
-    """Names of a function's arguments, found as an import from `cwd` would find it."""
+    """Names of a function's arguments, located as an import from `cwd` would locate it."""
     search = [cwd, *sys.path]
     source = None
     for part in module.split("."):

@@ -1,4 +1,4 @@
-"""A run that ran out of memory: whether an error means that, and the plan's cheapest cures."""
+"""Recognize out-of-memory errors and suggest the cheapest setting changes."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ PHASES: Final = {
     "annotate": "logprobs",
     "update": "update",
 }
-"""Method of sampler or engine to the plan's name for the phase."""
-SIGNS: Final = (
+"""Method of sampler or engine -> phase name in the plan."""
+OOM_MARKERS: Final = (
     "OutOfMemoryError",
     "CUDA out of memory",
     "not enough memory",
     "can't allocate memory",
 )
-"""torch on CUDA, as a type or in another rank's words; torch's allocator on a CPU."""
+"""Text of torch's errors on CUDA (type name or message) and of its CPU allocator."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is torch's or Python's for memory that was not to be had."""
+    """Whether `error` is an out-of-memory error of torch or Python."""
     text = f"{type(error).__name__}: {error}"
-    return isinstance(error, MemoryError) or any(sign in text for sign in SIGNS)
+    return isinstance(error, MemoryError) or any(marker in text for marker in OOM_MARKERS)
 
 
 def out_of_memory_error(error: BaseException, resolved: Resolved, cwd: Path) -> TrainingError:
-    """`error` in a line, with the settings that `rlcli plan` would change first in that phase."""
+    """`error` in one line, with the settings that `rlcli plan` would change first."""
     cause = f"{error}".split("\n")[0].split(". Process ")[0].strip() or type(error).__name__
     name = _phase_of(error)
     try:
         name, cures = _cures(plan_run(resolved, cwd), name)
-    except UsageError:  # plan asks more than a run that has begun
+    except UsageError:  # plan checks more than a run that has started
         cures = []
     return TrainingError(
         f"out of memory in phase {name}: {cause}\n"
@@ -52,23 +52,23 @@ def out_of_memory_error(error: BaseException, resolved: Resolved, cwd: Path) -> 
 
 
 def _phase_of(error: BaseException) -> str:
-    """The plan's name of the phase in which `error` arose; update if its traceback shows none."""
+    """Phase in which `error` was raised; "update" if the traceback does not show it."""
     names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
     return next((PHASES[name] for name in reversed(names) if name in PHASES), "update")
 
 
 def _cures(plan: RunPlan, name: str) -> tuple[str, list[str]]:
-    """(name of a planned phase, changes that lower its peak, cheapest first)."""
-    phase = next((one for one in plan.phases if one.name == name), plan.largest)
+    """(phase name, changes that lower its peak, cheapest first)."""
+    phase = next((phase for phase in plan.phases if phase.name == name), plan.largest)
 
-    def again(changed: Config) -> MemoryPlan:
+    def replan(changed: Config) -> MemoryPlan:
         return plan_memory(changed, plan.models, machine=plan.machine, num_val=0)
 
-    savings = find_savings(plan.resolved, replace(plan.memory, phases=[phase]), again)
+    savings = find_savings(plan.resolved, replace(plan.memory, phases=[phase]), replan)
     return phase.name, [f"{cure.change} (-{cure.gain_gib:.2g} GiB)" for cure in savings]
 
 
 def _halves(resolved: Resolved, name: str) -> list[str]:
-    """What decides a phase's activations, halved: for models too small for the plan to see."""
+    """The setting that governs a phase's activations, halved, if the plan suggests nothing."""
     key = "rollout.max_num_seqs" if name == "rollout" else "train.tokens_per_micro_batch"
     return [f"{key}={max(1, resolved.values()[key] // 2)}"]

@@ -1,7 +1,7 @@
-"""Bytes of one pass over a micro-batch: what is kept for the backward pass, and what passes by.
+"""Bytes of one pass over a micro-batch: tensors kept for the backward pass, and temporary ones.
 
-Read off what torch saves for backward in the layers of Qwen2, Qwen3, Llama, Mistral, Gemma and
-Phi 3 under the packed attention; tests/plan holds it to a real model.
+Taken from what torch saves for backward in the layers of Qwen2, Qwen3, Llama, Mistral, Gemma and
+Phi 3 under packed attention; tests/plan compares it with a real model.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from rlcli.plan.workload import Rows
 CHUNK_ELEMENTS = 2**26
 """Logits that the engine holds at once, per copy (engines/logprobs.py)."""
 NO_GRAD_COPIES = 2
-"""Of a chunk: logits and log-probs."""
+"""Copies of a chunk: logits and log-probs."""
 SQUARES_COPIES = 4
-"""Besides: probabilities and their squares."""
+"""The same, plus probabilities and their squares."""
 ENTROPY_COPIES = 3
-"""Besides: the terms of the entropy."""
+"""The same, plus the terms of the entropy."""
 ENTROPY_GRAD_COPIES = 5
 """Backward: log-probs, the gradient, and three factors of it."""
 BACKWARD_COPIES = 2
-"""Of a chunk that is not recomputed: log-probs and the gradient."""
-FIRST_ROOM = 64
-"""Columns beyond the prompt that the sampler's buffers start with (models/packed_attention.py)."""
+"""Backward, for a chunk that is not recomputed: log-probs and the gradient."""
+INITIAL_COLUMNS = 64
+"""Initial response columns in the sampler's KV cache (models/packed_attention.py)."""
 
 
 def saved_bytes(
@@ -48,14 +48,14 @@ def layer_bytes(shape: ModelShape, rows: Rows, numerics: Numerics) -> float:
     # autocast casts a normalized input once for each matrix it goes into
     copies = (5 if shape.gated else 4) if numerics.half else 2
     inputs = width * (copies * hidden + shape.query_width)
-    # gate and up; experts keep what lies between as well (rlcli/models/gated_mlp.py)
+    # gate and up; experts also keep the intermediate results (rlcli/models/gated_mlp.py)
     mlp = width * shape.mlp_width * (4 if shape.gated and shape.experts else 2)
     adapters = width * numerics.lora_rank * len(shape.matrices())
     return tokens * (norms + inputs + mlp + adapters) + _attention(shape, rows, numerics)
 
 
 def _attention(shape: ModelShape, rows: Rows, numerics: Numerics) -> float:
-    """Queries, outputs, keys and values as blocks, and the mask as numbers."""
+    """Bytes of queries, outputs, keys and values in blocks, and of the mask as numbers."""
     width = (
         numerics.width if numerics.device == "cuda" else FLOAT
     )  # rlcli/models/packed_attention.py
@@ -76,7 +76,7 @@ def mask_elements(rows: Rows) -> int:
 
 
 def passing_bytes(shape: ModelShape, rows: Rows, numerics: Numerics) -> float:
-    """The largest moment inside one layer of a pass that keeps nothing."""
+    """Peak bytes inside one layer of a pass without gradients."""
     residual = rows.tokens * shape.hidden * (2 * FLOAT + numerics.width)
     mlp = 3 * shape.mlp_width * rows.tokens
     seen = rows.rows * (rows.prompt_length + rows.response_length)
@@ -92,7 +92,7 @@ def cast_bytes(shape: ModelShape, numerics: Numerics) -> float:
 
 
 def chunk_bytes(shape: ModelShape, rows: Rows) -> float:
-    """One float32 copy of the logits that are held at once."""
+    """Bytes of one float32 copy of the logits held at once."""
     return FLOAT * shape.vocabulary * min(rows.response_tokens, chunk_tokens(shape))
 
 
@@ -102,14 +102,14 @@ def chunk_tokens(shape: ModelShape) -> int:
 
 
 def kv_bytes_per_token(shape: ModelShape, *, width: int) -> int:
-    """Keys and values of one token in all layers."""
+    """Bytes of the keys and values of one token in all layers."""
     return 2 * shape.layers * shape.kv_width * width
 
 
 def native_kv_bytes(shape: ModelShape, rows: Rows, *, width: int) -> float:
-    """The native sampler's buffers at their widest, and the one that is being moved."""
+    """Bytes of the native sampler's KV cache at its largest, and of the buffer being copied."""
     last = rows.prompt_length + rows.response_length
-    columns = before = min(rows.prompt_length + FIRST_ROOM, last)
+    columns = before = min(rows.prompt_length + INITIAL_COLUMNS, last)
     while columns < last - 1:  # the last token's keys are never needed
         before, columns = columns, min(last, columns * 3 // 2 + 1)
     per_column = rows.rows * kv_bytes_per_token(shape, width=width)

@@ -1,4 +1,4 @@
-"""The whole plan of a run: memory, batches, steps, disk, judge, and what would make it smaller."""
+"""The whole plan of a run: memory, batches, steps, disk, judge, and memory savings."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from rlcli.setup.resources import read_data
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """What a run will take. Numbers are None where the data to count is not here.
+    """Resources that a run will take. Numbers are None if the data to count is not present.
 
-    fits: whether every phase fits the device; None: its memory is not known. together: several
-    changes at once, where no single one makes the run fit.
+    fits: whether every phase fits the device; None if its memory is unknown. together: several
+    changes at once, if no single change makes the run fit.
     """
 
     resolved: Resolved
@@ -49,7 +49,7 @@ class RunPlan:
 
     @property
     def phases(self) -> list[Phase]:
-        """In the order of a step."""
+        """Phases in the order of a step."""
         return self.memory.phases
 
     @property
@@ -85,7 +85,7 @@ class RunPlan:
             "checkpoint_gib": self.disk.checkpoint_gib,
             "disk": asdict(self.disk),
             "judge": None if self.judge is None else asdict(self.judge),
-            "suggestions": [asdict(relief) for relief in self.savings],
+            "suggestions": [asdict(saving) for saving in self.savings],
             "together": None if self.together is None else _together(self.together),
             "warnings": self.warnings,
         }
@@ -103,7 +103,7 @@ def _together(fitted: Fitted) -> dict[str, Any]:
 def plan_run(resolved: Resolved, cwd: Path, *, memory_gib: float | None = None) -> RunPlan:
     """The plan of a run started in `cwd`, on this machine or on devices of `memory_gib`.
 
-    Raises: UsageError for settings that cannot run, bad data, or a model nobody knows.
+    Raises: UsageError for settings that cannot run, bad data, or an unknown model.
     """
     resolved = checks.check(resolved)
     config = resolved.config
@@ -142,18 +142,18 @@ def make_memory_plan(
     reward_model: ModelShape | None = None,
     free_disk_gib: float | None = None,
 ) -> RunPlan:
-    """The plan of checked settings on a given machine; pure."""
-    resolved, batch, batches = _settle_batches(resolved, num_prompts)
+    """The plan of checked settings on a given machine; reads no files."""
+    resolved, batch, batches = _resolve_batches(resolved, num_prompts)
     models = Models(policy=shape, critic=critic, reward=reward_model)
     resolved = resolve_engine(resolved, models, machine, num_val=num_val)
     config = resolved.config
 
-    def again(changed: Config) -> MemoryPlan:
+    def replan(changed: Config) -> MemoryPlan:
         return plan_memory(changed, models, machine=machine, num_val=num_val)
 
-    memory = again(config)
-    savings = find_savings(resolved, memory, again)
-    is_enough = memory.largest.fits is not False or any(relief.fits for relief in savings)
+    memory = replan(config)
+    savings = find_savings(resolved, memory, replan)
+    is_enough = memory.largest.fits is not False or any(saving.fits for saving in savings)
     steps = batches.num_steps if batches else config.train.max_steps
     return RunPlan(
         resolved=resolved,
@@ -168,15 +168,15 @@ def make_memory_plan(
             config, steps=steps, num_val=num_val, prompts=config.train.prompts_per_step
         ),
         savings=savings,
-        together=None if is_enough else make_fit(resolved, memory, again),
+        together=None if is_enough else make_fit(resolved, memory, replan),
         warnings=[*resolved.notes, *_warnings(config, machine, memory)],
     )
 
 
-def _settle_batches(
+def _resolve_batches(
     resolved: Resolved, num_prompts: int | None
 ) -> tuple[Resolved, list[str], checks.Batching | None]:
-    """Settings that fit the data, the arithmetic in words, and its numbers where data is here."""
+    """(settings clamped to the data, the arithmetic as text, its numbers if data is present)."""
     if num_prompts is None:
         return resolved, [checks.step_line(resolved.config)], None
     config, lines = checks.batch_arithmetic(resolved.config, num_prompts)
@@ -219,7 +219,7 @@ def _reward_shape(config: Config) -> ModelShape | None:
 
 
 def _count_rows(config: Config, files: Sequence[str], cwd: Path) -> tuple[int | None, list[str]]:
-    """(rows of all files, or None where one is not here; a warning for it)."""
+    """(rows of all files, or None if one is missing; a warning about it)."""
     try:
         paths = [path for name in files for path in find_files(name, base=cwd)]
     except DataNotFoundError as error:

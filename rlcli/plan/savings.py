@@ -1,4 +1,4 @@
-"""Changes that lower the largest peak, cheapest first; each gain is a plan made with the change."""
+"""Setting changes that lower the largest peak, cheapest first; each gain comes from a new plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlcli.plan.memory import MemoryPlan
 
 SHOWN = 3
 SMALLEST_GAIN = 0.01
-"""Share of the peak below which a change is not worth a line."""
+"""Smallest reduction worth reporting, as a share of the peak."""
 RANK = 16
 Change = dict[str, Any]
 
@@ -39,53 +39,53 @@ class MemorySaving:
 def find_savings(
     resolved: Resolved,
     plan: MemoryPlan,
-    again: Callable[[Config], MemoryPlan],
+    replan: Callable[[Config], MemoryPlan],
 ) -> list[MemorySaving]:
     """The cheapest changes that lower the peak of the largest phase, at most three.
 
-    again: the plan of changed settings.
+    again: plans changed settings.
     """
-    return [*islice(_useful(resolved, plan, again, frozenset()), SHOWN)]
+    return [*islice(_iter_savings(resolved, plan, replan, frozenset()), SHOWN)]
 
 
-def _useful(
+def _iter_savings(
     resolved: Resolved,
     plan: MemoryPlan,
-    again: Callable[[Config], MemoryPlan],
+    replan: Callable[[Config], MemoryPlan],
     without: frozenset[str],
 ) -> Iterator[MemorySaving]:
     for choices, cost in _candidates(resolved.config, plan):
         if choices and not without & choices[0].keys():
-            relief = _best(resolved, plan, again, choices, cost)
-            if relief is not None:
-                yield relief
+            saving = _best(resolved, plan, replan, choices, cost)
+            if saving is not None:
+                yield saving
 
 
 def _best(
     resolved: Resolved,
     plan: MemoryPlan,
-    again: Callable[[Config], MemoryPlan],
+    replan: Callable[[Config], MemoryPlan],
     choices: list[Change],
     cost: str,
 ) -> MemorySaving | None:
-    """The mildest choice that is strong enough.
+    """The mildest choice with which the phase fits.
 
-    Enough is that the phase fits; where none does, half the gain of the strongest; where all fits,
-    any. Other phases may still not fit: no change of this kind lowers them.
+    If none fits: the mildest with half the gain of the strongest. If everything already fits: the
+    mildest. Other phases may still not fit, because no change of this kind lowers them.
     """
     before, name = plan.largest, plan.largest.name
     is_for_share = plan.lacks_vllm_share and name == "rollout"
     found: list[MemorySaving] = []
     for change in choices:
-        changed = again(resolved.override(change).config)
+        changed = replan(resolved.override(change).config)
         if changed.lacks_vllm_share and (is_for_share or not plan.lacks_vllm_share):
             continue
         after = next(phase for phase in changed.phases if phase.name == name)
         gain = before.peak_gib - after.peak_gib
         if gain < SMALLEST_GAIN * before.peak_gib and not is_for_share:
             continue
-        relief = MemorySaving(
-            change=" ".join(_typed(change)),
+        saving = MemorySaving(
+            change=" ".join(_as_options(change)),
             cost=cost,
             phase=name,
             gain_gib=gain,
@@ -96,14 +96,14 @@ def _best(
             values=change,
         )
         if after.fits or before.fits is not False or is_for_share:
-            return relief
-        found.append(relief)
-    most = max((relief.gain_gib for relief in found), default=0.0)
-    return next((relief for relief in found if relief.gain_gib >= most / 2), None)
+            return saving
+        found.append(saving)
+    most = max((saving.gain_gib for saving in found), default=0.0)
+    return next((saving for saving in found if saving.gain_gib >= most / 2), None)
 
 
 def _candidates(config: Config, plan: MemoryPlan) -> Iterator[tuple[list[Change], str]]:
-    """(ever stronger choices of one kind, what they cost), from the cheapest kind on."""
+    """(choices of one kind, mildest first; their cost), cheapest kind first."""
     phase = plan.largest.name
     train, model = config.train, config.model
     if phase == "rollout":
@@ -160,7 +160,7 @@ def _longest(config: Config) -> int:
 
 
 def _halves(number: int, fewest: int) -> list[int]:
-    """Powers of two below `number`, falling, and `fewest` itself last."""
+    """Powers of two below `number`, in descending order, then `fewest` itself."""
     sizes: list[int] = []
     size = 1 << max(0, (number - 1).bit_length() - 1)
     while size > fewest:
@@ -170,7 +170,7 @@ def _halves(number: int, fewest: int) -> list[int]:
 
 
 def _sharing(config: Config, plan: MemoryPlan) -> Iterator[tuple[list[Change], str]]:
-    """States kept elsewhere: on the host, or on other ranks."""
+    """Moving states to the host or to other ranks."""
     train, numerics = config.train, plan.numerics
     if not numerics.is_sharded:
         if plan.processes > 1:
@@ -189,7 +189,7 @@ def _sharing(config: Config, plan: MemoryPlan) -> Iterator[tuple[list[Change], s
 
 
 def _tasks(config: Config) -> Iterator[tuple[list[Change], str]]:
-    """Changes of what is trained."""
+    """Changes to the training task itself."""
     response = config.data.max_response_tokens
     if response > 256:
         sizes = _halves(response, 256)
@@ -199,13 +199,13 @@ def _tasks(config: Config) -> Iterator[tuple[list[Change], str]]:
         yield [{"algorithm.kl_loss": False}], "no hold on the start policy"
 
 
-def _typed(change: Change) -> list[str]:
+def _as_options(change: Change) -> list[str]:
     return [f"{key}={show(value)}" for key, value in change.items()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """Changes taken together, and what they cost. plan: with them; it may still not fit."""
+    """Several changes and their costs. plan: with the changes; it may still not fit."""
 
     values: Change
     costs: list[str]
@@ -213,37 +213,37 @@ class Fitted:
 
     @property
     def fits(self) -> bool:
-        """Whether every phase does."""
+        """Whether every phase fits."""
         return self.plan.largest.fits is not False
 
     def words(self) -> list[str]:
         """The changes as a user types them."""
-        return _typed(self.values)
+        return _as_options(self.values)
 
 
 def make_fit(
     resolved: Resolved,
     plan: MemoryPlan,
-    again: Callable[[Config], MemoryPlan],
+    replan: Callable[[Config], MemoryPlan],
     *,
     without: frozenset[str] = frozenset(),
 ) -> Fitted:
-    """The cheapest changes until every phase fits, or no further one would help.
+    """The cheapest changes, added until every phase fits or no change helps.
 
     without: settings to leave alone.
     """
     start, values, costs = resolved, Change(), dict[str, str]()
     while plan.largest.fits is False:
-        relief = next(_useful(resolved, plan, again, without), None)
-        if relief is None:
+        saving = next(_iter_savings(resolved, plan, replan, without), None)
+        if saving is None:
             return Fitted(values=values, costs=[*dict.fromkeys(costs.values())], plan=plan)
-        values |= relief.values
-        costs |= dict.fromkeys(relief.values, relief.cost)
-        resolved = resolved.override(relief.values)
-        plan = again(resolved.config)
-    for key in reversed([*values]):  # a later one may have made an earlier one needless
+        values |= saving.values
+        costs |= dict.fromkeys(saving.values, saving.cost)
+        resolved = resolved.override(saving.values)
+        plan = replan(resolved.config)
+    for key in reversed([*values]):  # a later change may have made an earlier one unnecessary
         fewer = {other: value for other, value in values.items() if other != key}
-        smaller = again(start.override(fewer).config)
+        smaller = replan(start.override(fewer).config)
         if smaller.largest.fits is not False:
             values, plan = fewer, smaller
     return Fitted(values=values, costs=[*dict.fromkeys(costs[key] for key in values)], plan=plan)

@@ -1,4 +1,4 @@
-"""The shape of a model, read from the values of its config.json, and its parameter count."""
+"""A model's shape, read from its config.json, and its parameter count."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ QKV_BIAS = ("qwen2", "qwen2_moe")
 QK_NORM = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text")
 FOUR_NORMS = ("gemma2", "gemma3", "gemma3_text")
 TIED = ("gemma", "gemma2", "gemma3", "gemma3_text", "gpt2")
-"""Types whose head is the embedding where the config does not say."""
+"""Types with tied embeddings if the config does not specify it."""
 ENCODERS = ("deberta-v2", "bert", "roberta", "xlm-roberta", "modernbert")
 UNGATED = ("gpt2", "gpt_neox", "opt", "phi", "starcoder2", "nemotron", *ENCODERS)
-OLD_NAMES = {
+OLD_KEYS = {
     "hidden_size": ("n_embd",),
     "num_hidden_layers": ("n_layer",),
     "num_attention_heads": ("n_head",),
     "intermediate_size": ("n_inner",),
     "num_local_experts": ("num_experts", "n_routed_experts"),
 }
-SILENT = {
+GEMMA3_DEFAULTS = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
     "vocab_size": 262_208,
 }
-"""What the config.json of a Gemma 3 with a vision part leaves out."""
+"""Values missing from the config.json of a Gemma 3 with a vision part."""
 STORED = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -36,8 +36,8 @@ STORED = {"float32": 4, "float16": 2, "bfloat16": 2}
 class ModelShape:
     """The sizes that memory depends on. stored_bytes: of one weight in the checkpoint.
 
-    norms: of one layer, each as wide as the model. extra_parameters: outside layers, embedding,
-    head and last norm.
+    norms: number per layer, each as wide as the model. extra_parameters: those outside layers,
+    embedding, head and last norm.
     """
 
     name: str
@@ -80,18 +80,18 @@ class ModelShape:
 
     @property
     def head(self) -> int:
-        """Parameters of the LM head that the embedding does not share."""
+        """Parameters of the LM head; 0 if it shares the embedding's."""
         return self.embedding if self.has_head and not self.tied else 0
 
     @property
     def mlp_width(self) -> int:
-        """Inner width of the MLP that one token goes through."""
+        """Inner width of the MLP for one token (all its experts together)."""
         return self.intermediate * max(1, self.experts_per_token) + self.shared_intermediate
 
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """Name -> (inputs, outputs) of a layer's matrices, experts apart."""
+        """Name -> (inputs, outputs) of a layer's matrices, without experts."""
         width, kv = self.query_width, self.kv_width
-        found = {
+        matrices = {
             "q_proj": (self.hidden, width),
             "k_proj": (self.hidden, kv),
             "v_proj": (self.hidden, kv),
@@ -99,10 +99,10 @@ class ModelShape:
         }
         inner = self.shared_intermediate if self.experts else self.intermediate
         if inner and self.gated:
-            found["gate_proj"] = (self.hidden, inner)
+            matrices["gate_proj"] = (self.hidden, inner)
         if inner:
-            found |= {"up_proj": (self.hidden, inner), "down_proj": (inner, self.hidden)}
-        return found
+            matrices |= {"up_proj": (self.hidden, inner), "down_proj": (inner, self.hidden)}
+        return matrices
 
     def layer_parameters(self) -> int:
         """Parameters of one layer."""
@@ -120,7 +120,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """All parameters, shared ones once."""
+        """Number of all parameters, shared ones counted once."""
         last_norm = self.hidden * (2 if self.norm_bias else 1)
         body = self.layers * self.layer_parameters() + self.embedding + last_norm
         return body + self.head + self.extra_parameters
@@ -128,25 +128,25 @@ class ModelShape:
     def adapter_parameters(self, rank: int, targets: str | list[str] = "all-linear") -> int:
         """Parameters of LoRA adapters on the named matrices of every layer.
 
-        A text, and a list of names that this kind of model has not, stand for all of them.
+        A string, or a list of names that match none of them, means all matrices.
         """
-        found = self.matrices()
-        ends = [] if isinstance(targets, str) else [name.rpartition(".")[2] for name in targets]
-        named = [size for name, size in found.items() if name in ends]
-        return self.layers * rank * sum(i + o for i, o in named or found.values())
+        matrices = self.matrices()
+        suffixes = [] if isinstance(targets, str) else [name.rpartition(".")[2] for name in targets]
+        named = [size for name, size in matrices.items() if name in suffixes]
+        return self.layers * rank * sum(i + o for i, o in named or matrices.values())
 
 
 def shape_of(config: Mapping[str, Any], *, name: str) -> ModelShape:
-    """The shape that the values of a config.json describe.
+    """Build the shape from the values of a config.json.
 
-    Raises: ModelError when a size that memory depends on is not there.
+    Raises: ModelError if a size that memory depends on is missing.
     """
     text = config.get("text_config")
     values = {**config, **text} if isinstance(text, Mapping) else dict(config)
     if values.get("model_type") in ("gemma3", "gemma3_text"):
-        values = {**SILENT, **values}
-    for new, olds in OLD_NAMES.items():
-        for old in olds:
+        values = {**GEMMA3_DEFAULTS, **values}
+    for new, old_keys in OLD_KEYS.items():
+        for old in old_keys:
             if values.get(new) is None and values.get(old) is not None:
                 values[new] = values[old]
     missing = [key for key in ("hidden_size", "num_hidden_layers") if not _is_size(values, key)]
@@ -208,7 +208,7 @@ def _shape(values: Mapping[str, Any], *, name: str) -> ModelShape:
 
 
 def _extra(values: Mapping[str, Any], kind: str, *, hidden: int, positions: int) -> int:
-    """Position tables and the norms beside them."""
+    """Parameters of position tables and their norms."""
     if kind == "deberta-v2":
         buckets = values.get("position_buckets") or 0
         return 2 * buckets * hidden + 2 * hidden

@@ -1,4 +1,4 @@
-"""Bytes that stay from step to step: weights, gradients, Adam moments, copies of the model."""
+"""Bytes that persist from step to step: weights, gradients, Adam moments, model copies."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MOMENTS = 2 * FLOAT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numerics:
-    """How a run computes. width: bytes of a computed number. ranks: processes that share states.
+    """Precision and sharding of a run. ranks: processes that share states.
 
-    deepspeed, fsdp: the engines that share states out; otherwise every process holds the whole.
+    deepspeed, fsdp: the engines that shard states; otherwise every process holds all of them.
     """
 
     half: bool
@@ -57,12 +57,12 @@ class TrainedStates:
 
 
 def num_processes(config: Config, devices: int) -> int:
-    """Processes of a run that may use so many devices of each machine."""
+    """Processes of a run with `devices` available on each machine."""
     return (config.train.n_gpus or devices) * config.train.nnodes
 
 
 def gathered_bytes(shape: ModelShape, numerics: Numerics, *, trains: bool = True) -> float:
-    """Of fsdp: the layer that computes, the next one, what is outside layers, and gradients."""
+    """Bytes that fsdp gathers: the current and next layer, weights outside layers, gradients."""
     if not numerics.fsdp:
         return 0.0
     layer, outside = shape.layer_parameters(), shape.embedding + shape.head
@@ -72,13 +72,13 @@ def gathered_bytes(shape: ModelShape, numerics: Numerics, *, trains: bool = True
 
 
 def numerics_of(config: Config, *, device: str, devices: int) -> Numerics:
-    """What `model.dtype`, `lora.rank` and the engine come to on this device."""
+    """Precision and sharding that `model.dtype`, `lora.rank` and the engine give on `device`."""
     train = config.train
     ranks = num_processes(config, devices)
     deepspeed, fsdp = train.engine == "deepspeed", train.engine == "fsdp"
-    wanted = config.model.dtype
+    dtype = config.model.dtype
     return Numerics(
-        half=wanted == "bfloat16" or (wanted == "auto" and device == "cuda"),
+        half=dtype == "bfloat16" or (dtype == "auto" and device == "cuda"),
         lora_rank=config.lora.rank,
         deepspeed=deepspeed,
         ranks=ranks if deepspeed or fsdp else 1,
@@ -88,40 +88,40 @@ def numerics_of(config: Config, *, device: str, devices: int) -> Numerics:
 
 
 def adapters(shape: ModelShape, config: Config) -> int:
-    """Parameters of the LoRA adapters."""
+    """Number of parameters of the LoRA adapters."""
     return shape.adapter_parameters(config.lora.rank, config.lora.targets)
 
 
 def critic_parameters(shape: ModelShape) -> int:
-    """Of a critic on this body: no LM head, a value head instead."""
+    """Parameters of a critic of this shape: a value head instead of the LM head."""
     return shape.parameters - shape.head + shape.hidden + 1
 
 
 def policy_states(shape: ModelShape, config: Config, numerics: Numerics) -> TrainedStates:
-    """Of the policy: all its weights trained, or adapters on frozen ones."""
+    """States of the policy: all weights trained, or adapters on frozen weights."""
     if not numerics.is_lora:
         return trained_states(shape.parameters, config, numerics)
     count = adapters(shape, config)
-    some = trained_states(count, config, numerics)
+    adapter_states = trained_states(count, config, numerics)
     frozen = shape.parameters * numerics.width
     shares = numerics.fsdp or (numerics.deepspeed and config.train.zero_stage == 3)
     shards = numerics.ranks if shares else 1
     if numerics.fsdp and config.train.offloads:
-        return replace(some, host=some.host + frozen / shards)
+        return replace(adapter_states, host=adapter_states.host + frozen / shards)
     return TrainedStates(
-        weights=some.weights + frozen / shards,
-        gradients=some.gradients,
-        optimizer=some.optimizer,
-        host=some.host,
+        weights=adapter_states.weights + frozen / shards,
+        gradients=adapter_states.gradients,
+        optimizer=adapter_states.optimizer,
+        host=adapter_states.host,
     )
 
 
 def trained_states(count: int, config: Config, numerics: Numerics) -> TrainedStates:
-    """Of `count` trained parameters under the run's engine.
+    """States of `count` trained parameters under the run's engine.
 
-    torch keeps float32 weights, gradients and moments, 16 bytes in all. So does DeepSpeed: in
-    bfloat16 it has 2 + 2 (stages 2 and 3: 4) for weights and gradients, and 12 for a float32 copy
-    and the moments. fsdp keeps torch's 16 in shards, on the device or all of them on the host.
+    torch keeps float32 weights, gradients and moments: 16 bytes per parameter. DeepSpeed in
+    bfloat16 keeps 2 + 2 (stages 2 and 3: 4) for weights and gradients, and 12 for a float32 copy
+    and the moments; otherwise it keeps 16. fsdp shards torch's 16, all on the device or the host.
     """
     if numerics.fsdp:
         sizes = [count * size / numerics.ranks for size in (FLOAT, FLOAT, MOMENTS)]

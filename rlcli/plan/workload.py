@@ -1,4 +1,4 @@
-"""How many tokens a run computes at once, every prompt and response taken at its full length."""
+"""Number of tokens a run computes at once, with prompts and responses at full length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlcli.config.schema import Config
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Rollouts computed together. Each prompt counts once; lengths are those of one of them."""
+    """Rollouts computed together. Each prompt counts once; lengths are per prompt or response."""
 
     rows: int
     prompts: int
@@ -19,17 +19,17 @@ class Rows:
 
     @property
     def response_tokens(self) -> int:
-        """Of all rows."""
+        """Response tokens of all rows."""
         return self.rows * self.response_length
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all prompts."""
+        """Tokens of all prompts."""
         return self.prompts * self.prompt_length
 
     @property
     def tokens(self) -> int:
-        """What the linear layers see."""
+        """Tokens that pass through the linear layers."""
         return self.prompt_tokens + self.response_tokens
 
 
@@ -37,8 +37,8 @@ class Rows:
 class Workload:
     """One rank's share of a step.
 
-    rollout: rows sampled side by side. sweep: of a pass without gradients. update, critic: the
-    largest micro-batch, with how many a mini-batch has.
+    rollout: rows sampled in parallel. sweep: micro-batch of a pass without gradients. update,
+    critic: the largest micro-batch; num_update, num_critic: micro-batches per mini-batch.
     """
 
     rollouts: int
@@ -51,7 +51,7 @@ class Workload:
 
 
 def workload_of(config: Config, *, num_val: int | None, ranks: int = 1) -> Workload:
-    """The workload of a run on `ranks` processes. num_val: held-out prompts, None: not counted."""
+    """The workload of a run on `ranks` processes. num_val: held-out prompts, None if unknown."""
     train, n = config.train, config.rollout.n
     prompts = _share(train.prompts_per_step, ranks)
     mini = _share(train.mini_batch_prompts, ranks)
@@ -80,7 +80,7 @@ def _share(number: int, ranks: int) -> int:
 
 
 def _sampled(config: Config, prompts: int, *, num_val: int | None) -> Rows:
-    """The larger of what training and what evaluation samples side by side."""
+    """Rows sampled in parallel, in training or evaluation, whichever is more."""
     rollout, data = config.rollout, config.data
     choices = [(prompts, rollout.n)]
     if data.val:
@@ -102,11 +102,11 @@ def _rows(config: Config, rows: int, prompts: int) -> Rows:
 def _largest(
     config: Config, prompts: int, max_tokens: int | None, most_rows: int | None
 ) -> tuple[Rows, int]:
-    """(largest micro-batch of `prompts` groups, number of micro-batches), cut as engines do."""
+    """(largest micro-batch of `prompts` groups, number of micro-batches), split as engines do."""
     data = config.data
     lengths = (data.max_prompt_tokens, data.max_response_tokens)
     cuts, number = _cuts(prompts, config.rollout.n, lengths, max_tokens, most_rows)
-    return max((_rows(config, *cut) for cut in cuts), key=lambda some: some.tokens), number
+    return max((_rows(config, *cut) for cut in cuts), key=lambda rows: rows.tokens), number
 
 
 @lru_cache(maxsize=1024)
@@ -117,7 +117,7 @@ def _cuts(
     max_tokens: int | None,
     most_rows: int | None,
 ) -> tuple[frozenset[tuple[int, int]], int]:
-    """({(rows, prompts) of micro-batches}, how many there are)."""
+    """({(rows, prompts) of each micro-batch}, number of micro-batches)."""
     prompt_length, response_length = lengths
     cuts: list[tuple[int, int]] = []
     rows = first = 0

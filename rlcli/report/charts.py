@@ -1,4 +1,4 @@
-"""Which metrics are drawn, and under which words."""
+"""The charts of a report: their metrics and labels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rlcli.report.svg import COLOURS, Drawing, Point, Series, Shape, area_chart,
 
 MAX_PARTS = 12
 ROUNDING = 1e-5
-"""Differences of probabilities that float32 makes by itself."""
+"""Differences of probabilities due to float32 rounding."""
 LONGEST_LABEL = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawing of one metric or more, each with its word in the legend.
+    """A chart of one or more metrics, each with its label in the legend.
 
-    above: left out where no value is larger.
+    above: the chart is omitted if no value is larger.
     """
 
     title: str
@@ -93,7 +93,7 @@ AREA = "M4 0H24V12H4Z"
 
 
 def charts(runs: Sequence[RunReport]) -> list[Figure]:
-    """Every drawing there is data for."""
+    """All charts that have data."""
     parts = sorted(
         {k for run in runs for row in run.steps[-1:] for k in row if k.startswith("reward/")}
     )

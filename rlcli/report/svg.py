@@ -1,4 +1,4 @@
-"""Where curves lie in a chart. The template draws them: readable without colour or a mouse."""
+"""Positions of curves in a chart. The template draws them, readable without colour or mouse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One curve. colour and dash tell runs apart, `has_marks` two metrics of a run."""
+    """One curve. colour and dash distinguish runs, `has_marks` two metrics of a run."""
 
     label: str
     points: Sequence[Point]
@@ -46,7 +46,7 @@ class Drawing:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where values lie in the drawing."""
+    """Maps values to positions in the drawing."""
 
     left: float
     right: float
@@ -54,18 +54,18 @@ class Frame:
     high: float
 
     def x(self, value: float) -> float:
-        """Column of a step."""
+        """Horizontal position of a step."""
         share = (value - self.left) / ((self.right - self.left) or 1.0)
         return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
-        """Row of a value."""
+        """Vertical position of a value."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """At most MAX_POINTS means of neighbours; the first and the last point stay."""
+    """Average neighbours to at most MAX_POINTS points; keeps the first and last point."""
     if len(points) <= MAX_POINTS:
         return list(points)
     size = math.ceil((len(points) - 2) / (MAX_POINTS - 2))
@@ -147,7 +147,7 @@ def _curve(curve: Series, frame: Frame) -> list[Shape]:
     return shapes
 
 
-def _told(curve: Series, *, percent: bool) -> str:
+def _describe(curve: Series, *, percent: bool) -> str:
     (first, begin), (last, end) = curve.points[0], curve.points[-1]
     values = [y for _, y in curve.points]
     begin, end = number(begin, percent=percent), number(end, percent=percent)
@@ -165,5 +165,5 @@ def _drawing(
         rows=[(frame.y(y), number(y, percent=percent)) for y in rows],
         columns=[(frame.x(x), number(x)) for x in whole],
         shapes=shapes,
-        description="; ".join(_told(curve, percent=percent) for curve in series),
+        description="; ".join(_describe(curve, percent=percent) for curve in series),
     )

@@ -1,7 +1,7 @@
-"""What a checkpoint is: written aside, hashed, renamed, and checked before use.
+"""Checkpoint format: written to a scratch folder, hashed, renamed, and verified before use.
 
-A folder of safetensors and JSON. Its manifest, with a SHA-256 per file, is written last; the
-folder gets its name only when everything is on disk.
+A folder of safetensors and JSON. The manifest, with a SHA-256 per file, is written last. The
+folder gets its final name only when everything is on disk.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from rlcli.system.disk import DiskBudget, folder_bytes
 
 MANIFEST = "manifest.json"
 SHARES_INDEX = "shares.json"
-"""Lists the tensors of a state that is stored in shares."""
+"""File that lists the tensors of a sharded state."""
 COPY_ROOM = 1.5
-"""Free memory that a copy of a state needs, in copies: other processes may want some too."""
+"""Free memory required to copy a state, in copies; leaves some for other processes."""
 Resume = Literal["no", "newest"] | int
 Scores = list[tuple[int, float]]
-"""(step, held-out score), to know the best one."""
+"""(step, held-out score), to find the best step."""
 
 
 class EngineState(Protocol):
-    """An engine's tensors by the file they are saved in."""
+    """An engine's tensors, by the file they are saved in."""
 
     @property
     def num_bytes(self) -> int: ...
 
     def copied(self) -> EngineState:
-        """The same values in memory of the host that training does not touch."""
+        """A copy in host memory that training does not modify."""
         ...
 
     def save(self, folder: Path) -> Mapping[str, str]:
-        """Write all files into an existing folder and let go of the tensors.
+        """Write all files into an existing folder and release the tensors.
 
-        Returns: the SHA-256 of the files for which it is known, by name.
-        Raises: OSError when they cannot be written.
+        Returns: file name -> SHA-256, for the files whose hash is already known.
+        Raises: OSError if a file cannot be written.
         """
         ...
 
 
 def _read_umask() -> int:
-    """The process's umask: reading it means setting it, which only one thread may do."""
+    """The process's umask. Reading it requires setting it, so only one thread may do so."""
     umask = os.umask(0o077)
     os.umask(umask)
     return umask
@@ -73,9 +73,9 @@ def _sync(path: Path) -> None:
 
 
 def share(folder: Path) -> None:
-    """Give everything below the folder the modes that the umask gives new files.
+    """Set the modes that the umask gives new files on everything below the folder.
 
-    safetensors writes files that only their owner can read.
+    safetensors creates files that only their owner can read.
     """
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
@@ -83,9 +83,9 @@ def share(folder: Path) -> None:
 
 
 def seal(folder: Path, final: Path, known: Mapping[str, str] | None = None) -> None:
-    """Make the folder durable under its final name, replacing what is there.
+    """Sync the folder to disk and rename it to `final`, replacing an existing one.
 
-    known: SHA-256 of files that are on disk, by name: they are not read again.
+    known: file name -> SHA-256 of files already on disk, which are not read again.
     """
     known = known or {}
     share(folder)
@@ -111,12 +111,12 @@ def seal(folder: Path, final: Path, known: Mapping[str, str] | None = None) -> N
 
 
 def damage(folder: Path) -> str | None:
-    """None for a whole checkpoint, else the first file that is missing or changed, and how."""
+    """The first missing or changed file and its problem; None for an intact checkpoint."""
     return next(damages(folder), None)
 
 
 def damages(folder: Path) -> Iterator[str]:
-    """Every file of a checkpoint that is missing or changed, and how."""
+    """All missing or changed files of a checkpoint, with the problem of each."""
     manifest = folder / MANIFEST
     try:
         hashes: dict[str, str] = dict(json.loads(manifest.read_text())["sha256"])
@@ -135,13 +135,13 @@ def damages(folder: Path) -> Iterator[str]:
 
 
 def step_of(folder: Path) -> int | None:
-    """N of `step_N`, None for other names."""
+    """N of `step_N`; None for other names."""
     prefix, _, number = folder.name.partition("_")
     return int(number) if prefix == "step" and number.isdigit() else None
 
 
 def holds_critic(folder: Path) -> bool:
-    """Whether a checkpoint has the state of a critic."""
+    """Whether a checkpoint contains a critic's state."""
     index = folder / SHARES_INDEX
     if not index.is_file():
         return (folder / "critic.safetensors").is_file()
@@ -157,7 +157,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
-    """What a checkpoint is to hold. state: of everything but the engine, as JSON."""
+    """Contents of a checkpoint to write. state: everything except the engine's, as JSON."""
 
     step: int
     engine: EngineState
@@ -167,7 +167,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """What came of it. notes: to be told. error: why there is none."""
+    """Result of a save. notes: for the user. error: why no checkpoint was written, or None."""
 
     step: int
     notes: list[str]
@@ -175,9 +175,9 @@ class Saved:
 
 
 class CheckpointFolder:
-    """Writes a run's checkpoints and removes old ones. For one thread at a time.
+    """Writes a run's checkpoints and removes old ones. Not thread-safe.
 
-    disk_budget: GiB of the run directory.
+    disk_budget: limit of the run directory in GiB.
     """
 
     def __init__(
@@ -192,33 +192,33 @@ class CheckpointFolder:
         return saved_steps(self.path)
 
     def of(self, step: int) -> Path:
-        """Folder of a step's checkpoint."""
+        """Path of a step's checkpoint."""
         return self.path / f"step_{step}"
 
     def scratch(self, step: int) -> Path:
-        """Folder in which a step's checkpoint is written."""
+        """Path of the scratch folder in which a step's checkpoint is written."""
         return self.path / f".part-step_{step}"
 
     def write(self, save: Save) -> Saved:
-        """One checkpoint, sealed, and those it replaces removed; or nothing of it."""
+        """Write a complete checkpoint and remove old ones; after an error, leave nothing of it."""
         scratch = self.scratch(save.step)
         notes: list[str] = []
         try:
             notes += self.make_room(save.scores, share=1.0)
-            scratch.mkdir(parents=True, exist_ok=True)  # another rank may have begun its share
+            scratch.mkdir(parents=True, exist_ok=True)  # another rank may already write its shard
             known = save.engine.save(scratch)
             (scratch / "state.json").write_text(save.state)
             seal(scratch, self.of(save.step), known)
             notes += self._prune(save.scores)
-        except Exception as error:  # beside training, it must not end the run before its last save
+        except Exception as error:  # a failed save must not end training before its last save
             shutil.rmtree(scratch, ignore_errors=True)
             is_known = isinstance(error, OSError)
-            found = error if is_known else OSError(f"{type(error).__name__}: {error}")
-            return Saved(step=save.step, notes=notes, error=found)
+            save_error = error if is_known else OSError(f"{type(error).__name__}: {error}")
+            return Saved(step=save.step, notes=notes, error=save_error)
         return Saved(step=save.step, notes=notes)
 
     def _prune(self, scores: Scores) -> list[str]:
-        """Keep the newest and the best one; `latest` is a hint for people."""
+        """Keep the newest checkpoints and the best one; the `latest` file is only for people."""
         steps = self.steps()
         (self.path / "latest").write_text(f"step_{steps[-1]}\n")
         best = self._best(scores)
@@ -241,9 +241,10 @@ class CheckpointFolder:
         return max(saved, key=lambda pair: pair[1])[0] if saved else None
 
     def make_room(self, scores: Scores, *, share: float = 0.0) -> list[str]:
-        """Stay within the disk budget, with `share` of a checkpoint yet to be written; notes.
+        """Remove checkpoints to stay within the disk budget; returns notes.
 
-        The newest checkpoint always stays; the best one is the last of the others to go.
+        share: part of a checkpoint still to be written. The newest checkpoint always stays; of the
+        others, the best one is removed last.
         """
         if self._budget.limit_gib is None:
             return []

@@ -1,4 +1,4 @@
-"""How much disk a run takes: the arithmetic, from a model's own files, and against what is free."""
+"""Disk space that a run needs, computed from the model's files and checked against free space."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlcli.errors import ConfigError
 from rlcli.system.disk import GIB, folder_bytes, free_bytes, gib
 
 WEIGHT_BYTES, STATE_BYTES = 4, 12
-"""Of one trained weight: float32; and in a checkpoint, with two Adam moments."""
+"""Bytes of one trained weight in float32: alone, and in a checkpoint with two Adam moments."""
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "norm")
 
 
@@ -29,9 +29,9 @@ class DiskNeed:
 def need_of(
     config: Config, *, weights: int, stored: int, adapters: int, critic: int = 0
 ) -> DiskNeed:
-    """What a run writes of a policy of `weights` parameters and a critic of `critic`.
+    """Disk need for a policy of `weights` parameters and a critic of `critic` parameters.
 
-    stored: bytes of the model as it came. adapters: parameters of LoRA adapters on it.
+    stored: bytes of the original model's files. adapters: parameters of LoRA adapters on it.
     """
     trained, final = weights, stored
     if config.lora.rank:
@@ -41,19 +41,19 @@ def need_of(
 
 
 def most_at_once(config: Config, need: DiskNeed) -> int:
-    """Bytes of the checkpoints that are kept, the one being written, and the final model."""
+    """Bytes of the kept checkpoints, the one being written, and the final model."""
     run = config.run
     best = 1 if config.data.val and run.save_every != -1 else 0
     kept = (1 if run.save_every == -1 else run.keep_checkpoints) + best + 1
-    most = need.checkpoint * kept + need.final
+    total = need.checkpoint * kept + need.final
     if run.disk_budget is None:
-        return most
-    # fewer are kept, but never less than one
-    return int(max(min(most, run.disk_budget * GIB), need.checkpoint + need.final))
+        return total
+    # the budget reduces the kept checkpoints, but at least one is kept
+    return int(max(min(total, run.disk_budget * GIB), need.checkpoint + need.final))
 
 
 def disk_need(config: Config, model_dir: Path, critic_dir: Path | None) -> DiskNeed | None:
-    """What a run writes, from the headers of the model's weights; None where it has none."""
+    """Disk need from the headers of the model's weight files; None if there are none."""
     tensors = _tensors(model_dir)
     if not tensors:
         return None
@@ -72,20 +72,20 @@ Tensors = dict[str, tuple[list[int], int]]
 
 
 def _tensors(folder: Path) -> Tensors:
-    """What the safetensors files of a model hold, read from their headers alone."""
-    found: Tensors = {}
+    """The tensors of a model's safetensors files, read from their headers alone."""
+    tensors: Tensors = {}
     for path in _weight_files(folder):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             try:
                 header: dict[str, Any] = json.loads(file.read(min(length, 100 * 2**20)))
             except ValueError:
-                continue  # loading will name the broken file
+                continue  # loading reports the broken file
         header.pop("__metadata__", None)
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
-            found[name] = (entry["shape"], end - begin)
-    return found
+            tensors[name] = (entry["shape"], end - begin)
+    return tensors
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -102,7 +102,7 @@ def _weights(tensors: Tensors) -> int:
 
 
 def _adapter_weights(tensors: Tensors, config: Config) -> int:
-    """Of rank x (in + out) per matrix that gets an adapter."""
+    """Adapter parameters: rank x (in + out) per matrix with an adapter."""
     targets = config.lora.targets
     total = 0
     for name, (shape, _) in tensors.items():
@@ -114,9 +114,9 @@ def _adapter_weights(tensors: Tensors, config: Config) -> int:
 
 
 def check_disk(resolved: Resolved, need: DiskNeed, path: Path) -> None:
-    """Raises: ConfigError where one checkpoint and the final model cannot fit `path`."""
+    """Raises: ConfigError if one checkpoint and the final model do not fit on `path`'s disk."""
     total = need.checkpoint + need.final
-    words = (
+    need_text = (
         f"the run needs {gib(total)}: a checkpoint of {gib(need.checkpoint)} (weights and two "
         f"Adam moments in float32) and the final model of {gib(need.final)}."
     )
@@ -125,12 +125,12 @@ def check_disk(resolved: Resolved, need: DiskNeed, path: Path) -> None:
     if budget is not None and total > budget * GIB:
         enough = math.ceil(total / GIB * 100) / 100
         raise ConfigError(
-            f"{resolved.where('run.disk_budget')} is too few GiB: {words}\n"
+            f"{resolved.where('run.disk_budget')} is too few GiB: {need_text}\n"
             f"Raise run.disk_budget to {enough:.2f} or more. {cure}".rstrip()
         )
     free = free_bytes(path) + folder_bytes(path / "checkpoints")
     if total > free:
         raise ConfigError(
-            f"{path} has {gib(free)} of disk left; {words}\n"
+            f"{path} has {gib(free)} of disk left; {need_text}\n"
             f"Free some space, or choose another --output_dir. {cure}".rstrip()
         )

@@ -1,4 +1,4 @@
-"""The run directory: one holder at a time, files that scripts can rely on."""
+"""The run directory: locked by one process at a time, with files that scripts can rely on."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rlcli.run_dir.metrics_file import newest_metrics
 from rlcli.terminal.text import short_path
 
 State = Literal["running", "finished", "preempted", "paused", "failed"]
-"""The states in status.json, on which scripts rely; users see `in_words`."""
+"""The states in status.json, on which scripts rely; users see the result of `in_words`."""
 
 
 def in_words(state: str) -> str:
-    """`state` as users see it: a preempted run is shown as stopped."""
+    """`state` as shown to users: a preempted run is shown as stopped."""
     return "stopped" if state == "preempted" else state
 
 
@@ -32,18 +32,18 @@ LOCK_TRIES = 5
 TAIL_BYTES = 2**18
 ELSEWHERE = "choose another --output_dir"
 LOGS = (".log", ".out", ".err")
-"""What a shell or a scheduler may write into the directory before the run is there."""
+"""Files that a shell or scheduler may write into the directory before the run starts."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The file holds `value` or what it held before, never half of either."""
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+    """Write `value` atomically: the file holds the old or the new value, never a part."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 class RunDir:
-    """`outputs/<run>/`, locked while it is held. elsewhere: the cure where it is taken."""
+    """`outputs/<run>/`, locked while in use. elsewhere: advice for messages if it is taken."""
 
     def __init__(self, path: Path, *, elsewhere: str = ELSEWHERE) -> None:
         self.path = path
@@ -55,11 +55,11 @@ class RunDir:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is something to resume from."""
+        """Whether there is a checkpoint to resume from."""
         return any(self.checkpoints.glob("step_*"))
 
     def probe(self, *, resumes: bool) -> None:
-        """Say early what `hold` would refuse, leaving nothing behind.
+        """Raise the errors of `hold` early, without leaving files behind.
 
         Raises: RunDirError.
         """
@@ -69,16 +69,16 @@ class RunDir:
                 self.release()
                 return
             self._refuse_foreign(resumes=resumes)
-            # permission bits say nothing of a read-only disk, nor to root
-            here = self.path.absolute()
-            while not here.exists():
-                here = here.parent
-            tempfile.TemporaryDirectory(prefix=".rlcli-", dir=here).cleanup()
+            # permission bits show no read-only disk, and root bypasses them
+            existing = self.path.absolute()
+            while not existing.exists():
+                existing = existing.parent
+            tempfile.TemporaryDirectory(prefix=".rlcli-", dir=existing).cleanup()
         except OSError as error:
             raise self._unwritable(error) from error
 
     def _refuse_foreign(self, *, resumes: bool) -> None:
-        """Raises: RunDirError when it holds files of something that is no run."""
+        """Raises: RunDirError if the directory holds files that do not belong to a run."""
         if not self.path.is_dir() or is_run(self.path) or (resumes and self.has_checkpoint):
             return
         names = (path.name for path in self.path.iterdir() if path.suffix not in LOGS)
@@ -93,8 +93,8 @@ class RunDir:
     def hold(self, *, resumes: bool) -> None:
         """Create and lock the directory.
 
-        Raises: RunDirError when it cannot be written, is in use, holds a run that was not asked
-        to be resumed, or something else.
+        Raises: RunDirError if it cannot be written, is in use, holds files that do not belong to a
+        run, or holds a run that is not to be resumed.
         """
         try:
             self._refuse_foreign(resumes=resumes)
@@ -112,8 +112,8 @@ class RunDir:
                 f"{self.path} is in use by {holder}. Wait for it, or {self.elsewhere}."
             ) from error
         status = self.status()
-        never_began = status and status["step"] == 0 and not self.has_checkpoint
-        if status and not resumes and not (never_began and status["state"] == "failed"):
+        never_started = status and status["step"] == 0 and not self.has_checkpoint
+        if status and not resumes and not (never_started and status["state"] == "failed"):
             self.release()
             raise RunDirError(
                 f"{self.path} holds a run already ({status['state']} at step {status['step']}).\n"
@@ -127,7 +127,7 @@ class RunDir:
             raise self._unwritable(error) from error
 
     def _take_lock(self) -> None:
-        """Raises: OSError when a run has it; one that only looks at it is waited for."""
+        """Take the lock, waiting for short reads by others. Raises: OSError if a run holds it."""
         for left in reversed(range(LOCK_TRIES)):
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,7 +140,7 @@ class RunDir:
                 time.sleep(0.02)
 
     def holder(self) -> str | None:
-        """`process 4711` that holds the directory now, None where nobody does."""
+        """The process that holds the directory, as `process 4711`; None if none does."""
         try:
             with (self.path / "run.lock").open(encoding="utf-8") as lock:
                 try:
@@ -157,13 +157,13 @@ class RunDir:
         )
 
     def release(self) -> None:
-        """Let others have the directory."""
+        """Unlock the directory."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def status(self) -> dict[str, Any] | None:
-        """status.json, or None before the first run. A file that cannot be read is a run too."""
+        """status.json, or None before the first run. An unreadable file counts as a run."""
         file = self.path / "status.json"
         if not file.is_file():
             return None
@@ -184,7 +184,7 @@ class RunDir:
         reason: str,
         num_steps: int | None = None,
     ) -> None:
-        """Say how the run stands; `num_steps` is where it ends."""
+        """Write status.json; `num_steps` is the total number of steps."""
         status = {
             "state": state,
             "step": step,
@@ -195,7 +195,7 @@ class RunDir:
         write_json(self.path / "status.json", status)
 
     def state(self) -> str:
-        """The status' state; `killed` where it was left running, `starting` before the first."""
+        """The state in status.json; `killed` if it died while running, `starting` before it."""
         status = self.status()
         if status is None or status["state"] == "running":
             held = self.holder() is not None
@@ -203,13 +203,13 @@ class RunDir:
         return str(status["state"])
 
     def last_metrics(self) -> dict[str, float]:
-        """The newest value of every metric in the last part of metrics.jsonl."""
+        """Newest value of every metric in the last part of metrics.jsonl."""
         return newest_metrics(self.metrics, last_bytes=TAIL_BYTES)
 
     def config(self) -> Config:
-        """The settings the run was last held with.
+        """The settings of the run's last start.
 
-        Raises: RunDirError when config.json is missing or does not fit this version.
+        Raises: RunDirError if config.json is missing or does not fit this version.
         """
         written = self.written_config()
         try:
@@ -218,14 +218,14 @@ class RunDir:
             raise self._unreadable(error) from None
 
     def settings(self) -> dict[str, Any]:
-        """The same by dotted key, those that this version knows and the file has.
+        """The same by dotted key; only settings that are in the file and known to this version.
 
-        Raises: RunDirError when config.json is missing or broken.
+        Raises: RunDirError if config.json is missing or broken.
         """
         return by_key(self.written_config())
 
     def written_config(self) -> dict[str, Any]:
-        """config.json as it is. Raises: RunDirError."""
+        """config.json, unchanged. Raises: RunDirError."""
         file = self.path / "config.json"
         try:
             written = json.loads(file.read_text(encoding="utf-8"))
@@ -247,7 +247,7 @@ class RunDir:
         )
 
     def write_config(self, config: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-        """The resolved settings and where each came from."""
+        """Write the resolved settings and the source of each."""
         try:
             write_json(self.path / "config.json", config)
             write_json(self.path / "sources.json", sources)
@@ -255,13 +255,13 @@ class RunDir:
             raise self._unwritable(error) from error
 
     def link_latest(self) -> None:
-        """Point `checkpoints` beside the run at this run's; a real folder is left alone."""
+        """Link `checkpoints` beside the run to this run's checkpoints; never replace a folder."""
         link = self.path.parent / "checkpoints"
         if link.exists() and not link.is_symlink():
             return
-        scratch = link.with_name(f".checkpoints.{os.getpid()}")
-        scratch.symlink_to(Path(self.path.name) / "checkpoints")
-        os.replace(scratch, link)
+        temporary = link.with_name(f".checkpoints.{os.getpid()}")
+        temporary.symlink_to(Path(self.path.name) / "checkpoints")
+        os.replace(temporary, link)
 
 
 def is_run(folder: Path) -> bool:
@@ -270,7 +270,7 @@ def is_run(folder: Path) -> bool:
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """Run directories in `folder`, or `folder` itself; the one written last comes first."""
+    """Run directories in `folder`, or `folder` itself; most recently written first."""
     if is_run(folder):
         return [folder]
     if not folder.is_dir():
@@ -280,7 +280,7 @@ def list_runs(folder: Path) -> list[Path]:
 
 
 def last_written(run: Path) -> float:
-    """Unix time at which the run said something last."""
+    """Unix time of the run's last write."""
     names = ("metrics.jsonl", "status.json", "config.json", "run.lock")
     return max((p.stat().st_mtime for name in names if (p := run / name).is_file()), default=0.0)
 
@@ -288,7 +288,7 @@ def last_written(run: Path) -> float:
 def find_run(text: str, cwd: Path) -> Path:
     """The run that `text` names: a path, a name in outputs/, or `latest`.
 
-    Raises: RunDirError with the nearest name.
+    Raises: RunDirError with the closest name.
     """
     outputs = cwd / "outputs"
     if text == "latest":

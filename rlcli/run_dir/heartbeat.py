@@ -1,4 +1,4 @@
-"""Rank 0's sign of life for its agent: a file in the run directory that it touches."""
+"""Rank 0's heartbeat for its agent: a file in the run directory that rank 0 touches."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ LOOK_EVERY_S = 1.0
 
 
 def start_heartbeat(run_dir: Path, *, every_s: float = SIGN_EVERY_S) -> None:
-    """Give them from now on, for as long as this process runs."""
+    """Touch the heartbeat file every `every_s` seconds while this process runs."""
 
-    def give() -> None:
+    def beat() -> None:
         while True:
             with suppress(OSError):
                 (run_dir / SIGN).touch()
             time.sleep(every_s)
 
-    Thread(target=give, daemon=True).start()
+    Thread(target=beat, daemon=True).start()
 
 
 def clear_heartbeat(run_dir: Path) -> None:
-    """Take the file away, once rank 0 is gone."""
+    """Remove the heartbeat file after rank 0 has exited."""
     with suppress(OSError):
         (run_dir / SIGN).unlink(missing_ok=True)
 
 
 class Silence:
-    """How long rank 0 has given no sign since its first one of this start; 0 before that.
+    """Seconds since rank 0's last heartbeat; 0 before the first one of this start.
 
-    Time is counted in looks, so that time in which the machine was suspended does not count.
+    Time is added per look, with a limit, so that time with the machine suspended does not count.
     """
 
     def __init__(self, run_dir: Path, *, look_every_s: float) -> None:
@@ -45,7 +45,7 @@ class Silence:
         self._has_begun = False
 
     def look(self) -> None:
-        """Count on, if it is time to look."""
+        """Check the file and add the elapsed time, if a look is due."""
         passed_s = time.monotonic() - self._looked_s
         if passed_s < self._look_every_s:
             return

@@ -1,4 +1,4 @@
-"""Reading what a run wrote line by line, whatever state the file is in."""
+"""Read a run's JSON-lines files, even if they are incomplete or damaged."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 
 def read_rows(path: Path, *, last_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file with a step, in order; [] where there is no file.
+    """The objects with a step in a JSON-lines file, in order; [] if there is no file.
 
-    Lines that are broken, being written, or cut by `last_bytes` are left out.
+    Lines that are broken, still being written, or cut by `last_bytes` are skipped.
     """
     try:
         with path.open("rb") as file:
@@ -33,7 +33,7 @@ def read_rows(path: Path, *, last_bytes: int | None = None) -> list[dict[str, An
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that a float can hold; true and false are none."""
+    """Whether `value` is a number that a float can hold; booleans are not."""
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and -sys.float_info.max <= value <= sys.float_info.max
 
@@ -41,9 +41,9 @@ def is_number(value: Any) -> bool:
 def read_metrics(
     path: Path, *, last_bytes: int | None = None
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """(training steps, evaluations) of a metrics.jsonl in order: numbers only.
+    """(training steps, evaluations) of a metrics.jsonl in order, numbers only.
 
-    Of a step that is there twice the later line counts: it is what a resumed run did.
+    If a step occurs twice, the later line counts: it is from the resumed run.
     """
     steps: dict[int, dict[str, float]] = {}
     evaluations: dict[int, dict[str, float]] = {}
@@ -54,7 +54,7 @@ def read_metrics(
 
 
 def newest_metrics(path: Path, *, last_bytes: int) -> dict[str, float]:
-    """The newest value of every metric in the last bytes of a metrics.jsonl."""
+    """Newest value of every metric in the last bytes of a metrics.jsonl."""
     steps, evaluations = read_metrics(path, last_bytes=last_bytes)
     newest: dict[str, float] = {}
     for row in sorted([*steps, *evaluations], key=lambda row: row["step"]):

@@ -1,4 +1,4 @@
-"""README.md of a saved model: where it comes from, how it was trained, and what it scored."""
+"""README.md of a saved model: its base model, training settings and scores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Scores = Sequence[tuple[int, float]]
 def write_cards(
     folder: Path, config: Config, *, step: int, evaluations: Scores, held_out_rewards: Scores
 ) -> None:
-    """A card in the folder of a saved model, and in its `merged`; peft's template is replaced."""
+    """Write a card into a saved model's folder and its `merged`, replacing peft's template."""
     name, scores = ("pass@1", evaluations)
     if not scores:
         name, scores = ("mean reward", held_out_rewards)
@@ -40,7 +40,7 @@ def write_cards(
 
 
 def write_cards_of(folder: Path, config: Config, state: Path) -> None:
-    """The same from the state.json of a checkpoint."""
+    """Write the cards with scores from a checkpoint's state.json."""
     held = json.loads(state.read_text(encoding="utf-8"))
     monitor = held["monitor"]
     scores = {key: monitor.get(key, []) for key in ("evaluations", "held_out_rewards")}
@@ -68,7 +68,7 @@ def _card(config: Config, step: int, name: str, scores: Scores, *, is_adapter: b
         "",
         f"# {_short(base)}, trained with {algorithm}",
         "",
-        f"{_what(config, is_adapter)} `{base}` after {step:,} steps of {algorithm} with rlcli.",
+        f"{_kind(config, is_adapter)} `{base}` after {step:,} steps of {algorithm} with rlcli.",
         "",
         f"- Base model: `{base}`",
         f"- Training data: {_listed(config.data.train)}",
@@ -92,7 +92,7 @@ def _card(config: Config, step: int, name: str, scores: Scores, *, is_adapter: b
     return "\n".join(lines)
 
 
-def _what(config: Config, is_adapter: bool) -> str:
+def _kind(config: Config, is_adapter: bool) -> str:
     if is_adapter:
         return "A LoRA adapter for"
     return "The model" if not config.lora.rank else "LoRA merged into"
@@ -110,8 +110,8 @@ def _score_lines(config: Config, name: str, scores: Scores) -> list[str]:
     if not scores:
         return ["It was not evaluated on held-out data."]
     first, last = scores[0], scores[-1]
-    shown = [f"{score:.1%}" if name == "pass@1" else f"{score:.4g}" for _, score in (first, last)]
-    rows = [f"| {at[0]:,} | {text} |" for at, text in zip((first, last), shown, strict=True)]
+    texts = [f"{score:.1%}" if name == "pass@1" else f"{score:.4g}" for _, score in (first, last)]
+    rows = [f"| {at[0]:,} | {text} |" for at, text in zip((first, last), texts, strict=True)]
     return [
         f"Held-out {name} on {_listed(config.data.val)}:",
         "",
@@ -129,14 +129,14 @@ def _value(config: Config, key: str) -> str:
 
 
 def _license(base: str) -> str | None:
-    """What the front matter of the base model's own card says, where that is on this machine."""
+    """License in the front matter of the base model's card, if the card is on this machine."""
     file = Path(os.path.expanduser(base)) / CARD
     try:
         _, front, _ = file.read_text(encoding="utf-8").split("---", 2)
-        found = yaml.safe_load(front)["license"]
+        license_ = yaml.safe_load(front)["license"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
-    return str(found)
+    return str(license_)
 
 
 def _version(package: str) -> str | None:

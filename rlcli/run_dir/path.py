@@ -1,4 +1,4 @@
-"""Which directory a run lives in, and which checkpoint it goes on from."""
+"""Find a run's directory and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlcli.run_dir.folder import RunDir
 
 
 def open_run_dir(resolved: Resolved, cwd: Path) -> tuple[RunDir, Resume]:
-    """The directory that `find_run_dir` finds, whose refusals name the setting it comes from."""
+    """The directory that `find_run_dir` finds; its errors name the setting it comes from."""
     path, resume = find_run_dir(resolved.config, cwd)
     name = resolved.config.run.name
     if name is not None and path == cwd / "outputs" / name:
@@ -25,7 +25,7 @@ def open_run_dir(resolved: Resolved, cwd: Path) -> tuple[RunDir, Resume]:
 
 
 def check_name(config: Config) -> None:
-    """Raises: RunDirError when run.name is no name for a folder in outputs."""
+    """Raises: RunDirError if run.name is not a valid folder name."""
     name = config.run.name
     if name is None:
         return
@@ -36,10 +36,10 @@ def check_name(config: Config) -> None:
 
 
 def find_run_dir(config: Config, cwd: Path) -> tuple[Path, Resume]:
-    """Where the run lives, and which checkpoint it goes on from.
+    """(run directory, checkpoint to resume from).
 
-    Raises: RunDirError when run.resume names nothing that can be resumed; CheckpointError when it
-    names a step that was not saved.
+    Raises: RunDirError if run.resume names no run that can be resumed; CheckpointError if it names
+    a step without a checkpoint.
     """
     check_name(config)
     folder, resume = _find(config, cwd)
@@ -75,20 +75,20 @@ def _find(config: Config, cwd: Path) -> tuple[Path, Resume]:
 
 
 def _check_step(folder: Path, step: int) -> None:
-    """Raises: CheckpointError. A checkpoint that is being replaced is one too."""
+    """Raises: CheckpointError if `step` has no checkpoint; one being replaced counts."""
     checkpoints = folder / "checkpoints"
     if any((checkpoints / f"{prefix}step_{step}").is_dir() for prefix in ("", ".old-")):
         return
     steps = saved_steps(checkpoints)
     if not steps:
-        seen = folder if folder.is_dir() else folder.parent
+        place = folder if folder.is_dir() else folder.parent
         raise CheckpointError(
-            f"run.resume={step}: {seen} has no checkpoint of step {step}, nor any other.\n"
+            f"run.resume={step}: {place} has no checkpoint of step {step}, nor any other.\n"
             "Name the run with --output_dir."
         )
-    have = ", ".join(map(str, steps))
+    available = ", ".join(map(str, steps))
     raise CheckpointError(
-        f"run.resume={step}: {checkpoints} has no checkpoint of step {step}; it has: {have}.\n"
+        f"run.resume={step}: {checkpoints} has no checkpoint of step {step}; it has: {available}.\n"
         "Give --resume one of these or auto, and --output_dir for another run."
     )
 

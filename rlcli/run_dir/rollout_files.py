@@ -1,4 +1,4 @@
-"""Responses in files: reading `rollouts/step_*.jsonl` of a run, and saving in that form."""
+"""Read a run's `rollouts/step_*.jsonl`, and save responses in the same format."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rlcli.errors import RunDirError
 
 Which = Literal["first", "worst", "best", "zero", "truncated"]
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029")
-"""Marks that reorder or break a line: they can make text look like other text."""
+"""Characters that reorder or break a line, and so can disguise text."""
 
 
 def rollout_file(run: Path, step: int | None) -> Path:
-    """The rollouts of a step, or of the newest one. Raises: RunDirError when they are not kept."""
+    """File of a step's rollouts, or of the newest step's. Raises: RunDirError if not kept."""
     folder = run / "rollouts"
     files = sorted(folder.glob("step_*.jsonl"))
     if not files:
@@ -36,7 +36,7 @@ def step_of_file(path: Path) -> int:
 
 
 def read_rollouts(path: Path) -> list[dict[str, Any]]:
-    """Rows with their number in the file. A last line that is being written is left out."""
+    """Rows with their number in the file, without a last line that is still being written."""
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(path.read_text("utf-8", "replace").split("\n"), start=1):
         try:
@@ -49,7 +49,7 @@ def read_rollouts(path: Path) -> list[dict[str, Any]]:
 
 
 def pick(rows: list[dict[str, Any]], which: Which) -> list[dict[str, Any]]:
-    """Those asked for, the most telling first; unscored ones are neither best nor worst."""
+    """The selected rows; "best" and "worst" sort by reward and skip unscored rows."""
     if which == "first":
         return rows
     if which == "truncated":
@@ -61,7 +61,7 @@ def pick(rows: list[dict[str, Any]], which: Which) -> list[dict[str, Any]]:
 
 
 def printable(text: str) -> str:
-    """Text that cannot steer a terminal: control and reordering characters become `\\x1b`."""
+    """Text that is safe for a terminal: control and reordering characters become `\\x1b`."""
     return "".join(_shown(char) for char in text)
 
 
@@ -71,12 +71,12 @@ def _shown(char: str) -> str:
     code = ord(char)
     is_control = code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000
     if not is_control and char not in BIDI:
-        return char  # joiners, no-break spaces and their like
+        return char  # joiners, no-break spaces and similar
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def check_save(path: Path) -> None:
-    """Raises: RunDirError when no file can be written there."""
+    """Raises: RunDirError if the file cannot be written."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise RunDirError(f"--save {path}: there is no folder {folder}. Make it first.")
@@ -85,7 +85,7 @@ def check_save(path: Path) -> None:
 
 
 def save_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object per row. Raises: RunDirError."""
+    """Write one JSON object per row. Raises: RunDirError."""
     try:
         with path.open("w", encoding="utf-8", errors="replace") as file:
             for row in rows:

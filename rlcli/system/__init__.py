@@ -1,1 +1,1 @@
-"""What the machine has: cores, memory, disks, network, signals."""
+"""The machine's cores, memory, disks, network and signals."""

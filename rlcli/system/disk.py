@@ -1,4 +1,4 @@
-"""What a run gives up to stay within its disk budget; sizes of folders and of what is free."""
+"""Folder sizes, free disk space, and deleting files to stay within a run's disk budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GIB = 2**30
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below `folder`, 0 where there is none; a file may vanish meanwhile."""
+    """Bytes of all files below `folder`; 0 if it does not exist. Files may vanish meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):
@@ -21,7 +21,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def gib(num_bytes: float) -> str:
-    """`3.12 GiB`, `41.0 MiB`: three digits of a size."""
+    """A size with three digits: `3.12 GiB`, `41.0 MiB`."""
     units = (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10))
     unit, size = next((pair for pair in units if num_bytes >= pair[1]), units[-1])
     digits = max(0, 2 - int(math.log10(max(1.0, num_bytes / size))))
@@ -29,7 +29,7 @@ def gib(num_bytes: float) -> str:
 
 
 def free_bytes(path: Path) -> int:
-    """Free disk where `path` is, or will be."""
+    """Free bytes on the disk of `path`, which need not exist yet."""
     here = path.absolute()
     while not here.exists():
         here = here.parent
@@ -37,16 +37,16 @@ def free_bytes(path: Path) -> int:
 
 
 class DiskBudget:
-    """Keeps a run directory within a number of GiB; None: no limit."""
+    """Keeps a run directory within `limit_gib`; None for no limit."""
 
     def __init__(self, run_dir: Path, limit_gib: float | None) -> None:
         self.run_dir, self.limit_gib = run_dir, limit_gib
         self._told: set[str] = set()
 
     def make_room(self, spare: Sequence[Path], *, coming: int = 0) -> list[str]:
-        """Delete until `coming` more bytes fit; what to tell the user, every thing once.
+        """Delete files until `coming` more bytes fit; returns notes, each kind once.
 
-        First to go are the oldest rollouts, then folders set aside, then `spare` in its order.
+        Deletes the oldest rollouts first, then folders set aside, then `spare` in its order.
         """
         if self.limit_gib is None:
             return []
@@ -77,7 +77,7 @@ class DiskBudget:
 
 
 def delete(path: Path) -> int:
-    """Remove a file or a folder; the bytes that were given back."""
+    """Remove a file or folder; returns the bytes freed."""
     if path.is_dir():
         size = folder_bytes(path)
         shutil.rmtree(path, ignore_errors=True)

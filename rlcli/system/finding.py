@@ -1,4 +1,4 @@
-"""What a check found."""
+"""Result of a check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Level = Literal["ok", "warn", "bad"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """bad: no run can work. warn: some runs cannot, or not well. `cure`: what to do or type."""
+    """bad: no run works. warn: some runs fail or run badly. `cure`: action or command."""
 
     name: str
     level: Level

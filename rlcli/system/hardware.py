@@ -1,4 +1,4 @@
-"""What this process may use of the machine: RAM, cores, and the GPUs that nvidia-smi names."""
+"""RAM, cores and GPUs (from nvidia-smi) that this process may use."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pathlib import Path
 
 GIB = 2**30
 OOM_SCORE = 500
-"""How much sooner than others the kernel ends a process, of 1000."""
+"""OOM score adjustment (of 1000): higher is killed sooner."""
 KEPT_BLOCK, KEPT_END = 2**25, 2**30
 KERNELS = 128
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
+"""Constants from glibc's malloc.h."""
 QUERY = "name,memory.total,memory.used,driver_version"
 SMI_LIMIT_S = 10.0
 PR_SET_PDEATHSIG = 1
@@ -33,12 +33,12 @@ MEMORY_LIMITS = {
         "total_inactive_file",
     ),
 }
-"""Of a container, under cgroup 2 and 1; what is used of it; what of that is cache, and its key."""
+"""Container limit under cgroup 2 and 1 -> usage file, statistics file and its cache key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One line of nvidia-smi. Memory in MiB; 0: not known."""
+    """One line of nvidia-smi. Memory in MiB; 0 if unknown."""
 
     name: str
     total_mib: int
@@ -47,12 +47,12 @@ class Gpu:
 
     @property
     def memory_gib(self) -> float | None:
-        """None where nvidia-smi does not know it."""
+        """Total memory; None if nvidia-smi does not report it."""
         return self.total_mib / 1024 if self.total_mib else None
 
 
 def ask_driver() -> tuple[list[Gpu], str | None]:
-    """(GPUs, what is wrong with the driver). Nothing is wrong where there is no nvidia-smi."""
+    """(GPUs, problem with the driver). A missing nvidia-smi is no problem."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return [], None
@@ -70,7 +70,7 @@ def ask_driver() -> tuple[list[Gpu], str | None]:
 
 
 def parse_driver(text: str) -> list[Gpu]:
-    """The GPUs of nvidia-smi's CSV; a number it does not know counts as 0."""
+    """Parse nvidia-smi's CSV; unknown numbers become 0."""
     gpus = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.rsplit(",", 3)]
@@ -81,9 +81,9 @@ def parse_driver(text: str) -> list[Gpu]:
 
 
 def visible_gpus(gpus: Sequence[Gpu], env: Mapping[str, str]) -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES lets through: like CUDA, up to the first name that is none.
+    """The GPUs in CUDA_VISIBLE_DEVICES, up to the first invalid name, as in CUDA.
 
-    Which GPU an id (GPU-..., MIG-...) means is not asked; each counts as the next one.
+    Ids (GPU-..., MIG-...) are not resolved; each counts as the next GPU.
     """
     text = env.get("CUDA_VISIBLE_DEVICES")
     if text is None:
@@ -100,14 +100,14 @@ def visible_gpus(gpus: Sequence[Gpu], env: Mapping[str, str]) -> list[Gpu]:
 
 
 def total_ram() -> int:
-    """Bytes of RAM, or of the container's share of it."""
+    """Total bytes of RAM, or the container's limit."""
     import psutil
 
     return min([psutil.virtual_memory().total, *_limits().values()])
 
 
 def free_ram() -> int:
-    """Bytes of RAM that can be had without swapping, within the container's share."""
+    """Bytes of RAM available without swapping, within the container's limit."""
     import psutil
 
     shares = (max(0, limit - _used(*MEMORY_LIMITS[name])) for name, limit in _limits().items())
@@ -115,7 +115,7 @@ def free_ram() -> int:
 
 
 def memory_swing() -> int:
-    """Bytes of RAM that this process had at its worst and has given back since."""
+    """Bytes between this process's peak RAM and its current RAM."""
     import psutil
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -124,7 +124,7 @@ def memory_swing() -> int:
 
 
 def allowed_cores() -> int:
-    """Cores that this process may run on: its affinity, and its container's share."""
+    """Number of cores allowed by affinity and the container's limit."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota, _, period = _read("cpu.max").strip().partition(" ")
@@ -133,7 +133,7 @@ def allowed_cores() -> int:
 
 
 def usable_cores() -> int:
-    """Those of them that are worth a computing thread each: as many as are physical."""
+    """Number of useful compute threads: the allowed cores, at most the physical ones."""
     import psutil
 
     allowed = allowed_cores()
@@ -141,23 +141,23 @@ def usable_cores() -> int:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends (Linux)."""
+    """Make the kernel kill this process when the thread that started it ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def be_killed_first() -> None:
-    """Have the kernel end this process rather than others: a run must not lose its trainer."""
+    """Make the OOM killer choose this process first, so that a run keeps its trainer."""
     with suppress(OSError, ValueError):
         file = Path("/proc/self/oom_score_adj")
         file.write_text(str(max(OOM_SCORE, int(file.read_text()))))
 
 
 def keep_freed_memory() -> None:
-    """Have glibc use what was freed again, where it would return it and be given empty pages.
+    """Make glibc reuse freed memory instead of returning it and requesting zeroed pages.
 
-    Blocks up to KEPT_BLOCK bytes, the most it allows, come from the heap; of that the end is
-    given back beyond KEPT_END.
+    Blocks up to KEPT_BLOCK bytes, glibc's maximum, come from the heap; its free end is
+    returned only beyond KEPT_END bytes.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is not None:
@@ -166,7 +166,7 @@ def keep_freed_memory() -> None:
 
 
 def limit_kernels() -> None:
-    """Have oneDNN keep KERNELS kernels at most: one serves one shape and holds half a MiB."""
+    """Limit oneDNN's cache to KERNELS kernels: each is for one shape and takes half a MiB."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
@@ -180,7 +180,7 @@ def _limits() -> dict[str, int]:
 
 
 def _used(usage: str, stat: str, key: str) -> int:
-    """Bytes of a container that are not a cache of files; 0 where that is not known."""
+    """Bytes that a container uses, without file cache; 0 if unknown."""
     used = _read(usage).strip()
     counts = dict(line.rsplit(" ", 1) for line in _read(stat).splitlines() if " " in line)
     return int(used) - int(counts.get(key, 0)) if used.isdecimal() else 0

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def holder(port: int) -> str:
-    """Who listens on `port`, as far as this user may know."""
+    """The process listening on `port`, as far as this user's permissions show."""
     try:
         import psutil
     except ImportError:
@@ -30,7 +30,7 @@ def holder(port: int) -> str:
 
 
 def interface_of(address: str) -> str:
-    """The network interface of this machine that has `address`; empty if none is known."""
+    """Name of the network interface with `address`; empty if unknown."""
     try:
         import psutil
     except ImportError:
@@ -42,7 +42,7 @@ def interface_of(address: str) -> str:
 
 
 def own_address(master: str) -> str:
-    """This node's address on the route to `master`, which may be a service in front of it.
+    """This node's address on the route to `master`, which may be a proxy service.
 
     Raises: LaunchError if it has none.
     """
@@ -51,7 +51,7 @@ def own_address(master: str) -> str:
         found, key=lambda row: row[0] == socket.AF_INET6
     ):
         with socket.socket(family, kind, protocol) as probe, suppress(OSError):
-            probe.connect(address)  # sends nothing
+            probe.connect(address)  # connecting a UDP socket sends nothing
             return str(probe.getsockname()[0])
     raise LaunchError(
         f"this machine has no way to MASTER_ADDR={master}. Set it to node 0's address in the "
@@ -60,9 +60,9 @@ def own_address(master: str) -> str:
 
 
 def within(limit_s: float, ask: Callable[[], T]) -> T:
-    """What `ask` returns or raises.
+    """Call `ask` with a time limit, and return or raise its result.
 
-    Raises: TimeoutError after limit_s; a name server may keep `ask` much longer, so its thread
+    Raises: TimeoutError after limit_s. A name server may block `ask` much longer, so its thread
     is left behind.
     """
     answers: list[T] = []

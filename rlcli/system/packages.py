@@ -16,7 +16,7 @@ TORCH_FAMILY = ("torchvision", "torchaudio", "torchcodec")
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """`build`: cpu, cu130, ..., where the package says it. `requires`: as in its metadata."""
+    """`build`: cpu, cu130, ... if the package states it. `requires`: as in its metadata."""
 
     version: str
     build: str | None = None
@@ -24,7 +24,7 @@ class Package:
 
     @property
     def full_version(self) -> str:
-        """2.13.0+cu130, also where the metadata says 2.13.0."""
+        """2.13.0+cu130, even if the metadata has only 2.13.0."""
         has_build = self.build is None or "+" in self.version
         return self.version if has_build else f"{self.version}+{self.build}"
 
@@ -40,7 +40,7 @@ def versions_of(packages: Collection[str]) -> dict[str, str]:
 
 
 def installed(names: Iterable[str]) -> dict[str, Package]:
-    """Those of `names` that are installed."""
+    """The installed packages among `names`."""
     found = {}
     for name in names:
         try:
@@ -56,7 +56,7 @@ def installed(names: Iterable[str]) -> dict[str, Package]:
 
 
 def _build(distribution: metadata.Distribution, name: str) -> str | None:
-    """The part after + in NAME/version.py; PyPI's file names and metadata leave it out."""
+    """The part after + in NAME/version.py, which PyPI's file names and metadata omit."""
     try:
         text = Path(str(distribution.locate_file(f"{name}/version.py"))).read_text("utf-8")
     except OSError:

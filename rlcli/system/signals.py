@@ -1,4 +1,4 @@
-"""Asking a run to stop: SIGTERM and Ctrl-C end it after the step, a second Ctrl-C at once."""
+"""Stop a run by signal: SIGTERM and Ctrl-C after the step, a second Ctrl-C immediately."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class StopRequest:
         self.acknowledged_by: Callable[[str], bool] = lambda text: False
 
     def install(self) -> None:
-        """Listen from now on."""
+        """Install the signal handlers."""
         for number in STOPS:
             signal.signal(number, self._on_signal)
 
     def ignore(self) -> None:
-        """Ignore signals until this process ends, with an exit code that is decided."""
+        """Ignore signals until this process exits; its exit code is already set."""
         for number in STOPS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -40,11 +40,11 @@ class StopRequest:
         self.signal = number
         text = stopping_text(number)
         if not self.acknowledged_by(text):
-            # not print: a handler may run inside another write to the same stream
+            # no print: the handler may interrupt another write to the same stream
             os.write(2, f"\n{text}\n".encode())
 
     def _leave(self) -> None:
-        # files are replaced whole, so leaving in the middle of one tears nothing
+        # files are replaced atomically, so exiting in between damages none
         os._exit(INTERRUPTED)
 
 

@@ -1,4 +1,4 @@
-"""The user's language: the code speaks English, and a catalogue translates what it prints."""
+"""Translate printed English text into the user's language, by a catalogue."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ CATALOGUE: Final = Path(__file__).parents[1] / "assets" / "zh"
 VARIABLE: Final = "RLCLI_LANG"
 TYPED: Final = re.compile(r"(?:--lang=|\+{0,2}run\.lang=)['\"]?(\w+)['\"]?")
 LONGEST: Final = 4000
-"""Characters of a line that is worth a look; longer ones are a user's data."""
+"""Longest line to translate, in characters; longer lines are user data."""
 BOUNDARY: Final = re.compile(r"(?<=[.:;]) | (?=\()|(?=, )|(?= and )|(?<=  )(?=\S)")
-"""Where one sentence or column ends and another may begin."""
+"""Boundaries between sentences or columns."""
 
 
 def language(arguments: Sequence[str], env: Mapping[str, str]) -> str:
-    """What a command line asks for, before it is parsed; else what RLCLI_LANG asks for.
+    """The language set on an unparsed command line, or in RLCLI_LANG.
 
-    A language that is none is refused where all settings are checked.
+    Invalid languages are rejected later, when all settings are checked.
     """
-    asked = [env.get(VARIABLE, "").strip()]
+    choices = [env.get(VARIABLE, "").strip()]
     for word, following in pairwise([*arguments, ""]):
         typed = TYPED.fullmatch(word)
-        asked += [following] if word == "--lang" else [typed.group(1)] if typed else []
-    return asked[-1]
+        choices += [following] if word == "--lang" else [typed.group(1)] if typed else []
+    return choices[-1]
 
 
 def translator(lang: str) -> Callable[[str], str]:
-    """What turns English text into `lang`."""
+    """Function that translates English text into `lang`."""
     return _chinese if lang == "zh" else str
 
 
 def width(text: str) -> int:
-    """Columns that `text` takes in a terminal: a Chinese character takes two."""
+    """Terminal columns of `text`; a Chinese character takes two."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line with gaps, and its translation, which names the gaps by number or in order."""
+    """A template with gaps, and its translation, which refers to gaps by number or order."""
 
     source: str
     target: str
@@ -53,18 +53,18 @@ class Entry:
 
     @property
     def weight(self) -> int:
-        """How much it tells: how a line begins tells more than what stands somewhere in it."""
+        """How specific the template is: the start of a line counts more than the rest."""
         return sum(map(len, self.pieces)) + 2 * len(self.pieces[0])
 
     @property
     def key(self) -> str:
-        """Text that every line of this kind has."""
+        """Text that every matching line contains."""
         return max(self.pieces, key=len)
 
     def gaps(self, line: str) -> list[str] | None:
-        """What fills the gaps in `line`, each as short as can be; None for another line.
+        """Texts of the gaps in `line`, each as short as possible; None if it does not match.
 
-        Of gaps that touch, or end the line side by side, the first takes all.
+        Of adjacent gaps, inside or at the end of the line, the first takes all.
         """
         first, *rest = self.pieces
         if not rest:
@@ -87,7 +87,7 @@ class Entry:
 
 
 def _find(line: str, piece: str, start: int, end: int) -> int:
-    """Where `piece` is in `line`: a full stop is rather that of a sentence than of a name."""
+    """Index of `piece` in `line`; prefers a full stop that ends a sentence to one in a name."""
     at = line.find(piece, start, end)
     while piece.endswith(".") and 0 <= at < end - len(piece) and line[at + len(piece)] != " ":
         at = line.find(piece, at + 1, end)
@@ -95,7 +95,7 @@ def _find(line: str, piece: str, start: int, end: int) -> int:
 
 
 def pieces(template: str) -> tuple[str, ...]:
-    """The text around the gaps of a template: one more than there are gaps."""
+    """The texts around the gaps of a template: one more than the number of gaps."""
     found = [""]
     for text, name, _, _ in Formatter().parse(template):
         found[-1] += text
@@ -106,15 +106,15 @@ def pieces(template: str) -> tuple[str, ...]:
 
 @cache
 def entries() -> tuple[tuple[str, Entry], ...]:
-    """(key, entry) of the whole catalogue, the most telling first.
+    """(key, entry) of the whole catalogue, most specific first.
 
     The files hold pairs of lines, English and Chinese; # begins a comment.
     """
     found: list[Entry] = []
     for file in sorted(CATALOGUE.glob("*.txt")):
         lines = file.read_text(encoding="utf-8").splitlines()
-        told = [line for line in lines if line and not line.startswith("#")]
-        for source, target in zip(told[::2], told[1::2], strict=True):
+        pairs = [line for line in lines if line and not line.startswith("#")]
+        for source, target in zip(pairs[::2], pairs[1::2], strict=True):
             found.append(Entry(source, target, pieces(source)))
     found.sort(key=lambda entry: -entry.weight)
     return tuple((entry.key, entry) for entry in found)
@@ -125,62 +125,62 @@ def _chinese(text: str) -> str:
 
 
 def _line(line: str) -> str:
-    words = line.strip()
-    if len(line) > LONGEST or not words:
+    text = line.strip()
+    if len(line) > LONGEST or not text:
         return line
-    said = _said(words)
-    return line if said == words else line.replace(words, said)
+    translated = _translate(text)
+    return line if translated == text else line.replace(text, translated)
 
 
-def _said(words: str) -> str:
-    """One or more sentences in Chinese, as far as they are known."""
-    known = [entry for key, entry in entries() if key in words]
+def _translate(text: str) -> str:
+    """Translate one or more sentences, as far as the catalogue has them."""
+    known = [entry for key, entry in entries() if key in text]
     if not known:
-        return words
-    whole = _sentence(words, known)
-    cuts = [match.start() for match in BOUNDARY.finditer(words)]
+        return text
+    whole = _sentence(text, known)
+    cuts = [match.start() for match in BOUNDARY.finditer(text)]
     for cut in reversed(cuts):
-        begun = _sentence(words[:cut], known)
-        if begun and (whole is None or _tells_more(begun, whole)):
-            return _filled(begun, words[:cut]) + _gap(words[cut:])
+        prefix = _sentence(text[:cut], known)
+        if prefix and (whole is None or _is_better_prefix(prefix, whole)):
+            return _fill(prefix, text[:cut]) + _gap(text[cut:])
     if whole:
-        return _filled(whole, words)
-    return _after_colon(words, cuts, known)
+        return _fill(whole, text)
+    return _after_colon(text, cuts, known)
 
 
-def _tells_more(begun: Entry, whole: Entry) -> bool:
-    """Whether a line is rather `begun` and something else than `whole`."""
-    return begun.weight > whole.weight or (begun is whole and bool(whole.pieces[-1]))
+def _is_better_prefix(prefix: Entry, whole: Entry) -> bool:
+    """Whether `prefix` followed by other text matches better than `whole`."""
+    return prefix.weight > whole.weight or (prefix is whole and bool(whole.pieces[-1]))
 
 
-def _after_colon(words: str, cuts: Sequence[int], known: Sequence[Entry]) -> str:
-    """`words` with the Chinese of what is known at their end, or before a colon."""
+def _after_colon(text: str, cuts: Sequence[int], known: Sequence[Entry]) -> str:
+    """Translate the known end of `text`, or the known part before a colon."""
     for cut in cuts:
-        head, rest = words[:cut], words[cut:].strip()
+        head, rest = text[:cut], text[cut:].strip()
         ended = _sentence(rest, known)
         if ended:
-            said = f"{_gap(head[:-1])}：" if head.endswith(":") else _gap(head)
-            return said + _filled(ended, rest)
-        begun = _sentence(head[:-1], known) if head.endswith(":") else None
-        if begun:
-            return f"{_filled(begun, head[:-1])}：{_said(rest)}"
-    return words
+            translated = f"{_gap(head[:-1])}：" if head.endswith(":") else _gap(head)
+            return translated + _fill(ended, rest)
+        prefix = _sentence(head[:-1], known) if head.endswith(":") else None
+        if prefix:
+            return f"{_fill(prefix, head[:-1])}：{_translate(rest)}"
+    return text
 
 
-def _sentence(words: str, known: Sequence[Entry]) -> Entry | None:
-    """The most telling entry that all of `words` is made from."""
-    return next((entry for entry in known if entry.gaps(words) is not None), None)
+def _sentence(text: str, known: Sequence[Entry]) -> Entry | None:
+    """The most specific entry that matches all of `text`."""
+    return next((entry for entry in known if entry.gaps(text) is not None), None)
 
 
-def _filled(entry: Entry, words: str) -> str:
-    return entry.target.format(*map(_gap, entry.gaps(words) or []))
+def _fill(entry: Entry, text: str) -> str:
+    return entry.target.format(*map(_gap, entry.gaps(text) or []))
 
 
 def _gap(text: str) -> str:
-    """What fills a gap may itself be a sentence: a reason, a hint, an origin."""
+    """Translate the text of a gap, which may be a sentence: a reason, a hint, an origin."""
     if not any(char.isalpha() for char in text):
         return text
     known = [entry for key, entry in entries() if key in text]
     bare = text.strip()
-    said = _said(text if _sentence(text, known) else bare)
-    return text if said == bare else said
+    translated = _translate(text if _sentence(text, known) else bare)
+    return text if translated == bare else translated

@@ -1,4 +1,4 @@
-"""Text for a terminal: wrapped, in columns, and short words for paths and ages."""
+"""Format text for a terminal: wrapping, columns, short paths and ages."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rlcli.terminal.i18n import width
 
 WIDTH: Final = 80
 PLAIN_EVERY_S: Final = 10.0
-"""Seconds between progress lines where there is no terminal to rewrite one on."""
+"""Seconds between progress lines without a terminal."""
 
 
 def wrap(text: str, head: str = "", *, line_end: str = "", columns: int = WIDTH) -> list[str]:
-    """`head` and `text` in lines of at most `columns`, the later ones as far in as the head is.
+    """Wrap `head` and `text` to `columns`, with later lines indented by the width of the head.
 
     line_end joins the lines of a command, so that it can still be pasted.
     """
@@ -33,9 +33,9 @@ def wrap(text: str, head: str = "", *, line_end: str = "", columns: int = WIDTH)
 
 
 def in_columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
-    """A line per row, two blanks between cells; the columns in `right` end at the same place.
+    """Format rows as columns, two spaces apart; the columns in `right` are right-aligned.
 
-    A last column at the left is as long as it is.
+    A left-aligned last column is not padded.
     """
     widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -50,7 +50,7 @@ def in_columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) ->
 
 
 def short_path(path: Path, cwd: Path) -> Path:
-    """`path` as seen from `cwd` where it lies below."""
+    """`path` relative to `cwd` if it is below."""
     return path.relative_to(cwd) if path.is_absolute() and path.is_relative_to(cwd) else path
 
 
@@ -63,7 +63,7 @@ def age(seconds: float) -> str:
 
 
 def progress_line(say: Callable[[str], str] = str) -> Callable[[str], None]:
-    """Shows on stderr what is waited for: one line rewritten, or now and then a line of its own.
+    """Show progress on stderr: one line that is rewritten, or occasional lines without a terminal.
 
     say: translates it.
     """

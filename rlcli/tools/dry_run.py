@@ -1,4 +1,4 @@
-"""What can be said of a run before it starts, even where data, model or GPU are not here yet."""
+"""Describe a run before it starts, even if data, model or GPU are missing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WIDEST_VALUE = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """A run in words. Numbers are None where the data to count is not here."""
+    """Description of a run. Numbers are None if the data to count is missing."""
 
     resolved: Resolved
     num_prompts: int | None
@@ -50,12 +50,12 @@ class RunSummary:
 
     @property
     def config(self) -> Config:
-        """The settings, as adjusted to the data where it is here."""
+        """The settings, adjusted to the data if present."""
         return self.resolved.config
 
 
 def summarize_plan(plan: Plan) -> RunSummary:
-    """The same of a run that can start."""
+    """Summary of a run that can start."""
     num_val = len(plan.val.prompts) if plan.val else 0
     return RunSummary(
         resolved=plan.resolved,

@@ -1,4 +1,4 @@
-"""From a run to a Hugging Face folder: its final model, or the policy of any checkpoint."""
+"""Export a run's final model, or a checkpoint's policy, to a Hugging Face folder."""
 
 from __future__ import annotations
 

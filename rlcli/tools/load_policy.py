@@ -1,4 +1,4 @@
-"""The policy that a run trained: of its final model, or of any of its checkpoints."""
+"""Load a trained policy from a final model or a checkpoint."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_one_bad_step_is_chance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "cause", "knob"),
+    ("more", "cause", "cure"),
     [
         ({"truncated_share": 0.9}, "90% of the responses are cut", "data.max_response_tokens"),
         ({"rollouts/empty_share": 0.8}, "80% of the responses are empty", "prompts"),

@@ -86,7 +86,7 @@ def test_where_the_whole_reward_follows_length_that_is_said_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "knob"),
+    ("counts", "cure"),
     [
         ({"blocked": 40, "bad": 10}, "reward.judge.provider"),
         ({"bad": 40, "blocked": 10}, "replies hold no score"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlcli.errors import ModelError, UsageError
-from rlcli.plan.models import alike_model, find_shape, known_config, known_models
+from rlcli.plan.models import find_shape, known_config, known_models, similar_model
 from rlcli.plan.shapes import shape_of
 
 QWEN_HALF_B: dict[str, Any] = {
@@ -138,5 +138,5 @@ def test_a_model_that_was_never_published_is_taken_for_the_nearest_one(
     shape = find_shape("Qwen/Qwen2-14B-Instruct")
     assert shape.name == "Qwen/Qwen2-14B-Instruct (taken for Qwen2.5-14B)"
     assert shape.parameters == 14_770_033_664
-    assert alike_model("someone/Nothing-14B") is None
-    assert alike_model("Qwen/Qwen2.5-14B-Instruct") == "Qwen2.5-14B"
+    assert similar_model("someone/Nothing-14B") is None
+    assert similar_model("Qwen/Qwen2.5-14B-Instruct") == "Qwen2.5-14B"

@@ -1,6 +1,6 @@
-"""The check of a model at load: what is sampled, what is trained and what the model computes agree.
+"""Check at load that sampler, trainer and the model's own forward give the same distributions.
 
-It calls no collective: every rank may check its own copy.
+It uses no collectives, so every rank can check its own copy.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from rlcli.models.load_check.probe import Probe, gap_between, num_token_ids
 from rlcli.models.packed_attention import ATTENTION, PackingUnsupportedError
 
 LEAST_GATE = {torch.float32: 1e-5, torch.bfloat16: 2**-4}
-"""Gap that rounding may always make, in probability."""
+"""Difference in probability that always passes as rounding."""
 FLOOR_TIMES = 8
-"""Times the gap between two padded passes of different shapes, which is rounding."""
+"""Multiple of the gap between two padded passes of different shapes that passes as rounding."""
 MOST_TIMES = 100
-"""Where the model's own two passes differ by so many least gates, it is not rounding."""
+"""If the model's own two passes differ by this many LEAST_GATE, it is not rounding."""
 SINGLE_THREAD_PARAMETERS = 20_000_000
-"""Below this, threads that wait for each other cost more than they compute."""
+"""Below this, synchronizing threads takes more time than they save."""
 FOREIGN_ERRORS = (
     RuntimeError,
     ValueError,
@@ -39,17 +39,17 @@ FOREIGN_ERRORS = (
     ImportError,
     PackingUnsupportedError,
 )
-"""What a model's own code raises when it cannot compute a batch."""
+"""Errors that a model's own code raises when it cannot compute a batch."""
 
 
 @torch.no_grad()
 def check_model(lm: CausalLM, *, samples: bool = True) -> None:
-    """Set `lm.packed`, and turn off what makes the trainer differ from the sampler; notes on both.
+    """Set `lm.packed` and turn off train-mode noise; adds a note on each to `lm.notes`.
 
-    samples: whether the built-in sampler reads these weights (a critic's it does not).
-    Raises: ModelError when they differ, or a weight is not finite.
+    samples: whether the built-in sampler uses these weights (not those of a critic).
+    Raises: ModelError if trainer and sampler differ, or a weight is not finite.
     """
-    if lm.root is None:  # shards are checked as they are read
+    if lm.root is None:  # shards are checked while loading
         refuse_non_finite(lm.model, type(lm.model).__name__)
     _check_shapes(lm.model)
     with _own_mode_and_seed(lm.model):
@@ -94,9 +94,10 @@ def _choose_passes(lm: CausalLM, *, samples: bool) -> None:
 
 @torch.no_grad()
 def why_not_with(lm: CausalLM, attention: str) -> str | None:
-    """None when flat tokens under another attention function give the model's own distributions.
+    """Reason not to use another attention function with flat tokens; None if it is exact.
 
-    The model must have its plain attention function now, and has `attention` afterwards.
+    Exact means that it gives the model's own distributions. The model must have its plain
+    attention function before the call, and has `attention` after it.
     """
     with _own_mode_and_seed(lm.model):
         probe = Probe(lm)
@@ -106,7 +107,7 @@ def why_not_with(lm: CausalLM, attention: str) -> str | None:
 
 
 def _check_shapes(model: PreTrainedModel) -> None:
-    """Raises: ModelError when the model can choose a token that it cannot read."""
+    """Raises: ModelError if the model can sample a token that it has no embedding for."""
     head: Any = model.get_output_embeddings()
     rows, width = num_token_ids(model), getattr(head, "out_features", 0)
     config = model.config.get_text_config()
@@ -118,7 +119,7 @@ def _check_shapes(model: PreTrainedModel) -> None:
 
 
 def _own_distributions(probe: Probe) -> tuple[Tensor, float]:
-    """(what the model's own forward predicts [P, V], the gap that rounding may make)."""
+    """(distributions of the model's own forward [P, V], gap that passes as rounding)."""
     model = probe.lm.model
     try:
         own_PV, alone_PV = probe.plain(), probe.alone()
@@ -143,7 +144,7 @@ def _own_distributions(probe: Probe) -> tuple[Tensor, float]:
 
 
 def _difference(probe: Probe, own_PV: Tensor, gate: float, *, samples: bool) -> str | None:
-    """None when trainer and sampler predict the model's own distributions, or what differs."""
+    """The difference of trainer and sampler from the model's own distributions; None if none."""
     way = "packed" if probe.lm.packed else "padded"
     with train_mode(probe.lm.model):
         trained_PV = probe.trained()
@@ -158,10 +159,10 @@ def _difference(probe: Probe, own_PV: Tensor, gate: float, *, samples: bool) -> 
 
 
 def _why_not_packed(probe: Probe, own_PV: Tensor, gate: float, *, samples: bool) -> str | None:
-    """None when flat tokens give the model's own distributions."""
+    """Reason not to use packed batches; None if they give the model's own distributions."""
     config = probe.lm.model.config.get_text_config()
     kinds = list(getattr(config, "layer_types", None) or [])
-    # chunks and windows are longer than the probe, which cannot show that they are ignored
+    # the probe is too short to show that packed attention ignores chunks and windows
     if others := sorted({*kinds} - {"full_attention", "sliding_attention"}):
         return f"layers of type {', '.join(others)}"
     if problem := _difference(probe, own_PV, gate, samples=samples):
@@ -175,7 +176,7 @@ def _why_not_packed(probe: Probe, own_PV: Tensor, gate: float, *, samples: bool)
 
 
 def _window_setting(config: Any) -> str | None:
-    """The setting that limits how far back attention reads."""
+    """The setting that limits the attention window."""
     names = (name for name in config.to_dict() if name.endswith(("window", "window_size")))
     return next((name for name in names if getattr(config, name)), None)
 
@@ -194,7 +195,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def _own_mode_and_seed(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode inside; afterwards the model's mode and the random state are as before."""
+    """Eval mode inside; restores the model's mode and the random state afterwards."""
     devices = [model.device] if model.device.type == "cuda" else []
     was_training, threads = model.training, torch.get_num_threads()
     if model.device.type == "cpu" and model.num_parameters() < SINGLE_THREAD_PARAMETERS:

@@ -1,4 +1,4 @@
-"""Noise in train mode: the sampler, which runs in eval mode, does not have it."""
+"""Turn off train-mode noise, which the sampler in eval mode does not have."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Sums = tuple[float, ...]
 
 
 def silence_noise(probe: Probe, own_PV: Tensor, gate: float) -> str | None:
-    """Keep in eval mode every module that computes something else in train mode; a note on it.
+    """Keep every module whose output differs in train mode in eval mode; returns a note.
 
-    A module that draws random numbers counts even if the few tokens here do not show it.
-    Raises: ModelError when the noise is in a whole decoder layer, or outside of all modules.
+    Modules that draw random numbers count even if the probe shows no difference.
+    Raises: ModelError if the noise is in a whole decoder layer, or outside all modules.
     """
     model = probe.lm.model
     silenced: list[str] = []
@@ -37,7 +37,7 @@ def silence_noise(probe: Probe, own_PV: Tensor, gate: float) -> str | None:
         name = next((n for n in around if not _holds_layers(modules[n])), None)
         if name is None:
             if gap <= gate:
-                break  # a decoder that draws for dropping whole layers, and drops none
+                break  # a decoder that draws numbers for layer drop, but drops no layer
             name = _outermost_quiet(_first_different(probe), modules)
         kind = type(modules[name])
         if _holds_layers(modules[name]):
@@ -59,20 +59,20 @@ def silence_noise(probe: Probe, own_PV: Tensor, gate: float) -> str | None:
 
 
 def _outermost_quiet(name: str, modules: dict[str, nn.Module]) -> str:
-    """The module, or the first one around it that still follows the model into train mode."""
+    """The module, or its innermost parent that still follows the model into train mode."""
     while name and "train" in vars(modules[name]):
         name = name.rpartition(".")[0]
     return name
 
 
 def _holds_layers(module: nn.Module) -> bool:
-    """A decoder layer or more: gradient checkpointing reads its mode."""
+    """Whether `module` contains a decoder layer, whose mode gradient checkpointing reads."""
     is_model = isinstance(module, PreTrainedModel)
     return is_model or any(isinstance(m, GradientCheckpointingLayer) for m in module.modules())
 
 
 def _train_pass(probe: Probe, own_PV: Tensor) -> tuple[float, list[str]]:
-    """(the gap that train mode makes, the innermost modules that draw random numbers in it)."""
+    """(gap caused by train mode, innermost modules that draw random numbers in it)."""
     model = probe.lm.model
     drawing: list[str] = []
     open_calls: list[tuple[Tensor, int]] = []
@@ -113,7 +113,7 @@ def _random_state(model: PreTrainedModel) -> Tensor:
 
 
 def _first_different(probe: Probe) -> str:
-    """The first module that maps equal inputs to another output in train mode; "" for none."""
+    """First module whose output differs in train mode for equal inputs; "" if there is none."""
     close = _is_close if probe.lm.device.type == "cuda" else operator.eq
     quiet = sums_of_calls(probe)
     with train_mode(probe.lm.model):
@@ -126,17 +126,17 @@ def _first_different(probe: Probe) -> str:
 
 
 def sums_of_calls(probe: Probe) -> dict[str, tuple[Sums, Sums]]:
-    """(inputs, outputs) of each module's first call, in the order in which the calls end."""
-    given: dict[str, Sums] = {}
-    found: dict[str, tuple[Sums, Sums]] = {}
+    """Module name -> sums of (inputs, outputs) of its first call, in the order the calls end."""
+    input_sums: dict[str, Sums] = {}
+    sums: dict[str, tuple[Sums, Sums]] = {}
     handles: list[Any] = []
     for name, module in probe.lm.model.named_modules():
 
         def enter(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            given.setdefault(name, _sums((args, kwargs)))  # the call may change them in place
+            input_sums.setdefault(name, _sums((args, kwargs)))  # the call may modify them in place
 
         def leave(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
-            found.setdefault(name, (given[name], _sums(output)))
+            sums.setdefault(name, (input_sums[name], _sums(output)))
 
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(module.register_forward_hook(leave))
@@ -145,7 +145,7 @@ def sums_of_calls(probe: Probe) -> dict[str, tuple[Sums, Sums]]:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return sums
 
 
 def _sums(value: Any) -> Sums:
@@ -159,7 +159,7 @@ def _sums(value: Any) -> Sums:
 
 
 def _is_close(one: Sums, other: Sums) -> bool:
-    """Equal but for rounding, as sums on a GPU need not repeat to the bit."""
+    """Whether two sums are equal up to rounding: GPU sums are not reproducible bit for bit."""
     if len(one) != len(other):
         return False
     sizes = [max(abs(x) for x in one[i : i + 2]) for i in range(0, len(one), 2) for _ in range(2)]
@@ -167,7 +167,7 @@ def _is_close(one: Sums, other: Sums) -> bool:
 
 
 def _keep_in_eval(module: nn.Module) -> None:
-    """Its own forward never sees train mode again; the modules inside it follow the model."""
+    """Keep the module itself in eval mode; the modules inside it still follow the model."""
     module.train = types.MethodType(_train_inside, module)
     module.training = False
 

@@ -1,4 +1,4 @@
-"""A few random tokens through a model's own forward, the trainer's pass and the sampler's."""
+"""Run a few random tokens through the model's own forward, the trainer's and the sampler's."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Probe:
         """Attention window of each layer in the last packed pass."""
 
     def plain(self) -> Tensor:
-        """The model's own forward over a right-padded batch."""
+        """Distributions from the model's own forward over a right-padded batch."""
         ids_BT, mask_BT, predicts_BT = self._padded_batch()
         model: Any = self.lm.model
         out = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
         return _probabilities(out.logits[predicts_BT])
 
     def alone(self) -> Tensor:
-        """The model's own forward over the longest row without padding [P of that row, V]."""
+        """Distributions from the model's own forward over the longest row alone [P of row, V]."""
         ids = torch.cat([self.prompts[1], self.responses[2]]).to(self.lm.device)
         model: Any = self.lm.model
         out = model(input_ids=ids[None], use_cache=False)
         return _probabilities(out.logits[0, PROMPT_LENGTHS[1] - 1 : -1])
 
     def trained(self) -> Tensor:
-        """The trainer's pass over the rows."""
+        """Distributions from the trainer's pass."""
         if self.lm.packed:
             layout = _ProbeLayout(PROMPT_LENGTHS, RESPONSE_LENGTHS, GROUP, self.lm.device)
             parts = [*self.prompts, *(response[:-1] for response in self.responses)]
@@ -57,17 +57,17 @@ class Probe:
         return _probabilities(self.lm.logits(hidden))
 
     def sampled(self) -> Tensor:
-        """The sampler's passes, token by token."""
+        """Distributions from the sampler's passes, token by token."""
         prompts = [prompt.tolist() for prompt in self.prompts]
         longest, pad = max(RESPONSE_LENGTHS), self.pad_token_id
         steps = decode(self.lm, prompts, GROUP, max_new_tokens=longest, pad_token_id=pad)
-        found: list[list[Tensor]] = [[] for _ in GROUP]
+        logits_by_row: list[list[Tensor]] = [[] for _ in GROUP]
         logits, live = next(steps)
         while True:
             numbers = live.tolist()
             for number, row in zip(numbers, logits, strict=True):
-                found[number].append(row)
-            at = [len(found[number]) for number in numbers]
+                logits_by_row[number].append(row)
+            at = [len(logits_by_row[number]) for number in numbers]
             if max(at) == longest:
                 break
             tokens = [self.responses[n][t - 1] for n, t in zip(numbers, at, strict=True)]
@@ -76,7 +76,7 @@ class Probe:
             logits, live = steps.send(
                 (torch.stack(tokens).to(device), torch.tensor(ended, device=device))
             )
-        return _probabilities(torch.stack([row for rows in found for row in rows]))
+        return _probabilities(torch.stack([row for rows in logits_by_row for row in rows]))
 
     def _padded_batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """(token ids, attention mask, positions that predict a response token), all [B, T]."""
@@ -119,7 +119,7 @@ class _ProbeLayout(GroupLayout):
 
 
 def _usable_ids(model: PreTrainedModel) -> Tensor:
-    """Token ids of the embedding, without the special ones that the configuration names."""
+    """Token ids with an embedding, except the special ones in the configuration."""
     config: Any = model.config
     named: set[int] = set()
     for part in (config, config.get_text_config()):
@@ -134,7 +134,7 @@ def _usable_ids(model: PreTrainedModel) -> Tensor:
 
 
 def num_token_ids(model: PreTrainedModel) -> int:
-    """Number of token ids that the embedding has rows for."""
+    """Number of rows in the token embedding."""
     embeddings: Any = model.get_input_embeddings()
     rows = getattr(embeddings, "num_embeddings", None)
     return int(rows if rows is not None else embeddings.weight.shape[0])

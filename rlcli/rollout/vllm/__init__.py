@@ -1,1 +1,1 @@
-"""vLLM as the sampler: the trainer's weights are given to it after each update."""
+"""vLLM as the sampler; it receives the trainer's weights after each update."""

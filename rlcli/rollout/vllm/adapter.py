@@ -1,4 +1,4 @@
-"""LoRA weights as vLLM reads them: a folder in peft's format."""
+"""Write LoRA weights for vLLM as a folder in peft's format."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PREFIX, NAME = "base_model.model.", ".default."
 def write_adapter(
     weights: Iterable[tuple[str, Tensor]], folder: Path, *, rank: int, alpha: float
 ) -> None:
-    """The adapters among `weights`; all others are what the engine has already.
+    """Write the adapters among `weights`; the engine already has the other weights.
 
-    Raises: SamplerError for adapters that vLLM does not take: those of embeddings.
+    Raises: SamplerError for adapters of embeddings, which vLLM does not support.
     """
     weights = list(weights)
     if others := [n for n, _ in weights if ".lora_" in n and not any(p in n for p in PARTS)]:

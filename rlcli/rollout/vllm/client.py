@@ -1,4 +1,4 @@
-"""HTTP to a vLLM server: JSON there and back."""
+"""HTTP client for a vLLM server, with JSON requests and responses."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SAID_CHARS = 300
 
 
 class ServerFailedError(Exception):
-    """No answer, or one that says that the server is at fault."""
+    """No response, or a server error (5xx)."""
 
 
 class ServerRefusedError(Exception):
-    """An answer that another try would not change. status: of HTTP."""
+    """A response that a retry would not change. status: HTTP status code."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class ServerRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is. path: what stands before /v1."""
+    """Address of a server. path: URL path before /v1."""
 
     host: str
     port: int
@@ -46,7 +46,7 @@ class Address:
 
 
 def address_of(url: str) -> Address:
-    """Of rollout.url, with or without /v1 at its end. Raises: ConfigError."""
+    """Parse rollout.url, with or without a final /v1. Raises: ConfigError."""
     parts = urllib.parse.urlsplit(url.strip())
     with suppress(ValueError):
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -59,7 +59,7 @@ def address_of(url: str) -> Address:
 
 
 class Call:
-    """One request and its answer; another thread may end it."""
+    """One request and its response; another thread may cancel it."""
 
     def __init__(self, address: Address, *, timeout_s: float | None) -> None:
         kind = http.client.HTTPConnection
@@ -70,9 +70,9 @@ class Call:
         self._is_ended = False
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """What the server says. Raises: ServerFailedError, ServerRefusedError."""
+        """Send the request, return the response. Raises: ServerFailedError, ServerRefusedError."""
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("VLLM_API_KEY"):  # the name under which vLLM itself reads it
+        if key := os.environ.get("VLLM_API_KEY"):  # the variable that vLLM itself reads
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -91,7 +91,7 @@ class Call:
         return _content(answer.status, text)
 
     def end(self) -> None:
-        """Have `ask` fail now; the server gives the request up when its line is cut."""
+        """Make `ask` fail now; the server aborts the request when the connection closes."""
         self._is_ended = True
         line = self._connection.sock
         if line is not None:
@@ -103,7 +103,7 @@ class Call:
 
 
 def ask(address: Address, path: str, body: Any = None, *, timeout_s: float | None) -> Any:
-    """What the server says: to a POST where there is a body, else a GET. Raises: as Call.ask."""
+    """Response of the server: to a POST if there is a body, else a GET. Raises: as Call.ask."""
     method = "GET" if body is None else "POST"
     return Call(address, timeout_s=timeout_s).ask(method, path, body)
 

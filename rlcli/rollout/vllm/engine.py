@@ -1,4 +1,4 @@
-"""An engine of vLLM in this process."""
+"""A vLLM engine in this process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rlcli.rollout.vllm.versions import LORA_RANKS, own_no_groups
 
 RECEIVER = "rlcli.rollout.vllm.worker.Receiver"
 BLOCK = 128
-"""Tokens that a key-value block holds at most."""
+"""Maximum tokens in a KV cache block."""
 SMALLEST_CACHE = 2**26
 BATCHED_TOKENS = 2048
-"""Of prompts that are read side by side on a CPU."""
+"""Prompt tokens computed at once on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSettings:
-    """What an engine is started with.
+    """Settings to start an engine.
 
     max_tokens: of prompt and response together. temperature: of training, whose log-probs count.
     cache_bytes: keys and values on a CPU. num_ranks: processes of the run.
@@ -45,7 +45,7 @@ class VllmSettings:
 
 @cache
 def load_vllm() -> ModuleType:
-    """The package: quiet, in this process, and leaving this process's threads where they are."""
+    """Import vllm: quiet, in this process, and without changing its thread affinity."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -58,7 +58,7 @@ def load_vllm() -> ModuleType:
 
 
 def start_engine(settings: VllmSettings) -> Any:
-    """A vllm.LLMEngine. Its weights are noise until some are given to it; with LoRA the model's."""
+    """Start a vllm.LLMEngine. Its weights are random until loaded; with LoRA, the model's."""
     vllm = load_vllm()
     args: dict[str, Any] = {
         "model": str(settings.model_dir),
@@ -81,7 +81,7 @@ def start_engine(settings: VllmSettings) -> Any:
         room = room_for(settings.lora_rank)
         args |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 1}
     if settings.device == "cpu":
-        # a prompt in parts would take back what its generator drew, which a CPU's cannot
+        # chunked prefill would rewind the request's random generator, which a CPU generator cannot
         args |= {
             "enforce_eager": True,
             "kv_cache_memory_bytes": settings.cache_bytes,
@@ -101,12 +101,12 @@ def start_engine(settings: VllmSettings) -> Any:
 
 
 def room_for(lora_rank: int) -> int:
-    """The smallest rank of adapters that vLLM can be told."""
+    """The smallest adapter rank supported by vLLM that is at least `lora_rank`."""
     return min(rank for rank in LORA_RANKS if rank >= lora_rank)
 
 
 def logprobs_mode(settings: VllmSettings) -> str:
-    """Which log-probs vLLM gives, so that they are those of logits / temperature.
+    """vLLM's log-prob mode that gives the log-probs of logits / temperature.
 
     At temperature 1 these are the raw ones, before top-p and top-k. Others it has only after them:
     the two are refused together.
@@ -115,7 +115,7 @@ def logprobs_mode(settings: VllmSettings) -> str:
 
 
 def cache_bytes(model_config: Any, *, rows: int, tokens: int, bytes_per_number: int) -> int:
-    """Keys and values of `rows` responses of full length."""
+    """Bytes of KV cache for `rows` responses of full length."""
     text = model_config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

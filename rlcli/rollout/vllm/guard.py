@@ -1,7 +1,7 @@
-"""Runs a server, and ends it with all of its own when the process that wanted it is gone.
+"""Run a server, and end it with all its processes when the parent process is gone.
 
 Run as a file, leading a process group: guard.py PARENT COMMAND...
-A signal from the kernel (die_with_parent) would reach the server alone, and leave its engine.
+A signal from the kernel (die_with_parent) would only end the server and leave its engine.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 
 TICK_S = 0.1
 GRACE_S = 1.5
-"""Time the server has to end by itself."""
+"""Time for the server to exit by itself, in seconds."""
 TIDY_S = 0.7
 TRACKER = b"multiprocessing.resource_tracker"
-"""What gives shared memory back once all who used it are gone."""
+"""Process that frees shared memory after all its users are gone."""
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def group_members() -> dict[int, bytes]:
-    """Others of this group that live, and their command lines, where Linux tells of them."""
+    """Other live processes of this group with their command lines, from Linux's /proc."""
     found: dict[int, bytes] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Requests on their way to servers: spread, bounded, asked again where one fails."""
+"""Requests in flight to servers: balanced, limited in number, and retried after failures."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MAX_TRIES = 2
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one request; asked None: of a word with the server's engine.
+    """Result of one request; asked is None for a health probe of the server's engine.
 
-    start: which life of the replica it was asked in.
+    start: the replica's start count when the request was sent.
     """
 
     asked: SampleRequest | None
@@ -37,7 +37,7 @@ class Answer:
 
 
 class Flight:
-    """What one call of `generate` has on its way.
+    """The requests of one call of `generate`.
 
     body: a request's. group: requests of one prompt, which one server answers where it can: it
     remembers the prompt. on_death: told of a server that is dead; afterwards one at least lives.
@@ -62,7 +62,7 @@ class Flight:
         self._tries: Counter[int] = Counter()
 
     def run(self, asked: Sequence[SampleRequest]) -> Iterator[tuple[SampleRequest, Any]]:
-        """Each with its answer, as they end. Raises: SamplerError."""
+        """Yield each request with its response, as they finish. Raises: SamplerError."""
         self._waiting.extend(asked)
         num_left = len(asked)
         looked_s = time.monotonic()
@@ -84,7 +84,7 @@ class Flight:
                 yield answer.asked, answer.content
 
     def abort(self) -> None:
-        """Nothing goes on."""
+        """Cancel all requests."""
         self._waiting.clear()
         for replica in self.replicas:
             replica.abort()
@@ -97,7 +97,7 @@ class Flight:
             self._ask(replica, one)
 
     def _place_for(self, one: SampleRequest) -> Replica | None:
-        """The one with its prompt, else the least busy; not the one that failed it."""
+        """The replica with the same prompt, else the least busy, but not one that failed before."""
         free = [
             replica
             for replica in self.replicas
@@ -111,7 +111,7 @@ class Flight:
         return min(free, key=lambda replica: self._busy[replica], default=None)
 
     def _ask(self, replica: Replica, one: SampleRequest | None) -> None:
-        """In a thread of its own, which leaves an answer in any case."""
+        """Send the request in a thread, which always puts an answer in the queue."""
         start = replica.starts
         call = Call(replica.address, timeout_s=None if one else SILENT_S)
         path, body = HEALTH_PROBE

@@ -1,4 +1,4 @@
-"""Rollouts from vLLM in this process, with the weights that the trainer gives it."""
+"""Sample rollouts with vLLM in this process, with the trainer's weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 
 
 class EngineFailedError(Exception):
-    """vLLM ended a step with an error of its own."""
+    """vLLM raised an error in a step."""
 
 
 class VllmSampler:
-    """vLLM beside the trainer; on a GPU it sleeps while others need the memory.
+    """vLLM in the trainer's process; on a GPU it sleeps while others need the memory.
 
     weights: where a fresh engine finds the current weights after a crash; none where that takes
     all ranks. tell: that it was started again.
@@ -57,7 +57,7 @@ class VllmSampler:
         self.engine: Any = start_engine(settings)
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]], *, version: int) -> None:
-        """Sample from these weights from now on; nothing is remembered of the ones before."""
+        """Sample from these weights from now on, and drop caches of the old ones."""
         self._wake("weights")
         if self.settings.lora_rank:
             self._load_adapter(weights)
@@ -68,8 +68,8 @@ class VllmSampler:
         self.version = version
 
     def sleep(self) -> None:
-        """On a GPU: give its memory to the trainer. Weights of the model's own are kept in the
-        host's memory; those that come anew are not."""
+        """Release GPU memory to the trainer. The model's own weights are kept in the
+        host's memory; weights that the trainer sends anew are not."""
         if self.settings.device == "cuda":
             self.engine.sleep(level=1 if self.settings.lora_rank else 2)
             self._asleep = {"weights", "kv_cache"}
@@ -85,8 +85,8 @@ class VllmSampler:
     ) -> list[Rollout]:
         """params.n rollouts per prompt, prompts in order.
 
-        An engine that fails is started again once, with the same weights, and samples what is
-        still missing from the same seeds. Raises: SamplerError where that fails too.
+        A failed engine is restarted once, with the same weights, and samples what is
+        missing with the same seeds. Raises: SamplerError if it fails again.
         """
         asked = wanted(prompts, params, seed=seed, prompt_indices=prompt_indices)
         done: dict[int, Rollout] = {}
@@ -107,7 +107,7 @@ class VllmSampler:
         return [done[index] for index in range(len(asked))]
 
     def close(self) -> None:
-        """Let go of the engine."""
+        """Shut the engine down."""
         engine, self.engine = self.engine, None
         if engine is not None:
             with suppress(Exception):
@@ -138,11 +138,11 @@ class VllmSampler:
             return self.engine.step()
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
-        # outside, so that no traceback keeps the engine and its memory
+        # raised outside the except block, so that no traceback keeps the engine and its memory
         raise EngineFailedError(told)
 
     def _ask(self, one: SampleRequest, params: SamplingParams) -> str:
-        """The number of a request that is on its way."""
+        """Add a request to the engine and return its number."""
         is_greedy = params.temperature == 0
         wanted = load_vllm().SamplingParams(
             temperature=params.temperature,
@@ -188,7 +188,7 @@ class VllmSampler:
         self._adapter, self._adapter_folder = adapter, folder
 
     def _start_again(self, told: str) -> None:
-        """A fresh engine with the current weights. Raises: SamplerError where there is none."""
+        """Start a new engine with the current weights. Raises: SamplerError if it has none."""
         if self.weights is None:
             raise SamplerError(f"vLLM failed: {told}")
         self._tell(f"vLLM failed: {told}; it is started again, and samples what is missing.")
@@ -205,7 +205,7 @@ class VllmSampler:
             ) from again
 
     def _wake(self, part: str) -> None:
-        """`weights` or `kv_cache`, each by itself: vLLM 0.26 maps what is awake a second time."""
+        """Wake `weights` or `kv_cache` separately: vLLM 0.26 maps parts already awake twice."""
         if part in self._asleep:
             free_memory(self.settings.device)
             self.engine.wake_up(tags=[part])

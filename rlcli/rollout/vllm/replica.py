@@ -1,4 +1,4 @@
-"""One server of those that sample: found fit, given weights, asked, and found dead."""
+"""One of the sampling servers: compatibility, weight updates, requests and health."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from rlcli.rollout.vllm.server import Server, told_command
 from rlcli.rollout.vllm.weight_transfer import WeightServer, route_to
 
 ANSWER_S = 30.0
-"""How long a server may take to say a word about itself."""
+"""Timeout of a server's status requests, in seconds."""
 START_LIMIT_S = 1800.0
-"""A large model compiled for the first time."""
+"""Enough to compile a large model for the first time."""
 RETURN_LIMIT_S = 120.0
-"""How long a server that others started may be away."""
+"""How long an external server may be unavailable, in seconds."""
 UPDATE_LIMIT_S = 1800.0
 PAUSE_LIMIT_S = 60.0
-"""For the step that the engine is at."""
+"""Time for the engine's current step to end, in seconds."""
 GIVE_UP_S = 1.0
 HEALTH_PROBE: tuple[str, Any] = ("/collective_rpc", {"method": "rlcli_about"})
-"""What the engine answers; /health speaks for the process in front of it, even where it hangs."""
+"""Request that the engine itself answers; /health is answered even if the engine hangs."""
 TICK_S = 0.5
 ADAPTER = "rlcli-"
-"""And the version of its weights: the name by which a request asks for an adapter."""
+"""Prefix of an adapter's name in requests; the version of its weights follows."""
 
 OnWait = Callable[[float], None]
-"""Called again and again with the seconds that a server has taken to start so far."""
+"""Called repeatedly with the seconds that a server has taken to start so far."""
 
 Failures = (ServerFailedError, ServerRefusedError, OSError)
 
 
 @dataclass(eq=False)
 class Replica:
-    """A server and what is known of it.
+    """A server and its state.
 
     server: its process, where this process started it. deaths: since it last took weights.
     starts: how often it came to life.
@@ -62,14 +62,14 @@ class Replica:
     calls: set[Call] = field(default_factory=set[Call])
 
     def wait(self, on_wait: OnWait = lambda waited_s: None) -> None:
-        """Until it serves what is wanted. Raises: SamplerError, ConfigError."""
+        """Wait until the server is ready and compatible. Raises: SamplerError, ConfigError."""
         if self.server is not None:
             self._wait_for_start(self.server, on_wait)
         self.check()
         self.is_down = False
 
     def check(self) -> None:
-        """Nothing, where it is fit to sample for this run. Raises: ConfigError."""
+        """Raises: ConfigError if the server cannot sample for this run."""
         try:
             bases, _ = self.models()
         except (*Failures, KeyError, TypeError) as error:
@@ -83,7 +83,7 @@ class Replica:
             raise self._unfit(misfit)
 
     def models(self) -> tuple[list[str], list[str]]:
-        """Names of its models and of their adapters."""
+        """Names of the server's models and adapters."""
         data = ask(self.address, "/v1/models", timeout_s=ANSWER_S)["data"]
         return (
             [str(model["id"]) for model in data if not model.get("parent")],
@@ -91,11 +91,11 @@ class Replica:
         )
 
     def model(self, version: int) -> str:
-        """What a request asks for that wants the weights of `version`."""
+        """Model name in a request for the weights of `version`."""
         return f"{ADAPTER}{version}" if self.settings.lora_rank else self.base
 
     def about(self) -> list[dict[str, Any]]:
-        """What each of its workers says of itself. Raises: ConfigError."""
+        """Status of each of its workers. Raises: ConfigError."""
         try:
             return ask(self.address, *HEALTH_PROBE, timeout_s=ANSWER_S)["results"]
         except ServerRefusedError as error:
@@ -106,7 +106,7 @@ class Replica:
             raise self._unfit("it was started without rlcli's receiver of weights") from error
 
     def version(self) -> int | None:
-        """Of the weights that all its workers have; None where it is away."""
+        """Version of the weights that all its workers have; None if it is unavailable."""
         try:
             versions = {about["version"] for about in self.about()}
         except ConfigError:
@@ -114,19 +114,19 @@ class Replica:
         return versions.pop() if len(versions) == 1 else None
 
     def is_alive(self) -> bool:
-        """Whether its process is there and its engine answers."""
+        """Whether its process runs and its engine responds."""
         if self.server is not None and not self.server.is_running():
             return False
         try:
             ask(self.address, *HEALTH_PROBE, timeout_s=ANSWER_S)
         except ServerRefusedError:
-            return True  # what it lacks is for `check` to say
+            return True  # `check` reports what is missing
         except Failures:
             return False
         return True
 
     def mark_down(self) -> None:
-        """It counts as dead from now on, and what was asked of it fails at once."""
+        """Mark it as dead, and fail its open requests at once."""
         self.is_down = True
         self.deaths += 1
         self.abort()
@@ -134,7 +134,7 @@ class Replica:
             self.server.kill()
 
     def revive(self) -> None:
-        """Start it again, or wait for whoever started it. Raises: SamplerError."""
+        """Restart it, or wait until its owner has. Raises: SamplerError."""
         if self.server is not None:
             self.server.start()
             self.wait()
@@ -151,12 +151,12 @@ class Replica:
         self.starts += 1
 
     def abort(self) -> None:
-        """Take back all that is asked of it."""
+        """Cancel all its requests."""
         for call in list(self.calls):
             call.end()
 
     def last_words(self) -> str:
-        """What it said before it died, as far as that can be read here."""
+        """Its last log lines, if they can be read here."""
         said = self.server.last_words() if self.server is not None else ""
         log = f" ({self.server.log})" if self.server is not None else ""
         return f"{said or 'it said nothing'}{log}"
@@ -182,9 +182,9 @@ class Replica:
 
 
 def _misfit(about: Mapping[str, Any], settings: VllmSettings) -> str:
-    """How a server differs from what is wanted; "" where it does not."""
+    """Difference between a server and the settings; "" if there is none."""
     wanted = {"dtype": settings.dtype, "logprobs_mode": logprobs_mode(settings)}
-    wanted |= {"defaults": "vllm"}  # the model's own would be added to what a request says
+    wanted |= {"defaults": "vllm"}  # else the model's defaults would be added to a request
     for name, value in wanted.items():
         if about[name] != value:
             return f"its {name} is {about[name]}, and this run needs {value}"
@@ -198,7 +198,7 @@ def _misfit(about: Mapping[str, Any], settings: VllmSettings) -> str:
 
 
 class Update:
-    """New weights on their way to one replica; `with` it, which goes on sampling after that.
+    """A weight update of one replica, as a context manager; sampling resumes after it.
 
     error: what went wrong, None so far.
     """
@@ -212,7 +212,7 @@ class Update:
         self._thread: Thread | None = None
 
     def begin(self) -> None:
-        """Nothing samples there any more, and its workers are here to take weights."""
+        """Pause sampling, and connect the workers to receive weights."""
         address = self.replica.address
         try:
             ask(address, "/pause?mode=abort", {}, timeout_s=PAUSE_LIMIT_S)
@@ -224,10 +224,10 @@ class Update:
             self.error = self.error or error
 
     def finish(self) -> None:
-        """It samples from the new weights; nothing is remembered of the ones before."""
+        """Resume sampling with the new weights, and drop caches of the old ones."""
         address = self.replica.address
         if self._thread is not None:
-            # what the engine has to say of an error comes soon, or not at all
+            # the engine reports an error soon, or never
             self._thread.join(ANSWER_S if self.error else UPDATE_LIMIT_S)
         try:
             if self.error is None and self.replica.settings.lora_rank:
@@ -247,7 +247,7 @@ class Update:
                 self.error = self.error or error
 
     def give_up(self) -> None:
-        """Its workers wait no longer, and who else asks it is answered."""
+        """Stop the workers' waiting, so that the server responds to others again."""
         self.error = self.error or ServerFailedError("the update was given up")
         if self.offer is not None:
             self.offer.close()

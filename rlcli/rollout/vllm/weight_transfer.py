@@ -1,6 +1,6 @@
-"""Weights from the trainer to the workers of a server: over a socket, one tensor at a time.
+"""Send weights from the trainer to a server's workers over a socket, one tensor at a time.
 
-A worker that was told of an offer connects back, shows the offer's key and reads on:
+A worker that received an offer connects back, sends the offer's key and then reads:
 length of a header (4 bytes, 0 at the end), header (JSON: name, dtype, shape), the tensor's bytes.
 """
 
@@ -23,16 +23,16 @@ from torch import Tensor
 KEY_BYTES = 32
 WELCOME = b"+"
 SILENT_S = 300.0
-"""How long either side waits for the other's next byte."""
+"""Timeout for the other side's next byte, in seconds."""
 CONNECT_S = 30.0
 AUTH_TIMEOUT_S = 10.0
-"""How long one that connects may take to show its key."""
+"""Timeout for a connecting worker to send its key, in seconds."""
 TICK_S = 0.2
 HEADER_LIMIT = 1 << 16
 
 
 class WeightServer:
-    """A place on `host` where workers that know the key take weights. Used once."""
+    """Listener on `host` that sends weights to workers with the key. For a single use."""
 
     def __init__(self, host: str) -> None:
         self.key = secrets.token_hex(KEY_BYTES // 2)
@@ -43,7 +43,7 @@ class WeightServer:
         self.connections: list[socket.socket] = []
 
     def meet(self, count: int, *, is_over: Callable[[], bool]) -> None:
-        """Until `count` workers are here. Raises: ConnectionError where none will come any more."""
+        """Wait for `count` workers. Raises: ConnectionError if no more will come."""
         deadline_s = time.monotonic() + SILENT_S
         while len(self.connections) < count:
             try:
@@ -61,7 +61,7 @@ class WeightServer:
                 connection.close()
 
     def close(self) -> None:
-        """Let everyone go, those too who wait for more."""
+        """Close all connections, even of workers that wait for more."""
         for each in self.connections:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -84,9 +84,9 @@ class WeightServer:
 def send(
     weights: Iterable[tuple[str, Tensor]], offers: Sequence[WeightServer]
 ) -> dict[WeightServer, OSError]:
-    """All of `weights` to all who are here; the offers whose workers went away, with the cause.
+    """Send all `weights` to all workers; returns the offers whose workers left, with the cause.
 
-    `weights` is read to its end whoever is left: other ranks may have a part in it.
+    `weights` is always read to its end, because other ranks may take part in producing it.
     """
     failed: dict[WeightServer, OSError] = {}
     lines = [(offer, line) for offer in offers for line in offer.connections]
@@ -115,7 +115,7 @@ def send(
 
 
 def receive(host: str, port: int, key: str) -> Iterator[tuple[str, Tensor]]:
-    """What is offered there, on the CPU. Raises: ConnectionError, before the first or in between.
+    """Receive the offered weights, on the CPU. Raises: ConnectionError, at first or later.
 
     The connection is made, and the key accepted, before this returns.
     """
@@ -166,6 +166,6 @@ def _read_into(connection: socket.socket, room: memoryview) -> None:
 
 
 def route_to(host: str, port: int) -> str:
-    """The address of this machine that is reached from there. Raises: OSError."""
+    """Address of this machine on the route to `host`. Raises: OSError."""
     with socket.create_connection((host, port), timeout=CONNECT_S) as connection:
         return connection.getsockname()[0]

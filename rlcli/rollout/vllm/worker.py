@@ -1,4 +1,4 @@
-"""What is mixed into vLLM's worker: it is named to vLLM, which imports it where the model is."""
+"""Extension class for vLLM's workers, which vLLM imports by name in their processes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from rlcli.rollout.vllm.weight_transfer import receive
 
 
 class Receiver:
-    """Takes the trainer's weights. A server's are called by name, over its /collective_rpc."""
+    """Receives the trainer's weights. On a server, methods are called by /collective_rpc."""
 
     rlcli_version: int | None = None
 
     def rlcli_take_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Whole Hugging Face weights, each let go before the next is asked for."""
+        """Load full Hugging Face weights, releasing each before reading the next."""
         take_weights(self, weights)
 
     def rlcli_fetch_weights(self, host: str, port: int, key: str, version: int) -> None:
-        """Whole weights, from the trainer that offers them there."""
+        """Fetch full weights from the trainer at `host` and `port`."""
         self.rlcli_version = None
         take_weights(self, receive(host, port, key))
         self.rlcli_version = version
@@ -41,11 +41,11 @@ class Receiver:
         return {"folder": str(folder)}
 
     def rlcli_drop_adapter(self, folders: list[str]) -> None:
-        """Remove folders that were made for an adapter, where they are this machine's."""
+        """Remove an adapter's folders, if they are on this machine."""
         for folder in folders:
             if Path(folder).name.startswith("rlcli-adapter-"):
                 rmtree(folder, ignore_errors=True)
 
     def rlcli_about(self) -> dict[str, Any]:
-        """What the trainer has to know of this worker."""
+        """Status of this worker for the trainer."""
         return {"version": self.rlcli_version, **about_worker(self)}

@@ -1,4 +1,4 @@
-"""Algorithms compared: the same recipe trained under each, or finished runs, in one table."""
+"""Compare algorithms on one recipe, or finished runs, in one table."""
 
 from __future__ import annotations
 

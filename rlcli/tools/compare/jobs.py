@@ -1,4 +1,4 @@
-"""Runs to compare, each made in a process of its own, and what it took."""
+"""Train the runs to compare, each in its own process, and measure their resource use."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from rlcli.tools.compare.table import USAGE, Usage, read_usage
 
 POLL_S = 0.05
 END_S = 60.0
-"""Seconds that a run which nobody watches any more has to save what it has."""
+"""Seconds for an abandoned run to save its state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One run to make. wanted: the settings it is to have, before the data shrinks them."""
+    """One run to train. wanted: its settings, before they are clamped to the data."""
 
     algorithm: str
     seed: int
@@ -40,18 +40,18 @@ class Job:
 
     @property
     def label(self) -> str:
-        """What progress lines call it."""
+        """Name in progress lines."""
         return f"{self.algorithm} seed {self.seed}"
 
     @property
     def log(self) -> Path:
-        """What its process prints."""
+        """File with the output of its process."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def is_finished(self) -> bool:
-        """Whether it was run to its end before.
+        """Whether it has already finished.
 
-        Raises: RunDirError where it is running now, ConfigError where it has other settings.
+        Raises: RunDirError if it is running now, ConfigError if its settings differ.
         """
         run_dir = RunDir(self.folder)
         if not (self.folder / "config.json").is_file():
@@ -68,7 +68,7 @@ class Job:
         return run_dir.state() == "finished"
 
     def command(self) -> list[str]:
-        """The child process, which goes on from a checkpoint where there is one."""
+        """Command of the child process, which resumes from a checkpoint if there is one."""
         command = [sys.executable, "-m", "rlcli.cli.main", "train", *self.words]
         command += ["--algo", self.algorithm, "--seed", str(self.seed)]
         command += ["--output_dir", str(self.folder)]
@@ -94,7 +94,7 @@ def _unlike(run_dir: RunDir, wanted: Config) -> list[tuple[str, Any, Any]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A run that did not end well, and the last thing it said."""
+    """A failed run and its last error."""
 
     run: str
     exit_code: int
@@ -102,7 +102,7 @@ class Failure:
 
     @property
     def is_paused(self) -> bool:
-        """Whether it waits for something that the runs after it would wait for, too."""
+        """Whether it paused for a reason that would also pause the following runs."""
         return self.exit_code == Paused.exit_code
 
 
@@ -122,7 +122,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Ctrl-C and SIGTERM come here while it lasts."""
+        """Handle Ctrl-C and SIGTERM inside this context."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = [signal.signal(number, self._on_signal) for number in numbers]
         try:
@@ -133,7 +133,7 @@ class Stop:
 
 
 def run_job(job: Job, stop: Stop, *, watch: Callable[[], None] = lambda: None) -> Failure | None:
-    """Train it in a process of its own and write down what that took; None when it finished."""
+    """Train it in its own process and record resource use; None if it finished."""
     part_before = read_usage(job.folder)
     had_begun = RunDir(job.folder).status() is not None
     code, usage = _run_child(job, stop, watch)
@@ -149,7 +149,7 @@ def run_job(job: Job, stop: Stop, *, watch: Callable[[], None] = lambda: None) -
 
 
 def _run_child(job: Job, stop: Stop, watch: Callable[[], None]) -> tuple[int, Usage]:
-    """(exit code, what it took). Its own session: a Ctrl-C reaches it once, through `stop`."""
+    """(exit code, resource use). In its own session: Ctrl-C reaches it once, through `stop`."""
     command, begun = job.command(), time.monotonic()
     with job.log.open("ab") as log:
         child = subprocess.Popen(
@@ -185,7 +185,7 @@ def _run_child(job: Job, stop: Stop, watch: Callable[[], None]) -> tuple[int, Us
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Stop a run that nobody watches any more, and wait for it: by SIGTERM it saves first."""
+    """Stop an abandoned run by SIGTERM, so that it saves first, and wait for it."""
     child.terminate()
     try:
         child.wait(END_S)
@@ -195,7 +195,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _last_words(log: Path) -> str:
-    """The error a run ended with, in one line."""
+    """The error that ended a run, in one line."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     said = lines[errors[-1] :] if errors else lines[-1:]

@@ -1,4 +1,4 @@
-"""Runs side by side: read from their files, put into a table."""
+"""Read runs from their files and tabulate them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a run's files say. scores: held out, in order; rewards: the mean of every step."""
+    """Numbers from a run's files. scores: held out, in order; rewards: mean of every step."""
 
     path: Path
     state: str
@@ -54,7 +54,7 @@ class Result:
 
 
 def read_result(run: Path) -> Result:
-    """The numbers of a run directory. Raises: RunDirError where no run was started in it."""
+    """Read a run directory. Raises: RunDirError if no run was started in it."""
     run_dir = RunDir(run)
     config = run_dir.config()
     steps, evaluations = read_metrics(run_dir.metrics)
@@ -69,7 +69,7 @@ def read_result(run: Path) -> Result:
 
 
 def read_usage(run: Path) -> Usage | None:
-    """What a comparison measured; None where none started the run."""
+    """Resource use measured by a comparison; None if no comparison started the run."""
     try:
         return Usage(**json.loads((run / USAGE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -77,7 +77,7 @@ def read_usage(run: Path) -> Usage | None:
 
 
 def _usage_of_steps(metrics: Sequence[Mapping[str, float]]) -> Usage:
-    """What the run itself wrote down: its steps and evaluations, without start and end."""
+    """Resource use recorded by the run: steps and evaluations, without start and end."""
     wall = sum(row.get("time/step_s") or row.get("time/eval_s") or 0.0 for row in metrics)
     sizes = [row["memory/rss_gib"] for row in metrics if "memory/rss_gib" in row]
     peak = max(sizes) * 1024 if sizes else None
@@ -152,7 +152,7 @@ def _key(config: Config) -> str:
 
 
 def unlike_settings(results: Sequence[Result]) -> dict[str, list[Any]]:
-    """Settings that differ between the runs, the algorithm's own and the seed aside -> values."""
+    """Setting -> values, for settings that differ between runs; not the algorithm's or the seed."""
     unlike: dict[str, list[Any]] = {}
     all_values = [leaves(result.config) for result in results]
     for key in all_values[0] if all_values else ():

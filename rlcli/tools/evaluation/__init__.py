@@ -1,1 +1,1 @@
-"""How good a model is on held-out data: unbiased pass@k, with a confidence interval."""
+"""Evaluate a model on held-out data: unbiased pass@k with a confidence interval."""

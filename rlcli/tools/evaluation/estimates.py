@@ -1,4 +1,4 @@
-"""What n responses per prompt say of a model: unbiased pass@k and its interval."""
+"""Unbiased pass@k from n responses per prompt, and its confidence interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ METHOD = f"percentile bootstrap over prompts, {RESAMPLES} resamples"
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that one of k responses passes, from n responses of which c pass: unbiased.
+    """Unbiased probability that at least one of k responses passes, if c of n pass.
 
     1 - C(n-c, k) / C(n, k) in whole numbers, so that nothing is lost to rounding.
     Source: Chen et al. 2021 (arXiv:2107.03374), equation 1.

@@ -1,4 +1,4 @@
-"""Responses sampled, scored and summed up."""
+"""Sample and score responses, and summarize the scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rlcli.trainer.build_sampler import make_sampler
 from rlcli.types import Reward, Rollout
 
 Progress = Callable[[str, int, int], None]
-"""Told what goes on, and how many of how many responses are through it."""
+"""Called with (phase, responses done, responses in total)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ def _sample_and_score(
         drawn = sampler.generate(
             some, params, seed=seed, prompt_indices=prompt_indices, on_finish=submit
         )
-        # log-probs of every token would fill the memory, and nobody asks for them here
+        # log-probs of every token would fill the memory and are not used here
         rollouts += [replace(rollout, logprobs=()) for rollout in drawn]
     sampled = time.perf_counter()
     rewards: list[Reward] = []

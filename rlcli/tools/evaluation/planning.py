@@ -1,4 +1,4 @@
-"""What is to be evaluated, on what, and by which reward: checked before a weight is loaded."""
+"""Resolve and check model, data and reward of an evaluation before loading weights."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     import torch
 
 OPTION_OF = {"data.val": "data", "data.fields": "field", "reward.fn": "reward"}
-"""Options that are not called what they set."""
+"""Setting -> option, if their names differ."""
 ANY_LENGTH = 2**20
-"""Prompt tokens at most, where a model names no number of positions."""
+"""Maximum prompt tokens if a model states no number of positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

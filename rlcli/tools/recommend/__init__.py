@@ -1,4 +1,4 @@
-"""Which algorithm fits a task and a machine: a decision in words, without torch.
+"""Recommend an algorithm for a task and a machine, without torch.
 
 The guides' tree, with what docs/algorithms.md says is wrong in it put right.
 """

@@ -1,4 +1,4 @@
-"""A pick that can be typed, and what to know before."""
+"""A recommended command with its cautions."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _memory_cautions(s: Situation, pick: Pick, placed: Placed) -> list[str]:
 
 
 def _several_gpus(s: Situation, pick: Pick) -> str:
-    """What the others are good for."""
+    """Uses for the other GPUs."""
     shared = place_sharded(s, pick)
     peak = f"{shared.plan.largest.peak_gib:.1f} GiB on each"
     says = f"all weights then fit, with {peak}" if shared.fits else f"even so they need {peak}"

@@ -1,4 +1,4 @@
-"""What to know of a recommended command: its settings, its metrics, where guides are wrong."""
+"""Explain a recommended command: settings, metrics, and errors in the guides."""
 
 from __future__ import annotations
 
@@ -63,4 +63,4 @@ CORRECTIONS = {
     "dr_grpo": "the guides say it normalises globally: it only leaves the division by std out",
     "ppo": "the guides count GPUs; what decides is whether the critic's memory fits",
 }
-"""Algorithm -> where the guides are wrong about it."""
+"""Algorithm -> correction of the guides."""

@@ -1,4 +1,4 @@
-"""Whether a command fits a machine, by the plan of its memory, and what makes it fit."""
+"""Check by the memory plan whether a command fits a machine, and change it until it does."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _plan(config: Config, shape: ModelShape, machine: Machine) -> MemoryPlan:
 
 
 def largest_that_fits(s: Situation, pick: Pick) -> str | None:
-    """The largest smaller model of the family, or of Qwen 2.5, that fits; None: none does."""
+    """The largest smaller model of the family, or of Qwen 2.5, that fits; None if none does."""
     shape = s.shape or shape_of_size(s.billions)
     family = family_of(s.model or "") or family_of(ModelConfig().path)
     for other in sorted(family, key=lambda one: -one.parameters):
@@ -93,7 +93,7 @@ def largest_that_fits(s: Situation, pick: Pick) -> str | None:
 
 
 def place_sharded(s: Situation, pick: Pick) -> Fitted:
-    """Full training, with all states sharded over the GPUs by the fsdp engine."""
+    """Full training with all states sharded over the GPUs by the fsdp engine."""
     settings = {"train.engine": "fsdp", "train.n_gpus": s.gpus}
     resolved = command_of(s, pick).resolve().override(settings)
     machine = _machine(s)

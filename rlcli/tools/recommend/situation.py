@@ -1,4 +1,4 @@
-"""What a recommendation starts from, and what it picks."""
+"""Input and result of a recommendation."""
 
 from __future__ import annotations
 

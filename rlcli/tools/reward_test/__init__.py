@@ -1,1 +1,1 @@
-"""A reward tried on answers whose worth is known, before a run learns from it."""
+"""Test a reward on answers of known quality before training with it."""

@@ -14,7 +14,7 @@ from rlcli.tools.reward_test.rows import Case
 from rlcli.types import Reward
 
 Progress = Callable[[str, int, int], None]
-"""Told what goes on, and how many of how many responses are through it."""
+"""Called with (phase, responses done, responses in total)."""
 LEAST_LOST = 5
 """Fewest consecutive outages that end a trial."""
 NOT_SCORED = Reward(value=None, error="not scored: the trial ended before")

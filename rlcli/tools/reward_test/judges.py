@@ -1,4 +1,4 @@
-"""Every judge of a configuration asked once, and what it makes of answers known to be bad."""
+"""Call every judge of a configuration once, and score answers known to be bad."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_judges(
 
 
 def _report(probe: Probe, env: Mapping[str, str]) -> dict[str, Any]:
-    """What is known of one judge; the name of its key's variable, never the key."""
+    """Report on one judge, with the name of its key's variable, never the key."""
     verdict, access = probe.verdict, probe.access
     keys = PROVIDERS[access.provider].keys
     tokens = [int(verdict.usage[f"{way}_tokens"]) for way in ("input", "output")]
@@ -76,7 +76,7 @@ def _canaries(config: JudgeConfig, env: Mapping[str, str], *, lang: str) -> list
 
 
 def _verdicts(report: Mapping[str, Any]) -> list[str]:
-    """Where a judge is not to be trusted, in words."""
+    """Reasons not to trust a judge."""
     found: list[str] = []
     low, high = report["scale"]
     if report["score"] is not None and report["score"] < (low + high) / 2:

@@ -1,4 +1,4 @@
-"""What people say of a response, as a number."""
+"""Convert human labels of responses to numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BAD = (
     "no n false f incorrect wrong bad fail failed reject rejected negative neg lose loss "
     "否 不是 错 不对 错误 不正确 差 不好 未通过 不通过 不合格"
 )
-"""Words of people who judge."""
+"""Negative labels."""
 WORDS = dict.fromkeys(GOOD.split(), 1.0) | dict.fromkeys(BAD.split(), 0.0)
 
 
@@ -44,5 +44,5 @@ def read_label(value: Any, where: str) -> float:
 
 
 def is_binary(labels: Collection[float]) -> bool:
-    """Whether they say yes or no, and no more."""
+    """Whether all labels are 0 or 1."""
     return set(labels) <= {0.0, 1.0}

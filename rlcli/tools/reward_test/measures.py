@@ -1,4 +1,4 @@
-"""How well scores tell right from wrong: AUC, agreement, rank correlation."""
+"""Measures of score quality: AUC, agreement, rank correlation."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def mean_ranks(values: Sequence[float]) -> list[float]:
 
 
 def agreement(labels: Sequence[float], passes: Sequence[bool]) -> float | None:
-    """Share of the labels, 1 or 0, that say what the reward says; None: there are none."""
+    """Share of labels (1 or 0) that agree with the reward; None without labels."""
     if not labels:
         return None
     return statistics.fmean(
@@ -85,7 +85,7 @@ def quantile(values: Sequence[float], share: float) -> float | None:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """None of nothing."""
+    """Mean; None for no values."""
     return math.fsum(values) / len(values) if values else None
 
 

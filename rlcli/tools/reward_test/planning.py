@@ -1,4 +1,4 @@
-"""What is tried, on which responses, and by which reward: checked before anything is loaded."""
+"""Resolve and check the responses and the reward of a trial before loading anything."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DATA, WORKERS = "data.train", "reward.workers"
 ASKED_TWICE = 2
 RESPONSES_PER_WORKER = 20
-"""For fewer, one more process takes longer to start than it saves."""
+"""With fewer, starting another process takes longer than it saves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class TrialPlan:
 
     @property
     def is_given(self) -> bool:
-        """Whether the responses are from a file."""
+        """Whether the responses come from a file."""
         return self.cases[0].kind == "given"
 
 

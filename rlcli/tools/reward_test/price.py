@@ -1,4 +1,4 @@
-"""How many calls a judge gets for a trial, and about what they cost."""
+"""Estimate the judge's calls of a trial and their cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_price_known(plan: TrialPlan) -> bool:
 
 
 def expected(plan: TrialPlan) -> Expected:
-    """What a trial asks of the judge: at most this where a rule decides first."""
+    """Calls of a trial to the judge; an upper bound if a rule decides first."""
     judge = plan.config.reward.judge
     template, _ = load_template(judge, lang=plan.config.run.lang)
     again = plan.cases[:REPEATED] * (plan.repeat - 1)
@@ -46,7 +46,7 @@ def expected(plan: TrialPlan) -> Expected:
 
 
 def _tokens(case: Case, template: Template) -> int:
-    """About how many tokens one call sends."""
+    """Approximate tokens that one call sends."""
     prompt = case.rollout().prompt
     values = values_of(prompt.messages, case.response, prompt.ground_truth, lang=template.lang)
     texts = (template.system, render(template, values, nonce="0"))

@@ -1,4 +1,4 @@
-"""The numbers of a trial, as JSON; what cannot be said is null."""
+"""The numbers of a trial as JSON; unknown values are null."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _name(plan: TrialPlan) -> str:
 
 
 def _both(plan: TrialPlan, own: Scored, others: Scored) -> dict[str, Any]:
-    """Own answers against those of other rows."""
+    """Compare rows' own answers with answers of other rows."""
     by_row = {id(case.row): reward.value for case, reward in others}
     wrong = [score for score in by_row.values() if score is not None]
     pairs = [
@@ -107,7 +107,7 @@ def _both(plan: TrialPlan, own: Scored, others: Scored) -> dict[str, Any]:
 
 
 def _given(plan: TrialPlan, own: Scored) -> dict[str, Any]:
-    """Responses against what people say of them."""
+    """Compare scores of responses with their human labels."""
     labelled = [(c, r, c.label) for c, r in own if c.label is not None and r.value is not None]
     labels = [label for _, _, label in labelled]
     scores = [reward.value for _, reward, _ in labelled if reward.value is not None]
@@ -195,7 +195,7 @@ def _normalize(trial: Trial) -> dict[str, float] | None:
 
 
 def saved_rows(plan: TrialPlan, trial: Trial) -> list[dict[str, Any]]:
-    """One object per response, in the form that `--responses` reads."""
+    """One object per response, in the format that `--responses` reads."""
     own = zip(plan.cases, trial.own, strict=True)
     return [
         _shown(case, reward)

@@ -1,4 +1,4 @@
-"""Responses from a file, each with the row it answers, and what people say of them."""
+"""Read responses from a file, with the row each answers and human labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlcli.tools.reward_test.labels import read_label
 from rlcli.tools.reward_test.rows import Case
 
 RESPONSES = ("response", "solution_str", "completion", "output", "generated_text", "answer")
-"""Columns that responses are read from; the first that is there."""
+"""Columns with responses; the first one present is read."""
 IDS = ("id", "prompt_id")
 """Columns with the id of the row that is answered."""
 SHOWN = 12

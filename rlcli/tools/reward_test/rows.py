@@ -1,4 +1,4 @@
-"""What a reward is tried on: every row's own answer, and another row's in its place."""
+"""Test cases for a reward: each row's own answer, and another row's answer instead."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Case:
     label: float | None = None
 
     def rollout(self) -> Rollout:
-        """The same as a sampler would hand it over, without tokens."""
+        """The response as a sampler's rollout, without tokens."""
         return text_rollout(prompt_of(self.row), self.response)
 
 

@@ -1,4 +1,4 @@
-"""Responses scored, some of them several times, as far as calls and money go."""
+"""Score responses, some of them several times, within the limits of calls and cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlcli.tools.reward_test.rows import Case, OtherAnswers
 from rlcli.types import Reward
 
 REPEATED = 20
-"""Responses that are scored more than once."""
+"""Number of responses scored more than once."""
 TRIES = 3
 """Other answers tried where the rule itself calls them the same as the row's own."""
 COMPARING = frozenset({"rules", "gsm8k", "math", "math_reasoning", "choice", "exact"})
@@ -51,7 +51,7 @@ def run_trial(
     tell: Callable[[str], None],
     progress: Progress,
 ) -> Trial:
-    """Every response scored. A spent budget or Ctrl-C ends it early, with what there is.
+    """Score every response. A spent budget or Ctrl-C ends the trial early, with partial results.
 
     Raises: RewardError where the judge, the server or the model is not there.
     """
@@ -90,7 +90,7 @@ def run_trial(
 
 
 def in_flight(plan: TrialPlan) -> int:
-    """Responses that the reward works on at once."""
+    """Responses scored concurrently."""
     reward, uses = plan.config.reward, plan.combination.uses
     judges = reward.judge.concurrency * (1 + len(reward.judge.panel)) // reward.judge.votes
     is_one_by_one = plan.device is not None and plan.device.type == "cpu"
@@ -177,7 +177,7 @@ def _passes(reward: Reward) -> bool:
 
 
 def _raw(plan: TrialPlan, rewards: Sequence[Reward]) -> list[float]:
-    """The reward model's own scores; none without one."""
+    """The reward model's raw scores; empty without one."""
     if not plan.combination.uses("model"):
         return []
     name = _part(plan, "model") if plan.combination.is_composite else None

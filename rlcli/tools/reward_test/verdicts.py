@@ -1,4 +1,4 @@
-"""What the numbers of a trial mean, in words."""
+"""Interpret the numbers of a trial."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from rlcli.rewards import PASSED
 
 STOPS = 0.2
-"""Share of unscored responses that a run does not go on with."""
+"""Share of unscored responses above which a run stops."""
 WEAK_AUC, NO_AUC, REVERSED_AUC = 0.8, 0.6, 0.4
 FEW = 0.005
 SAME = 0.8
