@@ -28,7 +28,7 @@ from rlcli.cli.runs import runs_app
 from rlcli.cli.train import train
 from rlcli.cli.usage import UsageProblem, translated, usage_message, without_language
 from rlcli.config.script_import import with_script
-from rlcli.distributed.launch_env import end_with_agent
+from rlcli.distributed.launch_env import end_with_launcher
 from rlcli.distributed.rank_env import without_local_rank
 from rlcli.errors import RlcliError
 from rlcli.system.signals import INTERRUPTED
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's error is printed without a traceback."""
     # OpenMP threads that spin while they wait take the cores from everything else: measured 10x
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    end_with_agent(os.environ)
+    end_with_launcher(os.environ)
     _make_streams_safe()
     words = [*(sys.argv[1:] if arguments is None else arguments)]
     say = translator(language(words, os.environ))

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, TypeVar
 from rlcli.distributed.collectives import Ranks, broadcast_from_rank0
 from rlcli.distributed.known_run import hold_run
 from rlcli.distributed.lines import named
-from rlcli.distributed.rank_env import PARENTS, RankEnv
+from rlcli.distributed.rank_env import RankEnv
 from rlcli.errors import LaunchError, RlcliError, UsageError
 from rlcli.run_dir.folder import RunDir
-from rlcli.system.hardware import die_with_parent
 from rlcli.system.packages import versions_of
 
 if TYPE_CHECKING:
@@ -176,9 +175,3 @@ def write_to_log(run_dir: Path, rank: int) -> None:
 def log_mark(pid: int) -> str:
     """First line of a process's part of a log."""
     return f"--- process {pid} ---\n"
-
-
-def end_with_launcher(env: Mapping[str, str]) -> None:
-    """Have the kernel kill this process if the launcher that started it dies."""
-    if any(name in env for name in PARENTS):
-        die_with_parent()

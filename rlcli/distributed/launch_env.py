@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rlcli.distributed.rank_env import (
     AGENT,
+    PARENTS,
     NodeEnv,
     RankEnv,
     find_node,
@@ -33,12 +34,12 @@ MOST_PER_CORE = 8
 """CPU processes per core at most: enough to try out a run of many GPUs."""
 
 
-def end_with_agent(env: Mapping[str, str]) -> None:
-    """Have the kernel kill this rank when its agent dies. Exit if the agent is dead already."""
-    if AGENT in env:
+def end_with_launcher(env: Mapping[str, str]) -> None:
+    """Have the kernel kill this rank when its launcher dies. Exit if its agent is dead already."""
+    if any(name in env for name in PARENTS):
         die_with_parent()
-        if os.getppid() != json.loads(env[AGENT])["pid"]:
-            os._exit(1)
+    if AGENT in env and os.getppid() != json.loads(env[AGENT])["pid"]:
+        os._exit(1)
 
 
 def num_served(config: Config) -> int:

@@ -28,9 +28,6 @@ from rlcli.distributed.watchdog import Watch
 from rlcli.errors import RankError, RankLostError
 
 T = TypeVar("T")
-FRAME = 256
-"""Bytes of the first message of an exchange; longer values continue in a second message."""
-HEAD = 8
 SLICE_S = 1.0
 NO_LIMIT = timedelta(days=365)
 LAST_WORDS_S = 10.0
@@ -67,44 +64,34 @@ class LiveRanks(Ranks):
 
     def gather(self, value: T) -> list[T]:
         """See Ranks."""
-        return [pickle.loads(data) for data in self._all_gather(pickle.dumps(value))]
+        data = pickle.dumps(value)
+        lengths = self._all_gather(torch.tensor([len(data)]))
+        found = self._all_gather(_padded(data, max(lengths)))
+        pairs = zip(found, lengths, strict=True)
+        return [pickle.loads(each[:length].numpy().tobytes()) for each, length in pairs]
 
     def first(self, value: T) -> T:
         """See Ranks."""
         data = pickle.dumps(value) if self.is_first else b""
-        frame = _frame(data)
-        self._wait(dist.broadcast(frame, src=0, group=self._group, async_op=True))
-        length, data = _length(frame), data or _content(frame)
-        if length > FRAME - HEAD:
-            rest = _bytes(data[FRAME - HEAD :], length - (FRAME - HEAD))
-            self._wait(dist.broadcast(rest, src=0, group=self._group, async_op=True))
-            data = data[: FRAME - HEAD] + rest.numpy().tobytes()
-        return pickle.loads(data)
+        length = torch.tensor([len(data)])
+        self._wait(dist.broadcast(length, src=0, group=self._group, async_op=True))
+        found = _padded(data, length)
+        self._wait(dist.broadcast(found, src=0, group=self._group, async_op=True))
+        return pickle.loads(found.numpy().tobytes())
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         """See Ranks."""
         lengths = self.gather(len(data))
-        own = _bytes(data, max(lengths))
+        own = _padded(data, max(lengths))
         found = [torch.empty_like(own) for _ in lengths] if self.is_first else None
         self._wait(dist.gather(own, found, dst=0, group=self._group, async_op=True))
         pairs = zip(found or [], lengths, strict=False)
         return [each[:length].numpy().tobytes() for each, length in pairs]
 
-    def _all_gather(self, data: bytes) -> list[bytes]:
-        frame = _frame(data)
-        frames = [torch.empty_like(frame) for _ in range(self.size)]
-        self._wait(dist.all_gather(frames, frame, group=self._group, async_op=True))
-        lengths = [_length(each) for each in frames]
-        contents = [_content(each) for each in frames]
-        if (most := max(lengths) - (FRAME - HEAD)) > 0:
-            rest = _bytes(data[FRAME - HEAD :], most)
-            rests = [torch.empty_like(rest) for _ in range(self.size)]
-            self._wait(dist.all_gather(rests, rest, group=self._group, async_op=True))
-            contents = [
-                (content + more.numpy().tobytes())[:length]
-                for content, more, length in zip(contents, rests, lengths, strict=True)
-            ]
-        return contents
+    def _all_gather(self, own: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        self._wait(dist.all_gather(found, own, group=self._group, async_op=True))
+        return found
 
     def _wait(self, work: Any) -> None:
         """Wait for all ranks. Raises: RankError, RankLostError if one has failed or is silent."""
@@ -172,21 +159,9 @@ def _is_over(work: Any) -> bool:
     return True
 
 
-def _frame(data: bytes) -> Tensor:
-    return _bytes(len(data).to_bytes(HEAD, "little") + data[: FRAME - HEAD], FRAME)
-
-
-def _length(frame: Tensor) -> int:
-    return int.from_bytes(frame[:HEAD].numpy().tobytes(), "little")
-
-
-def _content(frame: Tensor) -> bytes:
-    return frame[HEAD : HEAD + _length(frame)].numpy().tobytes()
-
-
-def _bytes(data: bytes, length: int) -> Tensor:
-    """`data`, padded with zeros to `length`."""
-    out = torch.zeros(length, dtype=torch.uint8)
+def _padded(data: bytes, length: Tensor | int) -> Tensor:
+    """`data`, with zeros up to `length`."""
+    out = torch.zeros(int(length), dtype=torch.uint8)
     if data:
         out[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return out

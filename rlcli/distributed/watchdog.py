@@ -1,4 +1,4 @@
-"""Heartbeats of the ranks: which of them keep the others waiting, and which have failed.
+"""Heartbeats of the ranks: which of them keep the others waiting, have failed or were to stop.
 
 They go through the store by which the ranks met, so they also arrive while a rank waits in a
 collective.
@@ -7,20 +7,24 @@ collective.
 from __future__ import annotations
 
 import faulthandler
+import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 from threading import Event, Thread
+from typing import NamedTuple
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from rlcli.distributed.collectives import collectives_begun
 from rlcli.distributed.lines import named
-from rlcli.distributed.stops import own_line
+from rlcli.run_dir.heartbeat import Unchanged
+from rlcli.system.signals import STOPS, StopRequest
 
 FIRST_WARNING_S = 60.0
 BEAT_S = 10.0
@@ -29,12 +33,14 @@ PATIENCE_S = 30 * 60.0
 """Timeout of torch's collectives, and how long a rank that others wait for may be silent."""
 DUMP_AT = 0.8
 END_S = 5.0
+POLL_S = 0.5
+STOP_DELAY_S = 2.0
+"""Wait before a signal is passed on: a launcher that signals every rank reaches rank 0 by then."""
 STORE_FAILED = (dist.DistError, RuntimeError)
 """Errors of a store whose owner, rank 0 or the launcher, is gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(NamedTuple):
     """What a rank does (name), for how long, and how many collectives it has begun (place)."""
 
     number: int
@@ -42,15 +48,8 @@ class Beat:
     seconds: float
     name: str
 
-    def text(self) -> str:
-        """The stored form."""
-        return f"{self.number} {self.place} {self.seconds:.1f} {self.name}"
 
-
-def read_beat(text: str) -> Beat:
-    """The inverse of `Beat.text`."""
-    number, place, seconds, name = text.split(" ", 3)
-    return Beat(int(number), int(place), float(seconds), name)
+NOT_HEARD = Beat(-1, 0, 0.0, "start")
 
 
 class Watch:
@@ -82,9 +81,12 @@ class Watch:
         """The ranks that were behind or silent when rank 0 last looked."""
         self.silent: frozenset[int] = frozenset()
         self._name, self._since = "start", time.monotonic()
-        self._heard = {0: Beat(0, 0, 0.0, "start")} if rank else _none_heard(size)
-        self._unheard_s = dict.fromkeys(self._heard, 0.0)
+        self._heard = dict.fromkeys([0] if rank else range(size), NOT_HEARD)
+        self._silence = {other: Unchanged(beat_s) for other in self._heard}
         self._slowest, self._waited_s, self._next_word_s = -1, 0.0, first_warning_s
+        self.stop: StopRequest | None = None
+        """On rank 0: gets a signal that another rank received, unless it has had its own."""
+        self._stops_s: list[tuple[int, float]] = []
         self._ended = Event()
         self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
@@ -106,6 +108,18 @@ class Watch:
         """Stop the thread. A thread inside a call of the store at exit aborts the process."""
         self._ended.set()
         self._thread.join(timeout=END_S)
+
+    def pass_on_stops(self) -> None:
+        """Ignore SIGTERM and Ctrl-C in this process; rank 0, which saves for all, gets the first.
+
+        Call on ranks other than 0.
+        """
+
+        def on_signal(number: int, _: object) -> None:
+            self._stops_s.append((number, time.monotonic()))
+
+        for number in STOPS:
+            signal.signal(number, on_signal)
 
     # -- why ranks end --------------------------------------------------------------------------
 
@@ -156,12 +170,26 @@ class Watch:
                 if before != (beat.place, beat.name):
                     before = beat.place, beat.name
                     self._dump_later(log)
-                self._beats.set(str(self._rank), beat.text())
+                self._beats.set(str(self._rank), json.dumps(beat))
                 self._look(beat)
                 number += 1
-                if self._ended.wait(self._beat_s):
+                if self._is_ended_in(self._beat_s):
                     break
         faulthandler.cancel_dump_traceback_later()
+
+    def _is_ended_in(self, seconds: float) -> bool:
+        """Wait so long, unless `close` is called; meanwhile pass on signals."""
+        until_s = time.monotonic() + seconds
+        while (left_s := until_s - time.monotonic()) > 0:
+            if self._ended.wait(min(left_s, POLL_S)):
+                return True
+            if self._stops_s and time.monotonic() - self._stops_s[0][1] >= STOP_DELAY_S:
+                self._beats.set("stop", str(self._stops_s.pop(0)[0]))
+            if self.stop is not None and self._beats.check(["stop"]):
+                if self.stop.signal is None:
+                    os.kill(os.getpid(), int(self._beats.get("stop")))
+                self.stop = None
+        return False
 
     def _dump_later(self, log: TextIOWrapper) -> None:
         """Write every thread's stack to the log in DUMP_AT of the timeout, unless called again."""
@@ -169,15 +197,13 @@ class Watch:
 
     def _look(self, own: Beat) -> None:
         """Read heartbeats. Silence is counted in looks: none while this process is suspended."""
-        for rank, last in self._heard.items():
-            key = str(rank)
-            is_there = rank != self._rank and self._beats.check([key])
-            found = read_beat(self._beats.get(key).decode()) if is_there else last
-            found = own if rank == self._rank else found
-            is_new = found.number != last.number or rank == self._rank
-            self._heard[rank] = found
-            self._unheard_s[rank] = 0.0 if is_new else self._unheard_s[rank] + self._beat_s
-        lost = [rank for rank, s in self._unheard_s.items() if s >= self._patience_s]
+        for rank in self._heard:
+            if rank == self._rank:
+                self._heard[rank] = own
+            elif self._beats.check([str(rank)]):
+                self._heard[rank] = Beat(*json.loads(self._beats.get(str(rank))))
+            self._silence[rank].look(self._heard[rank].number)
+        lost = [rank for rank, each in self._silence.items() if each.seconds >= self._patience_s]
         if lost:
             self.given_up = f"{named(lost)} did not answer in {self._heard[lost[0]].name}"
             self._beats.set("given_up", self.given_up)
@@ -191,7 +217,7 @@ class Watch:
         behind = self._behind(places)
         self._waited_s = self._waited_s + self._beat_s if behind else 0.0
         limit_s = SILENT_BEATS * self._beat_s
-        silent = {rank: s for rank, s in self._unheard_s.items() if s >= limit_s}
+        silent = {r: each.seconds for r, each in self._silence.items() if each.seconds >= limit_s}
         late = dict.fromkeys(behind, self._waited_s)
         late |= {rank: max(s, late.get(rank, 0.0)) for rank, s in silent.items()}
         self.late, self.silent = frozenset(late), frozenset(silent)
@@ -217,5 +243,6 @@ class Watch:
         return behind if len(behind) < len(places) else []
 
 
-def _none_heard(size: int) -> dict[int, Beat]:
-    return {rank: Beat(-1, 0, 0.0, "start") for rank in range(size)}
+def own_line(store: Store) -> Store:
+    """A second connection to the store: a call on the first may wait for another rank."""
+    return store.clone()  # pyright: ignore[reportAttributeAccessIssue]

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +189,9 @@ class Agent(LocalElasticAgent):
         """On nodes other than 0: report signals and exits to node 0; return what it decides."""
         assert self._nodes is not None
         for number in self.signals.take():
-            self._nodes.send_signal(number)
+            self._nodes.send("signal", number)
         for death in self._ranks.deaths(self._nodes.run_path):
-            self._nodes.send_death(death)
+            self._nodes.send("death", asdict(death))
         if self._nodes.end is not None:
             return self._nodes.end
         self._nodes.check_store()
@@ -207,29 +207,18 @@ class Agent(LocalElasticAgent):
         A restart becomes a final end if the budget is used up or the run was asked to stop.
         """
         if end.starts_again:
-            number = self._budget.take(time.monotonic())
-            if number is None:
-                most, minutes = self._budget.most, self._budget.window_s / 60
+            most, minutes = self._budget.most, self._budget.window_s / 60
+            if not (number := self._budget.take(time.monotonic())):
                 text = f"{end.cause}; giving up after {most} new starts in {minutes:g} minutes"
-                return self._settled(End(code=1, cause=text))
-            if self.signals.take():
+                end = End(code=1, cause=text)
+            elif self.signals.take():
                 self._report(f"{end.cause}; not started again, as it was asked to stop")
-                return self._settled(End(code=self.signals.exit_code))
-            self._announce_restart(end, number)
-            return end
-        return self._settled(end)
-
-    def _announce_restart(self, end: End, number: int) -> None:
-        often = f"{number} of {self._budget.most} in {self._budget.window_s / 60:g} minutes"
-        step = self._record.step
-        if step:
-            self._report(f"{end.cause}; starting again from step {step} ({often})")
-        else:
-            self._report(f"{end.cause}; starting again from the beginning ({often})")
-        if self._nodes is not None:
-            self._nodes.send_end(end)
-
-    def _settled(self, end: End) -> End:
+                end = End(code=self.signals.exit_code)
+            else:
+                self._announce(end.cause, f"{number} of {most} in {minutes:g} minutes")
+                if self._nodes is not None:
+                    self._nodes.send_end(end)
+                return end
         if end.cause:
             self._report(end.cause)
             if not self._is_void(end.code):
@@ -239,6 +228,12 @@ class Agent(LocalElasticAgent):
             if self._record.preempt(reason) and not self.signals.is_interrupt:
                 return replace(end, code=self._job.preempt_exit_code)
         return end
+
+    def _announce(self, cause: str, often: str) -> None:
+        if step := self._record.step:
+            self._report(f"{cause}; starting again from step {step} ({often})")
+        else:
+            self._report(f"{cause}; starting again from the beginning ({often})")
 
     def _finish(self, end: End) -> None:
         """Let the other ranks exit after rank 0 if the run has anything to keep; kill the rest."""
@@ -252,10 +247,8 @@ class Agent(LocalElasticAgent):
         if end.has_left and not is_void:
             self._ranks.wait(leave_s, self.signals)
         self._kill()
-        if self._nodes is not None and self._watch is None:
+        if self._nodes is not None:
             self._nodes.leave()
-        elif self._nodes is not None:
-            self._nodes.await_goodbyes()
 
     def _is_void(self, code: int) -> bool:
         """Whether the run has nothing to keep: it was refused or stopped before it began."""

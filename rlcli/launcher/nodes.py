@@ -1,7 +1,7 @@
 """Messages between the agents of several nodes, through torch's store.
 
-Every agent sends heartbeats, the deaths of its ranks and the signals it gets; the agent of node 0
-sends back whether the run is restarted or ends.
+The agent of node 0 gets the heartbeats of all others, how their ranks end, and the signals that
+they receive. It alone knows what rank 0 has recorded, and sends back how a start of the ranks ends.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from typing import Any
 
 from torch.distributed import Store
 
-from rlcli.distributed.stops import own_line
+from rlcli.distributed.watchdog import own_line
 from rlcli.launcher.job import Death, End, Job
+from rlcli.run_dir.heartbeat import Unchanged
 
 POLL_S = 0.1
+LOOK_S = 1.0
+"""Seconds of silence that one look counts at most."""
 FLUSH_LIMIT_S = 2.0
 END_LIMIT_S = 2.0
 GOODBYE_LIMIT_S = 5.0
@@ -47,9 +50,10 @@ class Nodes:
         self._node, self._silence_s = job.launch.node_rank, job.limits.silence_s
         self._find_path = find_path
         self._rank = self._num_sent = 0
-        self._outbox: deque[tuple[str, str]] = deque()
-        self._received: deque[dict[str, Any]] = deque()
-        self._heard_s: dict[int, float] = {}
+        self._outbox: deque[tuple[str, Any]] = deque()
+        self._received: deque[tuple[str, Any]] = deque()
+        self._silence: dict[int, Unchanged] = {}
+        self._names: dict[int, int] = {}
         self._left: set[int] = set()
         self._answered_s = time.monotonic()
         self._stop = Event()
@@ -59,54 +63,41 @@ class Nodes:
         """Start to exchange messages with the nodes that met in `store`, as `rank` of `num`."""
         self.close()
         self.lost, self.end, self.num_waiting = {}, None, 0
-        self._left, self._num_sent = set(), 0
+        self._names, self._left, self._num_sent = {}, set(), 0
         self._rank, self.is_controller = rank, rank == 0
         self._answered_s = time.monotonic()
-        self._heard_s = dict.fromkeys(range(1, num), self._answered_s)
+        self._silence = {other: Unchanged(LOOK_S) for other in range(1, num)}
         self._received.clear()
-        self._outbox = deque([(f"node/{rank}", str(self._node))])
+        self._outbox.clear()
+        self.send("node", self._node)
         self._stop = Event()
         stores = own_line(store), own_line(run_store)
         self._thread = Thread(target=self._talk, args=(*stores, self._stop), daemon=True)
         self._thread.start()
 
-    def send_death(self, death: Death) -> None:
-        """Report to node 0 how a rank of this node ended."""
-        self._send_news({"death": asdict(death)})
-
-    def send_signal(self, number: int) -> None:
-        """Report to node 0 a signal that this agent received."""
-        self._send_news({"signal": number})
-
-    def _send_news(self, message: dict[str, Any]) -> None:
-        self._outbox.append((f"news/{self._rank}/{self._num_sent}", json.dumps(message)))
+    def send(self, kind: str, value: Any = None) -> None:
+        """Send node 0 a message: a `death` of a rank, or a `signal` that this agent received."""
+        self._outbox.append((f"message/{self._rank}/{self._num_sent}", [kind, value]))
         self._num_sent += 1
 
     def received(self) -> tuple[list[Death], list[int]]:
         """(deaths of ranks, signals) on the other nodes since the last call."""
-        deaths: list[Death] = []
-        signals: list[int] = []
-        while self._received:
-            message = self._received.popleft()
-            if "death" in message:
-                deaths.append(Death(**message["death"]))
-            else:
-                signals.append(message["signal"])
-        return deaths, signals
+        some = [self._received.popleft() for _ in range(len(self._received))]
+        deaths = [Death(**value) for kind, value in some if kind == "death"]
+        return deaths, [value for kind, value in some if kind == "signal"]
 
     def send_end(self, end: End) -> None:
         """Send all other nodes how this start of the ranks ends."""
-        self._outbox.append(("end", json.dumps(asdict(end))))
+        self._outbox.append(("end", asdict(end)))
         self._await(lambda: not self._outbox, FLUSH_LIMIT_S)
-
-    def await_goodbyes(self) -> None:
-        """Wait for the other nodes, which need the store of node 0 until they have left."""
-        self._await(lambda: self._left >= self._heard_s.keys(), GOODBYE_LIMIT_S)
 
     def leave(self) -> None:
-        """Let node 0 know that this node no longer needs its store."""
-        self._outbox.append((f"left/{self._rank}", ""))
-        self._await(lambda: not self._outbox, FLUSH_LIMIT_S)
+        """Leave the run. Node 0 waits for the other nodes, which need its store until then."""
+        self.send("left")
+        if self.is_controller:
+            self._await(lambda: self._left >= self._silence.keys(), GOODBYE_LIMIT_S)
+        else:
+            self._await(lambda: not self._outbox, FLUSH_LIMIT_S)
 
     def close(self) -> None:
         """Stop the thread. A thread inside a call of the store at exit aborts the process."""
@@ -126,21 +117,18 @@ class Nodes:
             time.sleep(POLL_S / 2)
 
     def _talk(self, store: Store, run_store: Store, stop: Event) -> None:
-        beat, seen, names = 0, Counter[int](), dict[int, int]()
-        beats = dict[int, bytes]()
+        num_read = Counter[int]()
         try:
             while not stop.is_set():
                 while self._outbox:
-                    key, text = self._outbox[0]
-                    store.set(key, text)
+                    key, value = self._outbox[0]
+                    store.set(key, json.dumps(value))
                     self._outbox.popleft()
+                store.add(f"beat/{self._rank}", 1)
                 if self.is_controller:
-                    self._look_at_others(store, seen, names, beats)
-                else:
-                    beat += 1
-                    store.set(f"beat/{self._rank}", str(beat))
-                    if store.check(["end"]) and self.end is None:
-                        self.end = End(**json.loads(store.get("end")))
+                    self._look_at_others(store, num_read)
+                elif self.end is None and store.check(["end"]):
+                    self.end = End(**json.loads(store.get("end")))
                 if self.run_path is None:
                     self.run_path = self._find_path(run_store)
                 self.num_waiting = self.count_waiting()
@@ -150,23 +138,18 @@ class Nodes:
             if not stop.is_set() and not self.is_controller:
                 self.lost.setdefault(0, f"its store is gone ({type(error).__name__})")
 
-    def _look_at_others(
-        self, store: Store, seen: Counter[int], names: dict[int, int], beats: dict[int, bytes]
-    ) -> None:
-        now_s = time.monotonic()
-        frozen_s = max(0.0, now_s - self._answered_s - 1.0)  # this machine was suspended
-        for rank in self._heard_s:
-            self._heard_s[rank] += frozen_s
-            if rank not in names and store.check([f"node/{rank}"]):
-                names[rank] = int(store.get(f"node/{rank}"))
-            if store.check([f"left/{rank}"]):
-                self._left.add(rank)
-            beat = store.get(f"beat/{rank}") if store.check([f"beat/{rank}"]) else b""
-            if beat != beats.get(rank, b""):
-                beats[rank], self._heard_s[rank] = beat, now_s
-            while store.check([key := f"news/{rank}/{seen[rank]}"]):
-                self._received.append(json.loads(store.get(key)))
-                seen[rank] += 1
-            if now_s - self._heard_s[rank] > self._silence_s:
+    def _look_at_others(self, store: Store, num_read: Counter[int]) -> None:
+        for rank, silence in self._silence.items():
+            while store.check([key := f"message/{rank}/{num_read[rank]}"]):
+                num_read[rank] += 1
+                kind, value = json.loads(store.get(key))
+                if kind == "node":
+                    self._names[rank] = value
+                elif kind == "left":
+                    self._left.add(rank)
+                else:
+                    self._received.append((kind, value))
+            silence.look(store.add(f"beat/{rank}", 0))
+            if silence.seconds > self._silence_s:
                 why = f"no heartbeat from it for {self._silence_s:g} s"
-                self.lost.setdefault(names.get(rank, rank), why)
+                self.lost.setdefault(self._names.get(rank, rank), why)

@@ -29,8 +29,9 @@ from rlcli.launcher.nodes import Nodes
 from rlcli.system.finding import Finding
 from rlcli.system.network import within
 
-KEEP_ALIVE_S, KEEP_ALIVE_TRIES = 5, 3
-"""Seconds between a node's keep-alives in torch's rendezvous, and how many it may miss."""
+KEEP_ALIVES, KEEP_ALIVE_TRIES = 4, 5
+"""Keep-alives in torch's rendezvous during Limits.silence_s, and how many a node may miss: more,
+so that a node is named as lost before another can take its place."""
 LATE_CALL_S = 5
 """Seconds that further nodes have to join a restart, once it has train.min_nodes."""
 
@@ -104,7 +105,7 @@ class Rendezvous(DynamicRendezvousHandler):
     """
 
     nodes: Nodes | None = None
-    limit_s = 0.0
+    limit_s: float
 
     @property
     def use_agent_store(self) -> bool:
@@ -113,8 +114,6 @@ class Rendezvous(DynamicRendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """See base class. Raises: RendezvousTimeoutError, even if the store does not answer."""
-        if self.nodes is None:
-            return super().next_rendezvous()
         try:
             return within(self.limit_s, super().next_rendezvous)
         except TimeoutError as error:
@@ -140,7 +139,7 @@ def make_rendezvous(job: Job, store: TCPStore, run_id: str, nodes: Nodes | None)
         timeout=RendezvousTimeout(
             join=timedelta(seconds=limits.meeting_s), last_call=timedelta(seconds=LATE_CALL_S)
         ),
-        keep_alive_interval=KEEP_ALIVE_S,
+        keep_alive_interval=max(1, round(limits.silence_s / KEEP_ALIVES)),
         keep_alive_max_attempt=KEEP_ALIVE_TRIES,
     )
     handler.nodes, handler.limit_s = nodes, limits.meeting_s + GRACE_S

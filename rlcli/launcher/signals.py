@@ -18,8 +18,7 @@ class Signals:
     def __init__(self) -> None:
         self.handed_on: list[int] = []
         self._waiting: list[int] = []
-        self._first_s: float | None = None
-        self._second_s: float | None = None
+        self._taken_s: list[float] = []
         self._before: dict[int, Any] = {}
         self._raises = False
 
@@ -55,10 +54,7 @@ class Signals:
         """Signals to send to rank 0 now."""
         taken, self._waiting = self._waiting, []
         self.handed_on += taken
-        if self._first_s is None and taken:
-            self._first_s = time.monotonic()
-        if self._second_s is None and self.handed_on.count(signal.SIGINT) > 1:
-            self._second_s = time.monotonic()
+        self._taken_s += [time.monotonic()] * len(taken)
         return taken
 
     @property
@@ -74,12 +70,14 @@ class Signals:
     @property
     def asked_s(self) -> float:
         """Seconds since the first was taken; 0 before."""
-        return 0.0 if self._first_s is None else time.monotonic() - self._first_s
+        return time.monotonic() - self._taken_s[0] if self._taken_s else 0.0
 
     @property
     def hurried_s(self) -> float:
         """Seconds since the second SIGINT was taken; 0 before."""
-        return 0.0 if self._second_s is None else time.monotonic() - self._second_s
+        pairs = zip(self.handed_on, self._taken_s, strict=True)
+        at_s = [taken_s for number, taken_s in pairs if number == signal.SIGINT]
+        return time.monotonic() - at_s[1] if len(at_s) > 1 else 0.0
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._raises and number == signal.SIGINT:

@@ -30,31 +30,51 @@ def clear_heartbeat(run_dir: Path) -> None:
         (run_dir / SIGN).unlink(missing_ok=True)
 
 
-class Silence:
-    """Seconds since rank 0's last heartbeat; 0 before the first one of this start.
+class Unchanged:
+    """How long a value, such as a sender's number of heartbeats, has not changed.
 
-    Time is added per look, with a limit, so that time with the machine suspended does not count.
+    Time is counted in looks, most_s at most for each, so that time in which this process was
+    suspended does not count.
     """
 
-    def __init__(self, run_dir: Path, *, look_every_s: float) -> None:
+    def __init__(self, most_s: float) -> None:
         self.seconds = 0.0
+        self._most_s = most_s
+        self._last: object = None
+        self._looked_s = time.monotonic()
+
+    def look(self, value: object) -> None:
+        """Count the time since the last look, or begin anew if the value is another one.
+
+        None: it cannot be read. Nothing is counted before the first value.
+        """
+        now_s = time.monotonic()
+        if value not in (None, self._last):
+            self._last, self.seconds = value, 0.0
+        elif self._last is not None:
+            self.seconds += min(now_s - self._looked_s, self._most_s)
+        self._looked_s = now_s
+
+
+class Silence:
+    """How long rank 0 has given no sign since its first one of this start; 0 before that."""
+
+    def __init__(self, run_dir: Path, *, look_every_s: float) -> None:
         self._path = run_dir / SIGN
         self._look_every_s = look_every_s
-        self._last: int | None = None
         self._looked_s = time.monotonic()
-        self._has_begun = False
+        self._sign = Unchanged(2 * look_every_s)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the last sign."""
+        return self._sign.seconds
 
     def look(self) -> None:
-        """Check the file and add the elapsed time, if a look is due."""
-        passed_s = time.monotonic() - self._looked_s
-        if passed_s < self._look_every_s:
-            return
-        self._looked_s += passed_s
-        touched = self._touched()
-        if touched not in (None, self._last):
-            self._last, self._has_begun, self.seconds = touched, True, 0.0
-        elif self._has_begun:
-            self.seconds += min(passed_s, 2 * self._look_every_s)
+        """Check the file, if a look is due."""
+        if (now_s := time.monotonic()) - self._looked_s >= self._look_every_s:
+            self._looked_s = now_s
+            self._sign.look(self._touched())
 
     def _touched(self) -> int | None:
         try:

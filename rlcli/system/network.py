@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from threading import Thread
 from typing import TypeVar
 
 from rlcli.errors import LaunchError
@@ -65,20 +66,13 @@ def within(limit_s: float, ask: Callable[[], T]) -> T:
     Raises: TimeoutError after limit_s. A name server may block `ask` much longer, so its thread
     is left behind.
     """
-    answers: list[T] = []
-    errors: list[BaseException] = []
+    answer = Future[T]()
 
     def run() -> None:
         try:
-            answers.append(ask())
+            answer.set_result(ask())
         except BaseException as error:
-            errors.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(max(0.0, limit_s))
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise TimeoutError
-    return answers[0]
+    Thread(target=run, daemon=True).start()
+    return answer.result(max(0.0, limit_s))

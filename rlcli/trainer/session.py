@@ -7,7 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,10 +98,9 @@ def run_rank(
 
     prepare: returns the plan and its banner. Exit codes and errors are those of `run_session`.
     """
-    from rlcli.distributed.agree import agree_on_plan, agree_on_run, end_with_launcher, write_to_log
+    from rlcli.distributed.agree import agree_on_plan, agree_on_run, write_to_log
     from rlcli.distributed.process_group import gpu_id, own_device, process_group
 
-    end_with_launcher(os.environ)
     if ranks.world_size == 1:
         return _run_only_rank(ranks, prepare, cwd, quiet=quiet)
     tell = progress_line(translator(resolved.config.run.lang))
@@ -179,24 +178,22 @@ def train_together(
 ) -> Outcome | None:
     """Train on this rank, once all ranks are connected; the outcome on rank 0.
 
-    store: by which the ranks met. It forwards signals from other ranks to rank 0.
+    store: by which the ranks met.
     """
     from rlcli.distributed.live_ranks import LiveRanks
-    from rlcli.distributed.stops import receive_stops, send_stops
 
-    if rank_env.rank:
-        end_stops = send_stops(store)
-        _train_on(plan, run_dir, resume, LiveRanks(rank_env, store, run_dir.path))
-        end_stops()
-        return None
-    start_heartbeat(run_dir.path)
+    if rank_env.rank == 0:
+        start_heartbeat(run_dir.path)
     ranks = LiveRanks(rank_env, store, run_dir.path)
-    at_end = ExitStack()
+    if rank_env.rank:
+        ranks.watch.pass_on_stops()
+        _train_on(plan, run_dir, resume, ranks)
+        return None
 
     def begin(run: Run) -> None:
         monitor = _monitor_of(run)
-        ranks.watch.tell = monitor.note
-        at_end.callback(receive_stops(store, monitor.stop))
+        monitor.stop.install()
+        ranks.watch.tell, ranks.watch.stop = monitor.note, monitor.stop
 
     try:
         outcome = _run(
@@ -213,7 +210,6 @@ def train_together(
             ranks.gather(None)
         return outcome
     finally:
-        at_end.close()
         ranks.watch.dismiss()
         ranks.close()
 

@@ -109,8 +109,8 @@ def test_so_do_two_ranks_on_each_and_every_stage(
     words = ["--engine", "deepspeed", f"train.zero_stage={stage}"]
     check_well(hosts, *(hosts.start(node, *words, gpus=gpus) for node in range(2)))
     check_same(hosts.run_dir, alone)
-    names = sorted(path.name for path in hosts.other.iterdir())
-    assert names == [f"rank_{gpus + i}.log" for i in range(gpus)]
+    names = {path.name for path in hosts.other.iterdir()}
+    assert names == {"reward.log", *(f"rank_{gpus + i}.log" for i in range(gpus))}
 
 
 @pytest.mark.parametrize("words", LOSSES)
@@ -126,7 +126,8 @@ def test_ranks_that_are_killed_on_one_host_start_again_on_both(
     assert "on node 1 was killed (SIGKILL)" in said
     assert "starting again from step" in said
     check_same(hosts.run_dir, alone)
-    assert {path.name for path in hosts.other.iterdir()} == {"rank_2.log", "rank_3.log"}
+    logs = {path.name for path in hosts.other.iterdir()}
+    assert logs == {"rank_2.log", "rank_3.log", "reward.log"}
 
 
 @pytest.mark.parametrize("words", LOSSES)
