@@ -38,24 +38,59 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn of an episode, for logs, metrics and views.
+
+    text: what the policy wrote, without its end token. num_tokens: of it, end token included.
+    replies: the environment's messages that followed. num_reply_tokens: tokens that the policy did
+    not write, up to its next turn. tool_calls: names of the tools that ran. tool_errors: calls that
+    failed: unknown tool, bad arguments, an exception. parse_failures: calls that could not be read.
+    reward: the environment's for this turn. wait_s: seconds until the environment had replied.
+    """
+
+    text: str
+    num_tokens: int
+    finish_reason: Literal["stop", "length"]
+    replies: tuple[Message, ...] = ()
+    num_reply_tokens: int = 0
+    tool_calls: tuple[str, ...] = ()
+    tool_errors: int = 0
+    parse_failures: int = 0
+    reward: float | None = None
+    wait_s: float = 0.0
+
+
+FinishReason = Literal["stop", "length", "turns", "env"]
+"""stop: the policy ended its last turn. length: a token limit cut it. turns: env.max_turns was
+reached. env: the environment ended the episode."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One sampled response; `token_ids` ends with its EOS when `finish_reason` is "stop".
 
     `logprobs` are the sampler's, of logits / temperature before any top-p or top-k cut.
+    An episode of several turns is one rollout, `model tokens | environment tokens | model ...`:
+    mask is 1 on the tokens that the policy wrote; None: it wrote all. Log-probs of the others
+    are 0. text: of the last turn. turns: empty for a single turn without an environment.
+    reward: the environment's; None: the scorer gives it.
     """
 
     prompt: Prompt
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     policy_version: int
     greedy: bool = False
+    mask: tuple[int, ...] | None = None
+    turns: tuple[Turn, ...] = ()
+    reward: Reward | None = None
 
     @property
     def num_tokens(self) -> int:
-        """Length of the response, its EOS included."""
-        return len(self.token_ids)
+        """Tokens that the policy wrote, end tokens included."""
+        return len(self.token_ids) if self.mask is None else sum(self.mask)
 
 
 class Response(Protocol):
@@ -71,6 +106,8 @@ class Response(Protocol):
     def finish_reason(self) -> str: ...
     @property
     def policy_version(self) -> int: ...
+    @property
+    def turns(self) -> tuple[Turn, ...]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +141,10 @@ class Batch:
     """This rank's rollouts of one step as tensors; rows of one group are adjacent.
 
     prompt_ids: P tuples of prompt token ids. group_B: row -> index into prompt_ids.
-    token_ids_BT: response tokens, 0 past lengths_B. response_mask_BT: 1.0 on tokens the policy
-    wrote. rollout_logprobs_BT: the sampler's. rewards_B: 0.0 where valid_B is 0.
-    valid_B: 1.0 for a row that takes part in means and loss. truncated_B: True where the length
-    limit cut the response. baseline_B: reward of the greedy
+    token_ids_BT: response tokens, 0 past lengths_B; those of an environment are among them.
+    response_mask_BT: 1.0 on tokens the policy wrote. rollout_logprobs_BT: the sampler's. rewards_B:
+    0.0 where valid_B is 0. valid_B: 1.0 for a row that takes part in means and loss. truncated_B:
+    True where a limit on tokens or turns cut the response. baseline_B: reward of the greedy
     rollout of the row's prompt (ReMax). parts: reward components, each [B]. share: its
     prompts among those of the step; None: it has all of them.
     """

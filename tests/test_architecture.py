@@ -27,6 +27,7 @@ ROWS = (
     "run_dir",
     "distributed",
     "engines rollout rewards monitor",
+    "envs",
     "doctor report setup",
     "plan",
     "trainer",

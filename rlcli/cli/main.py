@@ -18,6 +18,7 @@ from rlcli.cli.ckpt import ckpt_app
 from rlcli.cli.config import config_app
 from rlcli.cli.data import data_app
 from rlcli.cli.doctor import doctor
+from rlcli.cli.env import env_app
 from rlcli.cli.eval import eval_
 from rlcli.cli.plan import plan
 from rlcli.cli.presets import presets_app
@@ -51,6 +52,7 @@ app.add_typer(algo_app, name="algo")
 app.add_typer(presets_app, name="presets")
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
+app.add_typer(env_app, name="env")
 app.add_typer(rollouts_app, name="rollouts")
 app.add_typer(runs_app, name="runs")
 app.add_typer(ckpt_app, name="ckpt")

@@ -79,6 +79,8 @@ OPTIONS: Final = (
     Option("trust_remote_code", Switch, WHAT, "Run the model's code.", ("--trust-remote-code",)),
     Option("data", Several, WHAT, "Training file."),
     Option("val_data", Several, WHAT, "Evaluation file."),
+    Option("env", Text, WHAT, "Environment, FILE.py:CLASS."),
+    Option("tools", Text, WHAT, "File of functions to call."),
     Option("epochs", Whole, HOW, "Passes over the data."),
     Option("max_steps", Whole, HOW, "Stop after so many steps."),
     Option("lr", Real, HOW, "Learning rate."),

@@ -14,6 +14,11 @@ from rlcli.cli.arguments import Json, RunArgument
 if TYPE_CHECKING:
     from rlcli.run_dir.rollout_files import Which
 
+ENDS = {
+    "length": "cut by the length limit",
+    "turns": "cut after the last turn",
+    "env": "ended by the environment",
+}
 rollouts_app = typer.Typer(help="What the policy wrote.", no_args_is_help=True)
 
 
@@ -71,14 +76,28 @@ def _lines(row: dict[str, Any], width: int) -> list[str]:
     worth = f"{reward:.6g}" if isinstance(reward, int | float) else "none"
     head = f"#{row['row']} {row.get('id', '')}  reward {worth}"
     parts = ", ".join(f"{k} {v:.6g}" for k, v in (row.get("parts") or {}).items())
-    ended = "cut by the length limit" if row.get("finish_reason") == "length" else "ended"
-    facts = [head, *([f"({parts})"] if parts else []), f"{row.get('length', '?')} tokens, {ended}"]
+    ended = ENDS.get(row.get("finish_reason", ""), "ended")
+    length = f"{row.get('length', '?')} tokens, {ended}"
+    turns = [f"{row['turns']} turns"] if row.get("turns") else []
+    facts = [head, *([f"({parts})"] if parts else []), *turns, length]
     lines = _chopped("  ".join(facts), width, "")
     for label in ("prompt", "response", "ground_truth", "reason", "error"):
-        if row.get(label) is not None:
+        if label == "response" and row.get("dialogue"):
+            lines += _dialogue(row["dialogue"], width)
+        elif row.get(label) is not None:
             value = row[label]
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             lines += [f"{label.replace('_', ' ')}:", *_chopped(text, width, "  ")]
+    return lines
+
+
+def _dialogue(messages: list[dict[str, Any]], width: int) -> list[str]:
+    """The turns of an episode: the policy's, and with a bar the environment's."""
+    lines: list[str] = []
+    for message in messages:
+        role = str(message.get("role", ""))
+        indent = "  " if role == "assistant" else "  | "
+        lines += [f"{role}:", *_chopped(str(message.get("content", "")), width, indent)]
     return lines
 
 

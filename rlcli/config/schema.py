@@ -20,6 +20,7 @@ from rlcli.config.base import (
     Section,
     leaves,
 )
+from rlcli.config.environments import EnvConfig
 from rlcli.config.rewards import RewardConfig
 
 Aggregation = Literal[
@@ -389,6 +390,7 @@ class Config(Section):
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
+    env: EnvConfig = EnvConfig()
     train: TrainConfig = TrainConfig()
     ref: RefConfig = RefConfig()
     critic: CriticConfig = CriticConfig()

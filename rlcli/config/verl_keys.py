@@ -8,7 +8,7 @@ from typing import Any
 from rlcli.config.schema import defaults
 
 OWN_KEYS: frozenset[str] = frozenset(defaults())
-MAPPING_KEYS = ("data.fields", "data.chat_template_kwargs", "reward.weights")
+MAPPING_KEYS = ("data.fields", "data.chat_template_kwargs", "env.args", "reward.weights")
 """Settings that are mappings: `data.fields.prompt` is an entry of `data.fields`."""
 
 ESTIMATOR_KEY = "algorithm.adv_estimator"
@@ -178,6 +178,8 @@ FLAG_KEYS: dict[str, str] = {
     "hub": "model.hub",
     "trust_remote_code": "model.trust_remote_code",
     "data": "data.train",
+    "env": "env.path",
+    "tools": "env.tools",
     "val_data": "data.val",
     "epochs": "train.epochs",
     "max_steps": "train.max_steps",

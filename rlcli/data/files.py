@@ -22,6 +22,8 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILTIN = {
     "sums": "sums/train.jsonl",
     "sums_val": "sums/val.jsonl",
+    "lookup": "lookup/train.jsonl",
+    "lookup_val": "lookup/val.jsonl",
     "math_reasoning": "math_reasoning.json",
     "math_reasoning_val": "math_reasoning_val.json",
 }

@@ -87,7 +87,7 @@ class Rendering:
         count, notes = self._count, list[str]()
         if not self.tokenizer.chat_template:
             notes.append("the tokenizer has no chat template: prompts go in as raw text")
-            if self.chat.template_kwargs:
+            if self.chat.template_kwargs.keys() - {"tools"}:
                 notes.append("data.chat_template_kwargs is not used: there is no chat template")
         total = count["rendered"] + count["plain"]
         if count["rendered"]:

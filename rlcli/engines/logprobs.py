@@ -150,12 +150,12 @@ def _padded(lm: CausalLM, rows: PackedRows, pad_token_id: int) -> Tensor:
 
 
 def padded_sequences(rows: PackedRows, pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(token ids, attention mask, positions that predict a response token), all [b, Tp + Tc]."""
+    """(token ids, attention mask, positions that predict a target), all [b, Tp + Tc]."""
     layout = rows.layout
     prompt_lengths = layout.prompts.lengths[layout.group_R].tolist()
-    response_lengths = rows.mask_bT.sum(1).tolist()
+    response_lengths = rows.response_lengths
     prompts = rows.token_ids_N[: layout.num_prompt_tokens].split(layout.prompts.lengths.tolist())
-    responses = rows.targets_N.split(response_lengths)
+    responses = rows.responses_N.split(response_lengths)
     width = max(p + r for p, r in zip(prompt_lengths, response_lengths, strict=True))
     shape = (len(responses), width)
     ids = torch.full(shape, pad_token_id, dtype=torch.long, device=rows.token_ids_N.device)
@@ -165,5 +165,5 @@ def padded_sequences(rows: PackedRows, pad_token_id: int) -> tuple[Tensor, Tenso
         p, r = prompt_lengths[row], response_lengths[row]
         ids[row, :p], ids[row, p : p + r] = prompts[group], response
         mask[row, : p + r] = 1
-        predicts[row, p - 1 : p + r - 1] = True
+        predicts[row, p - 1 : p + r - 1] = rows.mask_bT[row, :r]
     return ids, mask, predicts

@@ -18,19 +18,27 @@ Rows = TypeVar("Rows", bound=Batch | Advantages)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowIndex:
-    """Lengths and groups of a batch's rows as lists, read off its tensors once."""
+    """Lengths and groups of a batch's rows as lists, read off its tensors once.
+
+    written_BT: on the CPU, True on tokens that the policy wrote; None: it wrote all of them.
+    """
 
     lengths: list[int]
     group: list[int]
     prompt_lengths: list[int]
+    written_BT: Tensor | None = None
 
 
 def index_rows(batch: Batch) -> RowIndex:
     """The index of a batch."""
+    written_BT = (batch.response_mask_BT != 0).cpu()
+    lengths_B = batch.lengths_B.cpu()
+    has_holes = bool((written_BT.sum(1) != lengths_B).any())
     return RowIndex(
-        lengths=batch.lengths_B.tolist(),
+        lengths=lengths_B.tolist(),
         group=batch.group_B.tolist(),
         prompt_lengths=[len(ids) for ids in batch.prompt_ids],
+        written_BT=written_BT if has_holes else None,
     )
 
 
@@ -141,17 +149,20 @@ class PackedRows:
     """Some rows of a batch as flat tokens on the device.
 
     token_ids_N: prompts, then responses, each without its last token, which nothing reads.
-    targets_N: all response tokens, rows in order. mask_bT places those in a padded [b, T] block
-    whose T is the longest response of these rows.
+    targets_N: all response tokens that the policy wrote, rows in order. mask_bT places those in a
+    padded [b, T] block whose T is the longest response of these rows. responses_N: all response
+    tokens, those of an environment too; response_lengths has their number in each row.
     """
 
     token_ids_N: Tensor
     targets_N: Tensor
     mask_bT: Tensor
     layout: GroupLayout
+    responses_N: Tensor
+    response_lengths: list[int]
 
     def unpack(self, values_N: Tensor) -> Tensor:
-        """[b, T] with zeros past each response, from one value per response token."""
+        """[b, T] with zeros elsewhere, from one value per token that the policy wrote."""
         block = values_N.new_zeros(self.mask_bT.shape)
         return block.masked_scatter(self.mask_bT, values_N)
 
@@ -175,13 +186,20 @@ def pack_rows(
         [place[index.group[row]] for row in rows],
         device,
     )
+    responses_N = targets_N = ids_bT[mask_bT].to(device)
+    if index.written_BT is not None:
+        is_target_bT = index.written_BT[rows, :width].to(mask_bT.device) & mask_bT
+        layout.predict_only(is_target_bT[mask_bT].to(device))
+        mask_bT, targets_N = is_target_bT, ids_bT[is_target_bT].to(device)
     return PackedRows(
         token_ids_N=torch.cat(
             [torch.tensor(prompts, device=device), ids_bT[left_bT > 1].to(device)]
         ),
-        targets_N=ids_bT[mask_bT].to(device),
+        targets_N=targets_N,
         mask_bT=mask_bT.to(device),
         layout=layout,
+        responses_N=responses_N,
+        response_lengths=row_lengths,
     )
 
 
@@ -193,7 +211,14 @@ def filler_rows(token_id: int, device: torch.device) -> PackedRows:
     tokens = torch.tensor([token_id], device=device)
     mask_bT = torch.ones(1, 1, dtype=torch.bool, device=device)
     layout = GroupLayout([1], [1], [0], device)
-    return PackedRows(token_ids_N=tokens, targets_N=tokens, mask_bT=mask_bT, layout=layout)
+    return PackedRows(
+        token_ids_N=tokens,
+        targets_N=tokens,
+        mask_bT=mask_bT,
+        layout=layout,
+        responses_N=tokens,
+        response_lengths=[1],
+    )
 
 
 def on_device(value: Rows, device: torch.device) -> Rows:

@@ -148,7 +148,7 @@ class GroupLayout:
 
     A response's last token predicts nothing, so it is not among the flat tokens. They end with
     padding that attends to nothing. predicts_N: flat index of the hidden state that predicts each
-    response token, in order.
+    response token, or each of `predict_only`, in order.
     """
 
     def __init__(
@@ -173,6 +173,10 @@ class GroupLayout:
         self.predicts_N = self._predicting_index(_Block(response_lengths, device, left=False))
         self._buckets = self._by_length(read_lengths, device)
         self._masks: dict[int | None, tuple[Tensor, list[Tensor]]] = {}
+
+    def predict_only(self, is_target_N: Tensor) -> None:
+        """Leave response tokens out of predicts_N; is_target_N: False for those, in order."""
+        self.predicts_N = self.predicts_N[is_target_N]
 
     def _predicting_index(self, targets: _Block) -> Tensor:
         p, r = self.prompts, self.responses

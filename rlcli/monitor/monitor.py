@@ -247,8 +247,8 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
 
 
 def rollout_row(rollout: Response, reward: Reward) -> dict[str, Any]:
-    """One response as a row of the rollouts file."""
-    return {
+    """One response as a row of the rollouts file; an episode with its dialogue."""
+    row = {
         "id": rollout.prompt.id,
         "prompt": "\n".join(m["content"] for m in rollout.prompt.messages),
         "response": rollout.text,
@@ -261,3 +261,15 @@ def rollout_row(rollout: Response, reward: Reward) -> dict[str, Any]:
         "length": rollout.num_tokens,
         "policy_version": rollout.policy_version,
     }
+    if not rollout.turns:
+        return row
+    return row | {"turns": len(rollout.turns), "dialogue": dialogue_of(rollout)}
+
+
+def dialogue_of(rollout: Response) -> list[dict[str, Any]]:
+    """The messages of an episode behind its prompt: the policy's and the environment's."""
+    messages: list[dict[str, Any]] = []
+    for turn in rollout.turns:
+        messages.append({"role": "assistant", "content": turn.text})
+        messages += [dict(reply) for reply in turn.replies]
+    return messages

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -151,12 +151,12 @@ class ScoringProcess:
 
 
 def start_worker(
-    module: str, *words: str, log: Path | None
+    module: str, *words: str, log: Path | None, keep: Sequence[str] = ()
 ) -> tuple[subprocess.Popen[bytes], Connection]:
     """(a process that runs `python -m module CONNECTION_FD words`, the connection to it).
 
-    It has no keys and is in a session of its own, where Ctrl-C does not reach it. log: file for
-    what it prints; none: nowhere.
+    It has no keys but those that `keep` names, and is in a session of its own, where Ctrl-C does
+    not reach it. log: file for what it prints; none: nowhere.
     """
     connection, theirs = Pipe()
     fd = theirs.fileno()
@@ -167,7 +167,7 @@ def start_worker(
             stdout=output,
             stderr=output,
             pass_fds=(fd,),
-            env=child_environment(os.environ),
+            env=child_environment(os.environ, keep=keep),
             start_new_session=True,
         )
     theirs.close()
@@ -186,9 +186,14 @@ def exit_reason(process: subprocess.Popen[Any], who: str) -> str:
     return f"{who} exited with status {status}"
 
 
-def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a scoring process: no keys, one thread, modules found as here."""
-    kept = {key: value for key, value in environment.items() if not is_secret(key)}
+def child_environment(
+    environment: Mapping[str, str], *, keep: Sequence[str] = ()
+) -> dict[str, str]:
+    """The environment of a scoring process: no keys, one thread, modules found as here.
+
+    keep: variables that stay although they may hold a key.
+    """
+    kept = {key: value for key, value in environment.items() if key in keep or not is_secret(key)}
     search = os.pathsep.join(path for path in sys.path if path)
     # Without a fixed hash seed, sympy's order of terms, and with it a verdict, may change.
     return {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"} | kept | {"PYTHONPATH": search}

@@ -14,6 +14,9 @@ from rlcli.errors import RewardError
 from rlcli.rollout.step_view import StepView
 from rlcli.types import Batch, Prompt, Reward, Rollout, Share
 
+CUT = ("length", "turns")
+"""Finish reasons of rollouts that a limit has cut."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRollouts:
@@ -39,8 +42,9 @@ def collate(collected: ScoredRollouts, *, needs: frozenset[str]) -> Batch:
     rollouts, rewards = collected.rollouts, collected.rewards
     groups = groups_of(collected)
     place = {prompt_id: index for index, prompt_id in enumerate(groups)}
-    lengths = torch.tensor([r.num_tokens for r in rollouts], dtype=torch.long)
-    width = max([r.num_tokens for r in rollouts], default=0)
+    row_lengths = [len(r.token_ids) for r in rollouts]
+    lengths = torch.tensor(row_lengths, dtype=torch.long)
+    width = max(row_lengths, default=0)
     mask_BT = torch.arange(width)[None] < lengths[:, None]
     valid_B = torch.tensor([float(r.value is not None) for r in rewards])
     baseline_B = None
@@ -61,15 +65,24 @@ def collate(collected: ScoredRollouts, *, needs: frozenset[str]) -> Batch:
         group_B=torch.tensor([place[r.prompt.id] for r in rollouts], dtype=torch.long),
         token_ids_BT=token_ids_BT,
         lengths_B=lengths,
-        response_mask_BT=mask_BT.float(),
+        response_mask_BT=_written(rollouts, mask_BT),
         rollout_logprobs_BT=logprobs_BT,
         rewards_B=torch.tensor([r.value or 0.0 for r in rewards]) * valid_B,
         valid_B=valid_B,
-        truncated_B=torch.tensor([r.finish_reason == "length" for r in rollouts], dtype=torch.bool),
+        truncated_B=torch.tensor([r.finish_reason in CUT for r in rollouts], dtype=torch.bool),
         baseline_B=baseline_B,
         parts=_collate_parts(rewards) if "parts" in needs else {},
         share=_share_of(collected, groups),
     )
+
+
+def _written(rollouts: Sequence[Rollout], mask_BT: Tensor) -> Tensor:
+    """[B, T]: 1.0 on the tokens that the policy wrote. mask_BT: where there are tokens."""
+    written_BT = mask_BT.float()
+    if any(rollout.mask is not None for rollout in rollouts):
+        masks = [r.mask or (1,) * len(r.token_ids) for r in rollouts]
+        written_BT[mask_BT] = torch.from_numpy(_flat(masks, np.float32))
+    return written_BT
 
 
 def _flat(rows: Sequence[Sequence[float]], dtype: type[np.generic]) -> np.ndarray:

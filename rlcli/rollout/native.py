@@ -70,20 +70,24 @@ class NativeSampler:
         seed: int,
         prompt_indices: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
+        limits: Sequence[int] | None = None,
     ) -> list[Rollout]:
-        """params.n rollouts per prompt, prompts in order."""
+        """params.n rollouts per prompt, prompts in order.
+
+        limits: most tokens of each prompt's rollouts, where these are fewer than params.max_tokens.
+        """
         prompt_indices = range(len(prompts)) if prompt_indices is None else prompt_indices
+        limits = [params.max_tokens] * len(prompts) if limits is None else limits
         per_call = max(1, self.max_num_seqs // params.n)
         out: list[Rollout] = []
         was_training = self.lm.model.training
         self.lm.model.eval()
         try:
             for start in range(0, len(prompts), per_call):
-                some = prompts[start : start + per_call]
-                call = _Call(self, some, params, offset=start * params.n, on_finish=on_finish)
-                out.extend(
-                    call.run(seed=seed, prompt_indices=prompt_indices[start : start + per_call])
-                )
+                end = start + per_call
+                offset = start * params.n
+                call = _Call(self, prompts[start:end], params, limits[start:end], offset, on_finish)
+                out.extend(call.run(seed=seed, prompt_indices=prompt_indices[start:end]))
         finally:
             self.lm.model.train(was_training)
         return out
@@ -97,7 +101,7 @@ class _Call:
         sampler: NativeSampler,
         prompts: Sequence[Prompt],
         params: SamplingParams,
-        *,
+        limits: Sequence[int],
         offset: int,
         on_finish: OnFinish | None,
     ) -> None:
@@ -107,7 +111,10 @@ class _Call:
         self.num_rows = len(prompts) * params.n
         self.group = [row // params.n for row in range(self.num_rows)]
         self.eos = torch.tensor(sampler.eos_token_ids, device=self.device)
-        shape = (self.num_rows, params.max_tokens)
+        self.max_tokens = max(limits)
+        self.is_limited = min(limits) < self.max_tokens
+        self.limits_R = torch.tensor(limits, device=self.device).repeat_interleave(params.n)
+        shape = (self.num_rows, self.max_tokens)
         self.tokens_RT = torch.zeros(shape, dtype=torch.long, device=self.device)
         self.logprobs_RT = torch.zeros(shape, device=self.device)
         self.rollouts: list[Rollout | None] = [None] * self.num_rows
@@ -126,18 +133,22 @@ class _Call:
                 self.sampler.lm,
                 [prompt.token_ids for prompt in self.prompts],
                 self.group,
-                max_new_tokens=self.params.max_tokens,
+                max_new_tokens=self.max_tokens,
                 pad_token_id=self.sampler.pad_token_id,
             )
             logits, rows = next(steps)
-            for t in range(self.params.max_tokens):
+            for t in range(self.max_tokens):
                 tokens, logprobs = self._choose(logits, rows, t)
                 self.tokens_RT[rows, t], self.logprobs_RT[rows, t] = tokens, logprobs.float()
                 ended = torch.isin(tokens, self.eos) | self._at_stop_text(rows, t + 1)
                 self._finish(rows[ended], t + 1, "stop")
-                if t + 1 == self.params.max_tokens:
+                if t + 1 == self.max_tokens:
                     self._finish(rows[~ended], t + 1, "length")
                     break
+                if self.is_limited:
+                    is_full = ~ended & (self.limits_R[rows] == t + 1)
+                    self._finish(rows[is_full], t + 1, "length")
+                    ended = ended | is_full
                 if bool(ended.all()):
                     break
                 logits, rows = steps.send((tokens, ended))

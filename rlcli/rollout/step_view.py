@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from rlcli.distributed.collectives import Ranks
-from rlcli.types import Prompt, Response, Reward, Rollout
+from rlcli.types import Prompt, Response, Reward, Rollout, Turn
 
 LEVEL = 1
 """Of zlib: the fastest, which compresses English to two fifths."""
@@ -25,6 +25,7 @@ class ResponseView:
     num_tokens: int
     finish_reason: str
     policy_version: int
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ def _pack(numbers: Sequence[int], rollouts: Sequence[Rollout], rewards: Sequence
         [rollout.num_tokens for rollout in rollouts],
         [rollout.finish_reason for rollout in rollouts],
         [rollout.policy_version for rollout in rollouts],
+        [rollout.turns for rollout in rollouts],
         prompt_indices,
     )
     return zlib.compress(pickle.dumps((columns, list(table)), pickle.HIGHEST_PROTOCOL), LEVEL)

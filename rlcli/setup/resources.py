@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcli import hub
 from rlcli.config.resolved import Resolved
@@ -15,6 +15,7 @@ from rlcli.data.readers import Reading, Row, Scan, read_scan
 from rlcli.data.rendering import ChatFormat
 from rlcli.data.sets import hold_out, is_held_out, overlap_notes, repeat_notes
 from rlcli.distributed.launch_env import check_processes, read_node
+from rlcli.envs.run import Environment, build_dialogue
 from rlcli.errors import (
     ConfigError,
     DataError,
@@ -34,6 +35,9 @@ from rlcli.models.weight_files import (
 from rlcli.setup import checks
 from rlcli.setup.start_model import find_start, plain_path
 from rlcli.system.hardware import usable_cores
+
+if TYPE_CHECKING:
+    from rlcli.envs.dialogue import Dialogue
 
 LOAD_CHECK_NOTE = (
     "no weights were loaded: whether they are finite, and whether sampler and trainer agree on "
@@ -103,8 +107,22 @@ class Data(TrainData):
     val: list[Row]
 
 
-def load_data(config: Config) -> Data:
-    """All rows of a run. Raises: DataError; DataNotFoundError if a file is missing."""
+def load_data(config: Config, environment: Environment | None = None) -> Data:
+    """All rows of a run. Raises: DataError; DataNotFoundError if a file is missing.
+
+    environment: makes the rows of a run without data, and begins those of a run with data.
+    """
+    if environment is None:
+        return _load_files(config)
+    if not config.data.train:
+        made = environment.rows(config)
+        return Data(rows=made.train, held_out=[], val=limit_val(config, made.val), notes=made.notes)
+    found = _load_files(config)
+    rows, val = environment.begin(found.rows, config), environment.begin(found.val, config)
+    return replace(found, rows=rows, val=val)
+
+
+def _load_files(config: Config) -> Data:
     train = load_train(config)
     if is_held_out(config.data.val) or not config.data.val:
         val, notes = limit_val(config, train.held_out), train.notes
@@ -116,7 +134,9 @@ def load_data(config: Config) -> Data:
 
 
 def load_train(config: Config) -> TrainData:
-    """Rows to train on. Raises: as `load_data`."""
+    """Rows to train on; none where an environment makes them. Raises: as `load_data`."""
+    if config.env.path is not None and not config.data.train:
+        return TrainData(rows=[], held_out=[], notes=[])
     scan = _read(config, config.data.train)
     notes = [*scan.notes, *repeat_notes(scan.rows)]
     if not is_held_out(config.data.val):
@@ -135,13 +155,22 @@ def load_train(config: Config) -> TrainData:
     return TrainData(rows=split.train, held_out=split.held_out, notes=notes)
 
 
-def load_val(config: Config) -> list[Row]:
+def load_val(config: Config, environment: Environment | None = None) -> list[Row]:
     """Rows to evaluate on; [] if data.val is empty. Raises: as `load_data`."""
+    if environment is not None:
+        return _begun_val(config, environment)
     if not config.data.val:
         return []
     if is_held_out(config.data.val):
         return limit_val(config, load_train(config).held_out)
     return limit_val(config, read_data(config, config.data.val))
+
+
+def _begun_val(config: Config, environment: Environment) -> list[Row]:
+    """The environment's rows to evaluate on, or those of the data with what reset adds."""
+    if not config.data.train:
+        return limit_val(config, environment.rows(config).val)
+    return environment.begin(load_val(config), config)
 
 
 def limit_val(config: Config, rows: list[Row]) -> list[Row]:
@@ -165,10 +194,13 @@ def _read(config: Config, files: Sequence[str], *, base: Path | None = None) -> 
     return read_scan(files, reading, base=base)
 
 
-def chat_format(config: Config) -> ChatFormat:
-    """Options for rendering this run's messages."""
+def chat_format(config: Config, environment: Environment | None = None) -> ChatFormat:
+    """Options for rendering this run's messages. environment: its tools are shown."""
     data = config.data
-    return ChatFormat(system_prompt=data.system_prompt, template_kwargs=data.chat_template_kwargs)
+    kwargs = data.chat_template_kwargs
+    if environment is not None and environment.facts.schemas:
+        kwargs = {**kwargs, "tools": [*environment.facts.schemas]}
+    return ChatFormat(system_prompt=data.system_prompt, template_kwargs=kwargs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +262,18 @@ def open_model(config: Config, folder: Path, use: Use, *, where: str) -> OpenedM
         positions=positions,
         embeddings=embeddings,
     )
+
+
+def open_dialogue(
+    config: Config, environment: Environment | None, model: OpenedModel
+) -> Dialogue | None:
+    """The turns of the model's tokenizer. Raises: ModelError if its template has none."""
+    if environment is None:
+        return None
+    from rlcli.models.causal_lm import eos_token_ids
+
+    ends = eos_token_ids(str(model.folder), model.tokenizer, model.config)
+    return build_dialogue(config, environment, model.tokenizer, end_ids=ends)
 
 
 def _check_build(

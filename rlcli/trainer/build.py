@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rlcli.data.prompts import PromptStream
 from rlcli.distributed.lines import speaker
 from rlcli.distributed.rank_env import LOOPBACK
+from rlcli.envs.run import episode_sampler, episode_scorer
 from rlcli.errors import (
     Paused,
     RewardServiceError,
@@ -47,13 +48,27 @@ def build_run(
     Raises: RewardError when a judge or a reward model's server does not answer one call; Paused
     instead if the service may recover and the run has a checkpoint.
     """
+    peers = None if ranks is None else _peers(plan, ranks)
+    is_first = peers is None or peers.is_first
+    is_scored = plan.environment is None or not plan.environment.facts.scores
+    notes = _probe(plan, run_dir, resume) if is_first and is_scored else []
+    scorer = _scorer(plan, run_dir, peers) if is_scored else None
+    if plan.environment is not None or scorer is None:
+        scorer = episode_scorer(scorer)
+    try:
+        return _build_run(
+            plan, run_dir, resume, scorer, notes=notes, quiet=quiet, ranks=ranks, stop=stop
+        )
+    except BaseException:
+        scorer.close()
+        raise
+
+
+def _scorer(plan: Plan, run_dir: RunDir, peers: Peers | None) -> Scorer:
     from rlcli.rewards import build_scorer
 
     config = plan.config
-    peers = None if ranks is None else _peers(plan, ranks)
-    is_first = peers is None or peers.is_first
-    notes = _probe(plan, run_dir, resume) if is_first else []
-    scorer = build_scorer(
+    return build_scorer(
         config.reward,
         log=run_dir.path / "reward.log",
         run_dir=run_dir.path,
@@ -63,13 +78,6 @@ def build_run(
         device=plan.device,
         peers=peers,
     )
-    try:
-        return _build_run(
-            plan, run_dir, resume, scorer, notes=notes, quiet=quiet, ranks=ranks, stop=stop
-        )
-    except BaseException:
-        scorer.close()
-        raise
 
 
 def _probe(plan: Plan, run_dir: RunDir, resume: Resume) -> list[str]:
@@ -119,6 +127,7 @@ def _build_run(
 
     from rlcli.algos.algorithm import Algorithm
     from rlcli.distributed.collectives import ALONE
+    from rlcli.rollout.native import NativeSampler
     from rlcli.trainer.run import Run
 
     config, ranks = plan.config, ranks or ALONE
@@ -129,6 +138,10 @@ def _build_run(
     engine, sampler, model_notes = build_models(
         plan, algorithm, ranks, run_dir.path, tell=lambda text: tell(text)
     )
+    if plan.environment is not None and plan.dialogue is not None:
+        log = run_dir.path / "env.log"
+        assert isinstance(sampler, NativeSampler)  # preflight lets no other in
+        sampler = episode_sampler(sampler, plan.environment, plan.dialogue, config, log=log)
     if ranks.is_first:
         monitor, tracker_notes = _monitor(
             plan, run_dir, stop or StopRequest(), quiet=quiet, num_ranks=ranks.size

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlcli.distributed.collectives import partition
+from rlcli.envs.measures import measure_episodes
 from rlcli.errors import Paused, RankError, RewardError, RlcliError
 from rlcli.rewards.measures import judge_part, measure_judge
 from rlcli.rollout.base import OnFinish, SamplingParams
@@ -418,6 +419,7 @@ def _add(record: StepRecord, name: str, value: float) -> None:
 def _record_rollouts(seen: StepView, record: StepRecord) -> None:
     """Reward, length and truncation metrics of the step."""
     values = [r.value for r in seen.rewards if r.value is not None]
+    record.update(measure_episodes(seen.rollouts, seen.rewards))
     lengths = [rollout.num_tokens for rollout in seen.rollouts]
     total = max(1, len(lengths))
     if values:

@@ -13,6 +13,7 @@ from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.prompts import EncodedPrompts, encode_prompts
 from rlcli.doctor.gpu import check_gpus_usable
+from rlcli.envs.run import Environment, find_environment
 from rlcli.errors import ConfigError, DeviceNotFoundError, ModelError
 from rlcli.models.weight_files import Use, quantization_of
 from rlcli.setup import checks
@@ -26,6 +27,7 @@ from rlcli.setup.resources import (
     find_model,
     find_reward_model,
     load_data,
+    open_dialogue,
     open_model,
 )
 from rlcli.setup.start_model import describe
@@ -33,6 +35,8 @@ from rlcli.system.hardware import GIB
 
 if TYPE_CHECKING:
     import torch
+
+    from rlcli.envs.dialogue import Dialogue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,8 @@ class Plan:
     model_config: Any
     train: EncodedPrompts
     val: EncodedPrompts | None
+    environment: Environment | None
+    dialogue: Dialogue | None
     device: torch.device
     num_steps: int
     steps_per_epoch: int
@@ -73,19 +79,22 @@ def make_plan(resolved: Resolved, *, is_dry: bool = False) -> Plan:
         from rlcli.models.compile import check_compiler
 
         check_compiler(device, resolved.where("model.compile"))
-    data = load_data(config)
+    environment = find_environment(resolved)
+    data = load_data(config, environment)
     needs = _needs(resolved)
     reward_dir = find_reward_model(resolved)
-    reward_notes = check_rewards(resolved, [data.rows, data.val], reward_dir, os.environ)
+    rows = [data.rows, data.val] if environment is None or not environment.facts.scores else []
+    reward_notes = check_rewards(resolved, rows, reward_dir, os.environ) if rows else []
     use: Use = "adapters" if config.lora.rank else "train"
     model_dir = find_model(config, config.model.path, merges=not is_dry)
     model = open_model(config, model_dir, use, where=resolved.where("model.path"))
-    reward_notes += check_tags(config, model.tokenizer, [data.rows, data.val])
+    reward_notes += check_tags(config, model.tokenizer, rows) if rows else []
+    dialogue = open_dialogue(config, environment, model)
     limits = {
         "max_prompt_tokens": config.data.max_prompt_tokens,
         "filter_overlong": config.data.filter_overlong,
         "truncation": config.data.truncation,
-        "chat": chat_format(config),
+        "chat": chat_format(config, environment),
     }
     train = encode_prompts(data.rows, model.tokenizer, **limits)
     val = encode_prompts(data.val, model.tokenizer, **limits) if data.val else None
@@ -98,7 +107,6 @@ def make_plan(resolved: Resolved, *, is_dry: bool = False) -> Plan:
         resolved.clamp_to_data(config), model.config, has_critic=critic_dir is not None
     )
     start_note = describe(config.model.path, model_dir)
-    start_notes = [start_note] if start_note else []
     return Plan(
         resolved=resolved,
         model_dir=model.folder,
@@ -108,15 +116,18 @@ def make_plan(resolved: Resolved, *, is_dry: bool = False) -> Plan:
         model_config=model.config,
         train=train,
         val=val,
+        environment=environment,
+        dialogue=dialogue,
         device=device,
         num_steps=batches.num_steps,
         steps_per_epoch=batches.steps_per_epoch,
         notes=[
             *resolved.notes,
-            *start_notes,
+            *([start_note] if start_note else []),
             *data.notes,
             *reward_notes,
             *train.notes,
+            *(dialogue.notes if dialogue else ()),
             *notes,
         ],
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from statistics import fmean
 
+from rlcli.envs.measures import measure_episodes
 from rlcli.errors import Paused
 from rlcli.monitor.held_out import half_width
 from rlcli.rewards import PASSED, accuracy_scores
@@ -88,6 +89,8 @@ def _record_evaluation(run: Run, record: StepRecord, seen: StepView) -> None:
     record["eval/unscored"] = len(seen.rewards) - len(values)
     lengths = [rollout.num_tokens for rollout in seen.rollouts]
     record["eval/response_length_mean"] = sum(lengths) / len(lengths)
+    episodes = measure_episodes(seen.rollouts, seen.rewards)
+    record.update({f"eval/{name}": value for name, value in episodes.items()})
 
 
 def _means_by_prompt(run: Run, rewards: Sequence[Reward], *, is_rate: bool) -> list[float]:

@@ -100,14 +100,16 @@ def test_dynamic_sampling_drops_ties_and_refills_with_new_prompts() -> None:
     assert record["dynamic_sampling/rounds"] == 2
 
 
-def test_dynamic_sampling_gives_up_after_max_refills_and_trains_with_what_there_is() -> None:
+def test_dynamic_sampling_gives_up_after_max_resample_rounds_and_trains_with_what_there_is() -> (
+    None
+):
     def score(one: Rollout, times: int) -> Reward:
         return Reward(value=float(len(one.token_ids)) if one.prompt.id == "b" else 1.0)
 
     run = make_run(
         score,
         algorithm__dynamic_sampling=True,
-        algorithm__max_refills=4,
+        algorithm__max_resample_rounds=4,
         train__prompts_per_step=2,
     )
     got = collect(run, [prompt("a"), prompt("b")], {}, step=0)
@@ -134,7 +136,7 @@ def test_a_step_of_ties_alone_is_kept_and_teaches_nothing() -> None:
     run = make_run(
         lambda one, times: Reward(value=1.0),
         algorithm__dynamic_sampling=True,
-        algorithm__max_refills=2,
+        algorithm__max_resample_rounds=2,
         train__prompts_per_step=1,
     )
     assert len(collect(run, [prompt("a")], {}, step=0).rollouts) == 3

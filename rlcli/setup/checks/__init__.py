@@ -17,6 +17,7 @@ from rlcli.setup.checks.engines import (
     resolve_async,
     resolve_sharding,
 )
+from rlcli.setup.checks.environments import settle_environment
 from rlcli.setup.checks.rewards import resolve_reward
 from rlcli.setup.checks.sampler import resolve_sampler
 from rlcli.setup.checks.unused_settings import unused_notes
@@ -40,6 +41,7 @@ def check(resolved: Resolved) -> Resolved:
         ConfigError: a name that is not in the tables, something the algorithm needs and the run
             does not have, or settings that contradict each other.
     """
+    resolved = settle_environment(resolved)
     resolved = resolve_sharding(resolve_reward(resolve_async(resolve_address(resolved))))
     resolved = resolve_batches(check_algorithm(resolved))
     return resolved.tell(*unused_notes(resolved), *advice(resolved))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlcli.algos.registry import ESTIMATORS
+from rlcli.config.environments import EnvConfig
 from rlcli.config.schema import Config
 
 
@@ -78,6 +79,7 @@ def _sweeps(config: Config) -> bool:
     )
 
 
+ENV_KEYS = tuple(f"env.{name}" for name in EnvConfig.model_fields if name not in ("path", "tools"))
 OWN_SAMPLER = "the native sampler has neither"
 ON_CPU = "the run is on the CPU: there is nowhere else to keep it"
 WHOLE = "the torch engine keeps every model whole, where it computes"
@@ -152,6 +154,21 @@ SWITCHES = (
         _keys("data", "truncation"),
         lambda config: not config.data.filter_overlong or config.data.truncation == "error",
         "data.filter_overlong drops the prompts it would cut",
+    ),
+    Switch(
+        ENV_KEYS,
+        lambda config: config.env.is_on,
+        "there is no environment: --env or --tools names one",
+    ),
+    Switch(
+        _keys("env", "args"),
+        lambda config: config.env.path is not None,
+        "a file of tools takes no arguments",
+    ),
+    Switch(
+        ("env.tasks", "env.val_tasks"),
+        lambda config: not config.env.is_on or not config.data.train,
+        "the tasks are those of data.train",
     ),
     Switch(
         _keys("train", "tokens_per_micro_batch"),

@@ -96,6 +96,9 @@ def _check_fit(resolved: Resolved) -> None:
 def _misfit(resolved: Resolved) -> tuple[str, str] | None:
     """A setting that vLLM cannot sample for, and why."""
     config = resolved.config
+    if config.env.is_on:
+        key = "env.path" if config.env.path is not None else "env.tools"
+        return key, "episodes need the native sampler so far"
     if config.rollout.temperature != 1.0:
         for key in ("rollout.top_p", "rollout.top_k"):
             if cuts(resolved, key):

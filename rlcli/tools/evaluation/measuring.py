@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from rlcli.envs.run import episode_sampler, episode_scorer
+from rlcli.envs.sampler import EpisodeSampler
 from rlcli.errors import RlcliError
 from rlcli.models.causal_lm import load_causal_lm
 from rlcli.monitor.monitor import rollout_row
@@ -52,19 +54,28 @@ def run_evaluation(
     tell: what loading finds. Raises: RewardError, ModelError; Paused when a judge is done with us.
     """
     reward, lang = plan.config.reward, plan.config.run.lang
-    for note in probe_reward(reward, env=env, lang=lang):
-        tell(note)
-    scorer = build_scorer(reward, env=env, lang=lang, model_dir=plan.reward_dir, device=plan.device)
+    scorer = None
+    if plan.environment is None or not plan.environment.facts.scores:
+        for note in probe_reward(reward, env=env, lang=lang):
+            tell(note)
+        scorer = build_scorer(
+            reward, env=env, lang=lang, model_dir=plan.reward_dir, device=plan.device
+        )
+    if plan.environment is not None or scorer is None:
+        scorer = episode_scorer(scorer)
     try:
         if plan.checkpoint is not None:
             scorer.load_state(kept_scale(plan.checkpoint))
         sampler = _build_sampler(plan, tell)
-        return _sample_and_score(plan, sampler, scorer, progress)
+        try:
+            return _sample_and_score(plan, sampler, scorer, progress)
+        finally:
+            sampler.close()
     finally:
         scorer.close()
 
 
-def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler:
+def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler | EpisodeSampler:
     config, device = plan.config, plan.device
     dtype = compute_dtype(config, device)
     if plan.checkpoint is None:
@@ -79,7 +90,7 @@ def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler
         tell(note)
     # adapters are float32 on weights that need not be
     is_mixed = adapters is not None and dtype is torch.bfloat16
-    return make_sampler(
+    native = make_sampler(
         policy,
         plan.tokenizer,
         plan.model_config,
@@ -87,10 +98,13 @@ def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler
         max_num_seqs=config.rollout.max_num_seqs,
         autocast_dtype=dtype if is_mixed else None,
     )
+    if plan.environment is None or plan.dialogue is None:
+        return native
+    return episode_sampler(native, plan.environment, plan.dialogue, config)
 
 
 def _sample_and_score(
-    plan: EvalPlan, sampler: NativeSampler, scorer: Scorer, progress: Progress
+    plan: EvalPlan, sampler: NativeSampler | EpisodeSampler, scorer: Scorer, progress: Progress
 ) -> Sampled:
     total = len(plan.prompts) * plan.n
     params = SamplingParams(
@@ -149,7 +163,7 @@ def summarize(plan: EvalPlan, sampled: Sampled) -> dict[str, Any]:
     """
     values = [reward.value for reward in sampled.rewards]
     scored = [value for value in values if value is not None]
-    lengths = [len(rollout.token_ids) for rollout in sampled.rollouts]
+    lengths = [rollout.num_tokens for rollout in sampled.rollouts]
     cut = sum(rollout.finish_reason == "length" for rollout in sampled.rollouts)
     passing = accuracy_scores(plan.config.reward, sampled.rewards)
     scores = {k: _prompt_scores(passing or [], n=plan.n, k=k) for k in plan.k}

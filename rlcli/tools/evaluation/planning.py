@@ -15,6 +15,7 @@ from rlcli.config.rewards import RewardConfig
 from rlcli.config.schema import Config, defaults
 from rlcli.data.prompts import EncodedPrompts, encode_prompts
 from rlcli.data.readers import Row
+from rlcli.envs.run import Environment, find_environment
 from rlcli.errors import (
     ConfigError,
     DataError,
@@ -35,6 +36,7 @@ from rlcli.setup.resources import (
     find_model,
     find_reward_model,
     load_val,
+    open_dialogue,
     open_model,
 )
 from rlcli.tools.load_policy import find_checkpoint, model_folder
@@ -43,6 +45,8 @@ from rlcli.types import Prompt
 
 if TYPE_CHECKING:
     import torch
+
+    from rlcli.envs.dialogue import Dialogue
 
 OPTION_OF = {"data.val": "data", "data.fields": "field", "reward.fn": "reward"}
 """Setting -> option, if their names differ."""
@@ -79,6 +83,8 @@ class EvalPlan:
     folder: Path
     model_config: Any
     tokenizer: Any
+    environment: Environment | None
+    dialogue: Dialogue | None
     prompts: Sequence[Prompt]
     dropped: int
     device: torch.device
@@ -98,19 +104,22 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
     resolved, checkpoint, model = _settings(request, cwd)
     config = resolved.config
     device = _device(config)
-    rows = load_val(config)[: request.limit]
+    environment = find_environment(resolved)
+    rows = load_val(config, environment)[: request.limit]
     if not rows:
         raise ConfigError(f"{request.target} names no data of its own. Add --data FILE.")
     reward_dir = find_reward_model(resolved)
-    reward_notes = check_rewards(resolved, [rows], reward_dir, env)
+    data = [rows] if environment is None or not environment.facts.scores else []
+    reward_notes = check_rewards(resolved, data, reward_dir, env) if data else []
     folder = model_folder(config, checkpoint) if checkpoint else _model_dir(config)
     opened = open_model(config, folder, "read", where=model)
     if checkpoint is None:
         resolved = _fit_lengths(resolved, opened.positions, request.settings)
         config = resolved.config
     check_context(resolved, opened.positions)
-    reward_notes += check_tags(config, opened.tokenizer, [rows])
-    encoded = _encode(config, rows, opened.tokenizer)
+    reward_notes += check_tags(config, opened.tokenizer, data) if data else []
+    dialogue = open_dialogue(config, environment, opened)
+    encoded = _encode(config, rows, opened.tokenizer, environment)
     check_token_ids(encoded.prompts, opened)
     return EvalPlan(
         model=model,
@@ -119,6 +128,8 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
         folder=folder,
         model_config=opened.config,
         tokenizer=opened.tokenizer,
+        environment=environment,
+        dialogue=dialogue,
         prompts=encoded.prompts,
         dropped=encoded.dropped,
         device=device,
@@ -130,7 +141,9 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
     )
 
 
-def _encode(config: Config, rows: Sequence[Row], tokenizer: Any) -> EncodedPrompts:
+def _encode(
+    config: Config, rows: Sequence[Row], tokenizer: Any, environment: Environment | None
+) -> EncodedPrompts:
     """Raises: DataError with a cure that this command knows."""
     data = config.data
     try:
@@ -140,7 +153,7 @@ def _encode(config: Config, rows: Sequence[Row], tokenizer: Any) -> EncodedPromp
             max_prompt_tokens=data.max_prompt_tokens,
             filter_overlong=data.filter_overlong,
             truncation=data.truncation,
-            chat=chat_format(config),
+            chat=chat_format(config, environment),
         )
     except DataError as error:
         first, _, cure = str(error).partition("\n")

@@ -1,0 +1,50 @@
+"""Episodes of several turns: the settings under `env`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from rlcli.config.base import Count, NonNegative, Positive, PositiveFloat, Section
+
+
+class EnvConfig(Section):
+    """An environment or tools, between the turns of the policy."""
+
+    path: str | None = None
+    """Environment, FILE.py:CLASS: reset and step, or TRL's form (reset, tools, get_reward)."""
+    tools: str | None = None
+    """File of typed functions that the policy may call, or builtin:lookup."""
+    args: dict[str, Any] = {}
+    """Arguments of the environment's class: env.args.size=5."""
+    tasks: Positive = 256
+    """Tasks of an epoch, where the environment makes them (no --data)."""
+    val_tasks: NonNegative = 64
+    """Tasks to evaluate on, where the environment makes them; 0: no evaluation."""
+    max_turns: Count = 8
+    """Turns of an episode at most."""
+    max_turn_tokens: Positive | None = None
+    """Longest turn; none: only data.max_response_tokens bounds the whole episode."""
+    max_reply_tokens: Positive = 512
+    """Longest message of the environment; a longer one is cut in the middle."""
+    timeout_s: PositiveFloat = 30.0
+    """Seconds one step or tool may take before its process is killed."""
+    episode_timeout_s: PositiveFloat = 600.0
+    """Seconds the environment may take for an episode in all."""
+    workers: Count = 1
+    """Environment processes of each rank."""
+    concurrency: Count = 64
+    """Episodes of a rank that may be in the environment at once, as threads of its processes."""
+    tool_format: Literal["auto", "hermes", "xml", "llama", "mistral", "pythonic"] = "auto"
+    """How calls are written; auto: as the chat template does (hermes without one)."""
+    keep_env: list[str] = []
+    """Environment variables with keys that the environment may read; others are kept from it."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether rollouts are episodes."""
+        return self.path is not None or self.tools is not None
+
+    @property
+    def target(self) -> str:
+        """The file and class, or the file of tools."""
+        return self.path or self.tools or ""

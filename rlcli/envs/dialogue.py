@@ -1,0 +1,263 @@
+"""Between turns: calls read from what the model wrote, and the tokens up to its next turn.
+
+What the model wrote is never encoded again. The tokens between two turns come from the chat
+template, rendered for a made-up turn before the same replies; a probe proves before weights load
+that the template puts them behind a turn as it stands. Without a template, replies are plain text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlcli.envs.calls import FORMATS, Calls, Schema, ToolCall, sample_call, with_types
+from rlcli.errors import ModelError
+from rlcli.types import Message
+
+WRITTEN = "Xq7"
+"""The made-up turn: no template writes this itself."""
+CUT_MARK = "\n[cut]\n"
+_THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
+_TURN = re.compile(rf"(?:<think>\s*(?:</think>\s*)?)?{WRITTEN}")
+
+
+class Dialogue:
+    """The turns of episodes for one tokenizer.
+
+    end_ids: tokens that end a turn. schemas: of the tools. template_kwargs: variables of the chat
+    template. max_reply_tokens: of one message; a longer one is cut in the middle.
+
+    Raises: ModelError if the template cannot hold the episode, with the cure.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        end_ids: Sequence[int],
+        schemas: Sequence[Schema],
+        tool_format: str,
+        template_kwargs: Mapping[str, Any],
+        max_reply_tokens: int,
+        replies_are_tools: bool,
+    ) -> None:
+        self._tokenizer, self._schemas = tokenizer, schemas
+        self._end_ids = set(end_ids)
+        self._kwargs = {**template_kwargs, **({"tools": list(schemas)} if schemas else {})}
+        self._max_reply_tokens = max_reply_tokens
+        self._special = _special_texts(tokenizer)
+        self._has_template = bool(tokenizer.chat_template)
+        self.notes: list[str] = []
+        self._end_id = self._find_end(end_ids) if self._has_template else next(iter(end_ids))
+        if self._has_template:
+            self._probe(replies_are_tools)
+        self.tool_format = self._find_format(tool_format) if schemas else ""
+
+    def parse(self, token_ids: Sequence[int], prompt_ids: Sequence[int]) -> Calls:
+        """The tool calls of a turn."""
+        if not self._schemas:
+            return Calls()
+        ids = list(token_ids)
+        if ids and ids[-1] in self._end_ids:
+            ids.pop()
+        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        found = self._parse_text(text, prompt_ids)
+        calls = [with_types(call, self._schemas) for call in found.calls]
+        return Calls(calls=calls, failures=found.failures)
+
+    def go_on(
+        self, token_ids: Sequence[int], replies: Sequence[Message], calls: Sequence[ToolCall]
+    ) -> tuple[int, ...]:
+        """The tokens between a turn and the next one. token_ids: of the turn, as sampled.
+
+        A turn that does not end with an end token gets one.
+        """
+        is_ended = bool(token_ids) and token_ids[-1] in self._end_ids
+        head = () if is_ended else (self._end_id,)
+        short = [{**reply, "content": self._plain(reply["content"])} for reply in replies]
+        if not self._has_template:
+            return head + tuple(self._encode("\n\n".join(reply["content"] for reply in short)))
+        return head + tuple(self._encode(self._between(short, calls)))
+
+    def _plain(self, text: str) -> str:
+        """A reply without special tokens' spellings, cut to its limit."""
+        while (broken := self._special.sub(_with_space, text)) != text:
+            text = broken
+        ids = self._encode(text)
+        limit = self._max_reply_tokens
+        if len(ids) <= limit:
+            return text
+        room = max(2, limit - len(self._encode(CUT_MARK)))
+        half = room // 2
+        start, end = ids[:half], ids[len(ids) - (room - half) :]
+        return f"{self._tokenizer.decode(start)}{CUT_MARK}{self._tokenizer.decode(end)}"
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], *, opens: bool) -> str:
+        return self._tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=opens, tokenize=False, **self._kwargs
+        )
+
+    def _conversation(
+        self, replies: Sequence[Message], calls: Sequence[ToolCall]
+    ) -> list[Mapping[str, Any]]:
+        """A made-up question and turn, then the replies."""
+        turn: dict[str, Any] = {"role": "assistant", "content": WRITTEN}
+        tools = [reply for reply in replies if reply["role"] == "tool"]
+        if tools:
+            names = [call.name for call in calls] or [self._schemas[0]["function"]["name"]]
+            turn["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": f"call{number:05d}",
+                    "function": {"name": names[min(number, len(names) - 1)], "arguments": {}},
+                }
+                for number in range(len(tools))
+            ]
+            numbers = iter(range(len(tools)))
+            replies = [
+                {**reply, "tool_call_id": f"call{next(numbers):05d}"}
+                if reply["role"] == "tool"
+                else reply
+                for reply in replies
+            ]
+        return [{"role": "user", "content": "U"}, turn, *replies]
+
+    def _between(self, replies: Sequence[Message], calls: Sequence[ToolCall]) -> str:
+        """The template's text behind the end of the made-up turn. Raises: ValueError."""
+        whole = self._render(self._conversation(replies, calls), opens=True)
+        end_text = self._tokenizer.convert_ids_to_tokens(self._end_id)
+        _, found, rest = whole.partition(WRITTEN)
+        _, ended, between = rest.partition(end_text)
+        if not found or not ended:
+            raise ValueError("the template does not show the turn and its end")
+        return between
+
+    def _find_end(self, end_ids: Sequence[int]) -> int:
+        """The token with which the template ends a turn."""
+        try:
+            asked = [{"role": "user", "content": "U"}]
+            turn = {"role": "assistant", "content": WRITTEN}
+            whole = self._render([*asked, turn, *asked], opens=True)
+        except Exception as error:
+            raise self._refusal(f"it refuses a second turn: {_first_line(error)}") from error
+        rest = whole.partition(WRITTEN)[2]
+        prompt_indices = {
+            rest.find(text): token
+            for token in end_ids
+            if (text := self._tokenizer.convert_ids_to_tokens(token)) and text in rest
+        }
+        if not prompt_indices:
+            raise self._refusal("it ends a turn with none of the model's end tokens")
+        return prompt_indices[min(prompt_indices)]
+
+    def _probe(self, replies_are_tools: bool) -> None:
+        """Raises: ModelError unless the template goes on behind a turn as it stands."""
+        role = "tool" if replies_are_tools else "user"
+        reply: Message = {"role": role, "content": "Rz5"}
+        if replies_are_tools:
+            reply = {**reply, "name": self._schemas[0]["function"]["name"]}
+        try:
+            opened = self._render([{"role": "user", "content": "U"}], opens=True)
+            whole = self._render(self._conversation([reply], ()), opens=True)
+            between = self._between([reply], ())
+        except Exception as error:
+            what = "tools" if replies_are_tools else "a second turn"
+            raise self._refusal(f"it has no place for {what}: {_first_line(error)}") from error
+        if "Rz5" not in between:
+            raise self._refusal(f"it leaves out messages of the role {role}")
+        if self._schemas and self._schemas[0]["function"]["name"] not in opened:
+            raise self._refusal("it does not show the tools to the model")
+        if not whole.startswith(opened + WRITTEN):
+            bare = _THOUGHT.sub("", opened)
+            if not whole.startswith(bare) or not _TURN.match(whole, len(bare)):
+                raise self._refusal("it rewrites what stands before a turn")
+            self.notes.append(
+                "the chat template takes thoughts out of earlier turns; episodes keep every turn "
+                "as it was written."
+            )
+        ids, behind = self._encode(whole), self._encode(between)
+        if ids[len(ids) - len(behind) :] != behind:
+            raise self._refusal("its text between turns is not a sequence of whole tokens")
+
+    def _find_format(self, wanted: str) -> str:
+        """How this model writes calls: of the template's own, the first that reads them back."""
+        if wanted != "auto":
+            return wanted
+        if not self._has_template:
+            return "hermes"
+        if getattr(self._tokenizer, "response_template", None) and self._reads_back("response"):
+            return "response"
+        for name in FORMATS:
+            if self._reads_back(name):
+                return name
+        raise ModelError(
+            "the model's chat template writes tool calls in no form that rlcli reads back.\n"
+            f"Set env.tool_format to one of {', '.join(FORMATS)}, or use another model."
+        )
+
+    def _reads_back(self, name: str) -> bool:
+        """Whether a call of every tool, as the template writes it, is read by this format."""
+        for schema in self._schemas:
+            call = sample_call(schema)
+            function = {"name": call.name, "arguments": dict(call.arguments)}
+            made = {"type": "function", "id": "call00000", "function": function}
+            turn = {"role": "assistant", "content": "", "tool_calls": [made]}
+            try:
+                asked = [{"role": "user", "content": "U"}]
+                opened = self._render(asked, opens=True)
+                whole = self._render([*asked, turn], opens=False)
+                start = len(_THOUGHT.sub("", opened)) if not whole.startswith(opened) else 0
+                text = whole[start or len(opened) :]
+                text = text.partition(self._tokenizer.convert_ids_to_tokens(self._end_id))[0]
+                found = self._parse_text(text, self._encode(opened), name)
+            except Exception:
+                return False
+            calls = [with_types(each, self._schemas) for each in found.calls]
+            if found.failures or calls != [call]:
+                return False
+        return True
+
+    def _parse_text(self, text: str, prompt_ids: Sequence[int], name: str | None = None) -> Calls:
+        name = name or self.tool_format
+        if name != "response":
+            return FORMATS[name](text)
+        try:
+            message = self._tokenizer.parse_response(
+                text, prefix=list(prompt_ids), tools=list(self._schemas)
+            )
+            calls = [
+                ToolCall(name=each["function"]["name"], arguments=each["function"]["arguments"])
+                for each in message.get("tool_calls") or ()
+            ]
+        except Exception as error:  # the parser raises what it likes on what a model writes
+            return Calls(failures=[_first_line(error)])
+        return Calls(calls=calls)
+
+    def _refusal(self, why: str) -> ModelError:
+        return ModelError(
+            f"the model's chat template cannot hold episodes of several turns: {why}.\n"
+            "Use a model whose template has turns and tools, or one without a chat template."
+        )
+
+
+def _special_texts(tokenizer: Any) -> re.Pattern[str]:
+    """Matches what would become a special token."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    texts = {token.content for token in added} | set(tokenizer.all_special_tokens)
+    spelled = [text for text in texts if len("".join(text.split())) > 1]
+    longest_first = sorted(spelled, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _with_space(match: re.Match[str]) -> str:
+    token = match[0]
+    place = len(token) - len(token.lstrip()) + 1
+    return f"{token[:place]} {token[place:]}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0][:200] or type(error).__name__

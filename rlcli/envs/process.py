@@ -1,0 +1,193 @@
+"""The parent's end of environment processes: requests against a clock, kills, replacements."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rlcli.errors import ConfigError
+from rlcli.rewards.process import exit_reason, start_worker
+
+START_LIMIT_S = 120.0
+"""Seconds to import an environment."""
+
+
+class EnvError(Exception):
+    """The environment raised an exception of its own."""
+
+
+class EnvTimeoutError(Exception):
+    """A request took too long; its process is killed."""
+
+
+class EnvLostError(Exception):
+    """The process ended during a request. is_innocent: it was killed because of another one."""
+
+    def __init__(self, text: str, *, is_innocent: bool) -> None:
+        super().__init__(text)
+        self.is_innocent = is_innocent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvSpec:
+    """An environment, and how to run it. keep_env: environment variables it may see.
+
+    args: keywords of the class. is_tools: the target is a file of functions.
+    """
+
+    target: str
+    args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    is_tools: bool = False
+    workers: int = 1
+    concurrency: int = 64
+    timeout_s: float = 30.0
+    episode_timeout_s: float = 600.0
+    keep_env: Sequence[str] = ()
+
+
+class EnvProcess:
+    """One environment process. Requests may come from any thread; it dies with the first one.
+
+    Raises: ConfigError if the environment cannot be loaded.
+    """
+
+    def __init__(self, spec: EnvSpec, *, log: Path | None = None) -> None:
+        given = {
+            "target": spec.target,
+            "args": dict(spec.args),
+            "is_tools": spec.is_tools,
+            "threads": spec.concurrency,
+        }
+        words = (str(os.getpid()), json.dumps(given))
+        self._process, self._connection = start_worker(
+            "rlcli.envs.worker", *words, log=log, keep=spec.keep_env
+        )
+        self._numbers = count(1)
+        self._lock = threading.Lock()
+        started: Future[Any] = Future()
+        self._pending: dict[int, Future[Any]] = {0: started}
+        self._is_dead = False
+        self._was_killed = False
+        threading.Thread(target=self._read, daemon=True, name="environment").start()
+        try:
+            started.result(START_LIMIT_S)
+        except FutureTimeout as error:
+            self.close()
+            raise ConfigError(
+                f"{spec.target} was not loaded within {START_LIMIT_S:g} s: does its file start "
+                "work when it is imported?"
+            ) from error
+        except EnvError as error:
+            self.close()
+            raise ConfigError(str(error)) from error
+        except EnvLostError as error:
+            self.close()
+            raise ConfigError(f"{spec.target} cannot be loaded: {error}.") from error
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._is_dead
+
+    def request(self, op: str, timeout_s: float, **given: Any) -> Any:
+        """The result of one operation. Raises: EnvError, EnvTimeoutError, EnvLostError."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._is_dead:
+                raise EnvLostError("the environment process is gone", is_innocent=True)
+            number = next(self._numbers)
+            self._pending[number] = future
+            message = json.dumps({"id": number, "op": op, **given}, default=str)
+            with suppress(OSError):  # the reader notices
+                self._connection.send_bytes(message.encode())
+        try:
+            return future.result(timeout_s)
+        except FutureTimeout as error:
+            if future.done():  # the environment's own
+                raise
+            self.kill()
+            raise EnvTimeoutError(f"no answer within {timeout_s:.3g} s") from error
+
+    def kill(self) -> None:
+        """End the process; every request under way fails as innocent."""
+        self._was_killed = True
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+        self.kill()
+        self._process.wait()
+
+    def _read(self) -> None:
+        """Hand each reply to its request, until the process is gone."""
+        with suppress(EOFError, OSError):
+            while True:
+                reply = json.loads(self._connection.recv_bytes())
+                with self._lock:
+                    future = self._pending.pop(reply["id"], None)
+                if future is None:
+                    continue
+                if "error" in reply:
+                    future.set_exception(EnvError(reply["error"]))
+                else:
+                    future.set_result(reply["result"])
+        with self._lock:
+            self._is_dead = True
+            left = list(self._pending.values())
+            self._pending.clear()
+            self._connection.close()
+        is_innocent = self._was_killed
+        text = exit_reason(self._process, "the environment process") if left else ""
+        self.close()
+        for future in left:
+            future.set_exception(EnvLostError(text, is_innocent=is_innocent))
+
+
+class EnvPool:
+    """The environment processes of this rank: `workers` shared ones, replaced when they die."""
+
+    def __init__(self, spec: EnvSpec, *, log: Path | None = None) -> None:
+        self.spec, self._log = spec, log
+        self._slots: list[EnvProcess | None] = [None] * spec.workers
+        self._locks = [threading.Lock() for _ in range(spec.workers)]
+        self._private: set[EnvProcess] = set()
+        self.num_deaths = 0
+
+    def shared(self, number: int) -> EnvProcess:
+        """The process that serves episode `number`; a new one if it is dead."""
+        slot = number % self.spec.workers
+        with self._locks[slot]:
+            process = self._slots[slot]
+            if process is None or process.is_down:
+                self.num_deaths += process is not None
+                process = self._slots[slot] = EnvProcess(self.spec, log=self._log)
+            return process
+
+    def private(self) -> EnvProcess:
+        """A process for one episode alone, whose failure takes no other episode down."""
+        process = EnvProcess(self.spec, log=self._log)
+        self._private.add(process)
+        return process
+
+    def release(self, process: EnvProcess) -> None:
+        """End a process that `private` gave."""
+        if process in self._private:
+            self._private.discard(process)
+            process.close()
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in [*self._slots, *self._private]:
+            if process is not None:
+                process.close()

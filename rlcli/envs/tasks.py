@@ -1,0 +1,201 @@
+"""The rows of a run with an environment: its own tasks, seeds, or a data file's rows."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rlcli.data.readers import Row
+from rlcli.envs.episode import EnvFacts, describe
+from rlcli.envs.process import EnvError, EnvLostError, EnvPool, EnvSpec, EnvTimeoutError
+from rlcli.errors import ConfigError
+from rlcli.types import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlcli.config.environments import EnvConfig
+
+TASK, SEED, OPENING = "env_task", "env_seed", "env_opening"
+"""Keys of extra_info: a row's task and seed for reset, and the messages that reset returned."""
+ROWS_PER_REQUEST = 64
+MAX_HELD_OUT = 5
+"""Of an environment's own tasks at most one in so many is held out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvRows:
+    """Rows of an environment: to train on and to evaluate on, with remarks."""
+
+    train: list[Row]
+    val: list[Row]
+    notes: list[str]
+
+
+def spec_of(env: EnvConfig) -> EnvSpec:
+    """The environment that the settings name."""
+    target = env.tools if env.path is None else env.path
+    assert target is not None
+    return EnvSpec(
+        target=target,
+        args=env.args,
+        is_tools=env.path is None,
+        workers=env.workers,
+        concurrency=env.concurrency,
+        timeout_s=env.timeout_s,
+        episode_timeout_s=env.episode_timeout_s,
+        keep_env=env.keep_env,
+    )
+
+
+@contextmanager
+def opened(spec: EnvSpec) -> Iterator[EnvPool]:
+    """Environment processes for a while. Raises: ConfigError when the environment fails."""
+    pool = EnvPool(replace(spec, workers=1))
+    try:
+        yield pool
+    except (EnvError, EnvLostError, EnvTimeoutError) as error:
+        raise ConfigError(f"{spec.target}: {error}") from error
+    finally:
+        pool.close()
+
+
+def describe_environment(spec: EnvSpec) -> EnvFacts:
+    """What the environment is. Raises: ConfigError with file and line."""
+    with opened(spec) as pool:
+        return describe(pool)
+
+
+def own_rows(spec: EnvSpec, facts: EnvFacts, *, num_train: int, num_val: int, seed: int) -> EnvRows:
+    """The rows of an environment without a data file. Raises: ConfigError."""
+    with opened(spec) as pool:
+        if facts.num_tasks is None:
+            rows = {
+                name: [_row(name, i, {}, _seed(seed, name, i)) for i in range(count)]
+                for name, count in (("train", num_train), ("val", num_val))
+            }
+            notes = []
+        else:
+            rows, notes = _split_tasks(pool, facts.num_tasks, num_train, num_val, seed)
+        return EnvRows(
+            train=_with_openings(pool, rows["train"]),
+            val=_with_openings(pool, rows["val"]),
+            notes=notes,
+        )
+
+
+def begun_rows(spec: EnvSpec, rows: Sequence[Row], *, seed: int) -> list[Row]:
+    """Rows of a data file with what reset adds to them. Raises: ConfigError."""
+    seeded = [
+        replace(
+            row,
+            extra_info={
+                **row.extra_info,
+                TASK: {**row.columns, "ground_truth": row.ground_truth},
+                SEED: _seed(seed, row.id),
+            },
+        )
+        for row in rows
+    ]
+    with opened(spec) as pool:
+        return _with_openings(pool, seeded)
+
+
+def _split_tasks(
+    pool: EnvPool, num_tasks: int, num_train: int, num_val: int, seed: int
+) -> tuple[dict[str, list[Row]], list[str]]:
+    if not num_tasks:
+        raise ConfigError(f"{pool.spec.target}: len() of the environment is 0: it has no tasks.")
+    held = min(num_val, num_tasks // MAX_HELD_OUT)
+    wanted = {
+        "train": range(min(num_train, num_tasks - held)),
+        "val": range(num_tasks - held, num_tasks),
+    }
+    rows: dict[str, list[Row]] = {}
+    for name, indices in wanted.items():
+        numbers = [(index, seed) for index in indices]
+        found = _in_parts(numbers, lambda some: _ask(pool, "tasks", len(some), numbers=some))
+        rows[name] = [
+            _row(name, index, _task(pool, given), _seed(seed, "task", index))
+            for index, given in zip(indices, found, strict=True)
+        ]
+    known = {_key(row) for row in rows["train"]}
+    kept = [row for row in rows["val"] if _key(row) not in known]
+    notes = []
+    if dropped := len(rows["val"]) - len(kept):
+        notes.append(f"{dropped} held-out tasks repeat tasks of training and are left out.")
+    return {**rows, "val": kept}, notes
+
+
+def _key(row: Row) -> str:
+    return json.dumps(row.extra_info[TASK], sort_keys=True, default=str)
+
+
+def _task(pool: EnvPool, given: Any) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"{pool.spec.target}: task(index, seed) returned {type(given).__name__}, expected a "
+            "dictionary."
+        )
+    return given
+
+
+def _row(name: str, index: int, task: Mapping[str, Any], seed: int) -> Row:
+    prompt = task.get("prompt", ())
+    return Row(
+        id=f"{name}:{index}",
+        prompt=prompt if isinstance(prompt, str) else tuple(prompt),
+        ground_truth=task.get("ground_truth"),
+        data_source=str(task.get("data_source", "")),
+        extra_info={TASK: dict(task), SEED: seed},
+        columns=dict(task),
+    )
+
+
+def _seed(*parts: Any) -> int:
+    return zlib.crc32(repr(parts).encode())
+
+
+def _with_openings(pool: EnvPool, rows: Sequence[Row]) -> list[Row]:
+    """Rows whose prompts have what reset returned: text joins the last user message."""
+    given = [(row.extra_info[TASK], row.extra_info[SEED]) for row in rows]
+    openings = _in_parts(given, lambda some: _ask(pool, "openings", len(some), tasks=some))
+    return [
+        replace(
+            row,
+            prompt=_joined(row, opening, pool.spec.target),
+            extra_info={**row.extra_info, OPENING: opening},
+        )
+        for row, opening in zip(rows, openings, strict=True)
+    ]
+
+
+def _joined(row: Row, opening: Sequence[Message], target: str) -> tuple[Message, ...]:
+    prompt = row.prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
+    is_text = len(opening) == 1 and opening[0]["role"] == "user"
+    if is_text and messages and messages[-1]["role"] == "user":
+        last = messages.pop()
+        opening = [{**last, "content": last["content"] + opening[0]["content"]}]
+    messages = [*messages, *opening]
+    if not messages or not any(message["content"] for message in messages):
+        raise ConfigError(
+            f"{target}: reset() returned nothing to show to the model, and {row.id} has no "
+            "prompt. Return the first message, or give --data."
+        )
+    return tuple(messages)
+
+
+def _in_parts(items: Sequence[Any], ask: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
+    found: list[Any] = []
+    for start in range(0, len(items), ROWS_PER_REQUEST):
+        found += ask(items[start : start + ROWS_PER_REQUEST])
+    return found
+
+
+def _ask(pool: EnvPool, op: str, count: int, **given: Any) -> list[Any]:
+    return pool.shared(0).request(op, pool.spec.timeout_s * count, **given)

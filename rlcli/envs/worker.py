@@ -1,0 +1,212 @@
+"""An environment process: loads one environment and holds many episodes of it.
+
+Runs as `python -m rlcli.envs.worker CONNECTION_FD PARENT_PID SPEC`, SPEC as JSON: target, args,
+is_tools, threads. Requests and replies are JSON: {"id", "op", ...} and {"id", "result"} or
+{"id", "error"}. Resets run one at a time, with `random` seeded; steps and tools run in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import random
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from rlcli.envs.loading import EnvLoadError, Loaded, accepted, last_line
+from rlcli.rewards.parent_pipe import ParentGone, ParentPipe
+from rlcli.system.hardware import be_killed_first, die_with_parent
+
+
+def main() -> None:
+    """Serve until the parent is gone."""
+    fd, parent_pid, spec = sys.argv[1:]
+    del sys.argv[1:]
+    die_with_parent()
+    if os.getppid() != int(parent_pid):
+        os._exit(1)
+    be_killed_first()
+    pipe = ParentPipe(int(fd))
+    with suppress(ParentGone):
+        try:
+            given = json.loads(spec)
+            loaded = Loaded(given["target"], given["args"], is_tools=given["is_tools"])
+        except EnvLoadError as error:
+            pipe.send(json.dumps({"id": 0, "error": str(error)}).encode())
+            return
+        pipe.send(json.dumps({"id": 0, "result": None}).encode())
+        _serve(pipe, Worker(loaded), threads=given["threads"])
+    os._exit(0)  # threads may still run a tool
+
+
+def _serve(pipe: ParentPipe, worker: Worker, *, threads: int) -> None:
+    lock = threading.Lock()
+
+    def answer(request: Mapping[str, Any]) -> None:
+        try:
+            message = {"id": request["id"], "result": worker.handle(request)}
+        except EnvLoadError as error:
+            message = {"id": request["id"], "error": str(error)}
+        except BaseException as error:  # an environment may raise anything, SystemExit too
+            message = {"id": request["id"], "error": last_line(error, worker.loaded.file)}
+        with lock, suppress(ParentGone):
+            pipe.send(json.dumps(message, default=str).encode())
+
+    with ThreadPoolExecutor(threads) as pool:
+        while True:
+            pool.submit(answer, json.loads(pipe.receive()))
+
+
+class Worker:
+    """Episodes of one environment, by number."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.episodes: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def handle(self, request: Mapping[str, Any]) -> Any:
+        """The result of one request."""
+        operations: dict[str, Callable[..., Any]] = {
+            "describe": self._describe,
+            "tasks": self._tasks,
+            "openings": self._openings,
+            "reset": self._reset,
+            "step": self._step,
+            "call": self._call,
+            "reward": self._reward,
+            "close": self._close,
+        }
+        given = {key: value for key, value in request.items() if key not in ("id", "op")}
+        return operations[request["op"]](**given)
+
+    def _describe(self) -> dict[str, Any]:
+        loaded = self.loaded
+        num_tasks = len(loaded.create()) if loaded.has_tasks else None
+        return {
+            "form": loaded.form,
+            "schemas": loaded.schemas(),
+            "num_tasks": num_tasks,
+            "scores": loaded.scores,
+            "floor": loaded.floor,
+        }
+
+    def _tasks(self, numbers: Sequence[tuple[int, int]]) -> list[Any]:
+        """Tasks by (index, seed)."""
+        source = self.loaded.create()
+        return [source.task(index, seed) for index, seed in numbers]
+
+    def _openings(self, tasks: Sequence[tuple[Mapping[str, Any], int]]) -> list[Any]:
+        """What reset returns for each (task, seed)."""
+        out = []
+        for task, seed in tasks:
+            out.append(self._reset(-1, task, seed))
+            self._close(-1)
+        return out
+
+    def _reset(self, episode: int, task: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
+        if self.loaded.form == "functions":
+            return []
+        # libraries draw from the one `random` of the process
+        with self._lock:
+            random.seed(seed)
+            if (numpy := sys.modules.get("numpy")) is not None:
+                numpy.random.seed(seed % 2**32)
+            environment = self.loaded.create()
+            self.episodes[episode] = environment
+            offered = dict(task) if self.loaded.form == "methods" else {}
+            offered = {**offered, "task": dict(task), "seed": seed}
+            if self.loaded.form == "methods":
+                named = inspect.signature(environment.reset).parameters
+                offered = {k: v for k, v in offered.items() if k in task or k in named}
+            given = _finished(environment.reset(**accepted(environment.reset, offered)))
+        return _messages(given[0] if isinstance(given, tuple) else given)
+
+    def _step(self, episode: int, reply: Mapping[str, Any]) -> dict[str, Any]:
+        return _read_step(_finished(self.episodes[episode].step(Reply(reply))))
+
+    def _call(self, episode: int, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        owner = self.episodes[episode] if self.loaded.form == "methods" else None
+        function = getattr(owner, name) if owner is not None else self.loaded.functions[name]
+        try:
+            content = _finished(function(**arguments))
+        except BaseException as error:  # goes back to the model
+            return {"content": f"Error: {last_line(error, self.loaded.file)}", "failed": True}
+        if not isinstance(content, str):
+            content = json.dumps(content, ensure_ascii=False, default=str)
+        return {"content": content, "failed": False}
+
+    def _reward(self, episode: int) -> float | None:
+        value = _finished(self.episodes[episode].get_reward())
+        return None if value is None else float(value)
+
+    def _close(self, episode: int) -> None:
+        environment = self.episodes.pop(episode, None)
+        if callable(getattr(environment, "close", None)):
+            environment.close()
+
+
+class Reply:
+    """What the model wrote in one turn, as step(reply) gets it: text and tool_calls."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.text: str = given["text"]
+        self.tool_calls: list[dict[str, Any]] = given["tool_calls"]
+        self.is_truncated: bool = given["is_truncated"]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _finished(value: Any) -> Any:
+    return asyncio.run(value) if inspect.iscoroutine(value) else value
+
+
+def _messages(given: Any) -> list[dict[str, Any]]:
+    """Text is a user's message. Raises: TypeError for anything that is not a conversation."""
+    if given is None:
+        return []
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    if isinstance(given, Mapping):
+        given = [given]
+    out = []
+    for message in given:
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+            raise TypeError(f"expected messages with role and content, got {message!r:.100}")
+        out.append({"role": str(message.get("role", "user")), **message})
+    return out
+
+
+def _read_step(given: Any) -> dict[str, Any]:
+    """messages, reward, done, parts of what step(reply) returned, in any of its forms."""
+    if isinstance(given, tuple):  # Gymnasium: observation, reward, terminated[, truncated], info
+        messages, reward, *ends = given
+        flags = [end for end in ends if isinstance(end, bool)]
+        fields: dict[str, Any] = {"messages": messages, "reward": reward, "done": any(flags)}
+    elif isinstance(given, Mapping):
+        fields = dict(given)
+    else:
+        names = ("messages", "reward", "done", "parts")
+        fields = {name: getattr(given, name, None) for name in names}
+    unknown = set(fields) - {"messages", "reward", "done", "parts"}
+    if unknown:
+        raise TypeError(f"step returned {', '.join(sorted(unknown))}: not known")
+    reward = fields.get("reward")
+    parts = fields.get("parts") or {}
+    return {
+        "messages": _messages(fields.get("messages")),
+        "reward": None if reward is None else float(reward),
+        "done": bool(fields.get("done")),
+        "parts": {str(name): float(value) for name, value in parts.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()

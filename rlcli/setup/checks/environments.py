@@ -1,0 +1,36 @@
+"""Settings of environments, held against the rest before anything is loaded."""
+
+from __future__ import annotations
+
+from rlcli.config.resolved import Resolved
+from rlcli.errors import ConfigError
+
+
+def settle_environment(resolved: Resolved) -> Resolved:
+    """`resolved`, without a preset's data where the environment makes its tasks.
+
+    Raises: ConfigError for what does not go together with an environment.
+    """
+    config = resolved.config
+    env = config.env
+    if not env.is_on:
+        return resolved
+    key = "env.path" if env.path is not None else "env.tools"
+    if env.path is not None and env.tools is not None:
+        raise ConfigError(
+            f"{resolved.where('env.path')} and {resolved.where('env.tools')} are both given: an "
+            "environment has its own tools. Keep one."
+        )
+    if config.rollout.engine in ("vllm", "vllm_server"):
+        raise ConfigError(
+            f"{resolved.where(key)} needs the native sampler so far, got "
+            f"{resolved.where('rollout.engine')}. Use rollout.engine=native."
+        )
+    if env.path is None or "data.train" in resolved.explicit:
+        return resolved
+    if "data.val" in resolved.explicit and config.data.val:
+        raise ConfigError(
+            f"{resolved.where('data.val')} names data to evaluate on, but {resolved.where(key)} "
+            "makes its tasks.\nGive --data too, or leave it out: env.val_tasks sets their number."
+        )
+    return resolved.override({"data.train": [], "data.val": []}, origin=resolved.sources[key])
