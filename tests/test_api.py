@@ -402,7 +402,7 @@ def test_evaluate_raises_if_nothing_is_scored(here: Path) -> None:
 
 
 def test_the_notebook_of_the_examples_runs(here: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "notebook_cells.py")]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "notebook_cells.py")]
     notebook = ROOT / "examples" / "quickstart.ipynb"
     changes = ["max_steps=40", "max_steps=2", "limit=100", "limit=5"]
     subprocess.run([*command, str(notebook), "values.json", *changes], check=True, cwd=here)

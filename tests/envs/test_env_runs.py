@@ -100,9 +100,9 @@ def test_a_model_learns_to_use_a_tool() -> None:
     assert run("--preset", "quickstart-tools", "--output_dir", "run") == 0
     scores = [row["eval/pass@1"] for row in metrics() if "eval/pass@1" in row]
     assert scores[0] < 0.25
-    assert scores[-1] >= 0.85
+    assert scores[-1] >= 0.6
     last = [row for row in metrics() if "env/tool_calls" in row][-1]
-    assert last["env/tool_calls"] > 0.9
+    assert last["env/tool_calls"] > 0.8
     assert last["episode/turns_mean"] > 1.9
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlcli.models.causal_lm import load_tokenizer
 
-QUICKSTART = Path(__file__).resolve().parent.parent / "rlcli" / "assets" / "quickstart"
+QUICKSTART = Path(__file__).resolve().parents[2] / "rlcli" / "assets" / "quickstart"
 TOOLS = """\
 {%- if tools %}{{ '<|im_start|>system\\n# Tools\\n' }}
 {%- for tool in tools %}{{ tool | tojson }}{{ '\\n' }}{%- endfor %}{{ '<|im_end|>\\n' }}{%- endif %}
