@@ -21,7 +21,7 @@ from fixed_work import LEARNING_RATE, Watch, Work, force_ends
 
 from rlcli.config.resolver import resolve
 from rlcli.rollout import native
-from rlcli.run_dir.path import open_run_dir
+from rlcli.run_dir.find_run import open_run_dir
 from rlcli.trainer.build import build_run
 from rlcli.trainer.loop import train
 from rlcli.trainer.run import Run

@@ -119,7 +119,7 @@ def random_run(
 ) -> Iterator[Run]:
     """A run of `algorithm` on a model directory, ready for its first step."""
     from rlcli.config.resolver import resolve
-    from rlcli.run_dir.path import open_run_dir
+    from rlcli.run_dir.find_run import open_run_dir
     from rlcli.trainer.build import build_run
     from rlcli.trainer.run_plan import make_plan
 

@@ -48,9 +48,9 @@ def train(
         RlcliError: As on the command line: UsageError before anything is loaded, Paused if the run
             can be resumed, TrainingError if training failed.
     """
-    from rlcli.distributed.launch_env import fit_to_env
+    from rlcli.distributed.process_count import fit_to_env
     from rlcli.doctor.gpu import num_gpus_of_several
-    from rlcli.run_dir.path import open_run_dir
+    from rlcli.run_dir.find_run import open_run_dir
     from rlcli.setup.resources import refuse_early
     from rlcli.tools.dry_run import prepare
     from rlcli.trainer.session import needs_process_group, run_session
@@ -215,7 +215,7 @@ def _with_reward(
     if isinstance(reward, Mapping):
         more = request_of(None, {"reward": reward})
         return replace(request, overrides=[*request.overrides, *more.overrides]), []
-    from rlcli.run_dir.path import find_run_dir
+    from rlcli.run_dir.find_run import find_run_dir
 
     cwd = Path.cwd()
     run = cwd

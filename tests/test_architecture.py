@@ -42,7 +42,7 @@ HEAVY = {"torch", "transformers", "peft", "pyarrow", "safetensors", "math_verify
 }  # fmt: skip
 LIGHT = ("config", "cli", "setup", "data", "monitor", "doctor", "plan", "run_dir", "system")
 LIGHT += ("api", "report", "terminal", "hub", "tools.reward_test", "models.weight_files")
-LIGHT += ("distributed.launch_env", "distributed.rank_env")
+LIGHT += ("distributed.process_count", "distributed.rank_env")
 """Rooms and modules that commands without a model import."""
 
 

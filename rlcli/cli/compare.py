@@ -146,13 +146,13 @@ def _refuse(
 
     if request.algo is not None:
         raise ConfigError(
-            "--algo names one algorithm for train. Here they are words: rlcli algo compare grpo "
-            "rloo."
+            "--algo is not an option here. Name the algorithms without it: rlcli algo compare "
+            "grpo rloo."
         )
     if taken := [f"--{name}" for name in OURS if name in request.flags]:
         raise ConfigError(
-            f"{', '.join(taken)}: every run of a comparison has a directory of its own, and goes "
-            "on by itself.\nUse --out DIR."
+            f"{', '.join(taken)} cannot be used: each run of a comparison has its own directory "
+            "and resumes automatically.\nUse --out DIR."
         )
     if not algorithms and not runs:
         raise ConfigError(
@@ -161,7 +161,7 @@ def _refuse(
         )
     if not algorithms and (settings or request.flags or request.files or request.preset):
         raise ConfigError(
-            "settings change nothing about runs that are done. Leave them out, or name algorithms."
+            "settings have no effect on finished runs. Remove them, or name algorithms to train."
         )
 
 

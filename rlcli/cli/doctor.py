@@ -80,7 +80,7 @@ def read_nodes(env: Mapping[str, str]) -> NodeEnv:
     No node may be missing. Raises: ConfigError if a variable is missing or invalid.
     """
     from rlcli.config.resolver import resolve
-    from rlcli.distributed.launch_env import fit_to_env, read_node
+    from rlcli.distributed.process_count import fit_to_env, read_node
     from rlcli.distributed.rank_env import text_of
 
     resolved = fit_to_env(resolve(flags={}, overrides=[], files=[], env=env), None, env)

@@ -99,7 +99,7 @@ def _rows(environment: Any, count: int) -> list[Row]:
 
 
 def _play(spec: EnvSpec, row: Row) -> tuple[str, tuple[list[Any], list[Any]]]:
-    """(how an episode with made-up replies went, its replies and those of the same once more)."""
+    """(summary, (replies, replies)) of one task played twice with the same made-up replies."""
     from rlcli.envs.episode import Episode, EpisodeFailedError
     from rlcli.envs.process import EnvPool
     from rlcli.errors import ConfigError

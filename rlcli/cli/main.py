@@ -29,7 +29,7 @@ from rlcli.cli.runs import runs_app
 from rlcli.cli.train import train
 from rlcli.cli.usage import UsageProblem, translated, usage_message, without_language
 from rlcli.config.script_import import with_script
-from rlcli.distributed.launch_env import end_with_launcher
+from rlcli.distributed.process_count import end_with_launcher
 from rlcli.distributed.rank_env import without_local_rank
 from rlcli.errors import RlcliError
 from rlcli.system.signals import INTERRUPTED

@@ -13,7 +13,7 @@ import typer
 from rlcli.cli.arguments import JsonAmongRun
 from rlcli.cli.options import RUN, RunRequest, takes_run_options
 from rlcli.config.resolved import Resolved
-from rlcli.distributed.launch_env import fit_to_env
+from rlcli.distributed.process_count import fit_to_env
 from rlcli.distributed.rank_env import RankEnv, read_rank
 from rlcli.doctor.gpu import num_gpus_of_several
 from rlcli.system.signals import INTERRUPTED
@@ -65,7 +65,7 @@ def _train(resolved: Resolved, ranks: RankEnv | None, *, as_json: bool) -> None:
     if ranks is None:
         _launch_several(resolved)
 
-    from rlcli.run_dir.path import open_run_dir
+    from rlcli.run_dir.find_run import open_run_dir
     from rlcli.tools.dry_run import prepare
     from rlcli.trainer.session import run_rank, run_session
 

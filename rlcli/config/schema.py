@@ -20,7 +20,7 @@ from rlcli.config.base import (
     Section,
     leaves,
 )
-from rlcli.config.environments import EnvConfig
+from rlcli.config.episodes import EnvConfig
 from rlcli.config.rewards import RewardConfig
 
 Aggregation = Literal[
@@ -135,7 +135,7 @@ class AlgorithmConfig(Section):
 
     @property
     def corrects_sampler(self) -> bool:
-        """Whether the loss is weighed by trainer/sampler ratios; `auto` was settled before."""
+        """Whether the loss is weighted by trainer/sampler ratios. `auto` has been replaced by now."""
         return self.correction in ("token", "sequence")
 
     @property
@@ -194,7 +194,7 @@ HELD_OUT = "train:5%"
 
 
 class DataConfig(Section):
-    """Prompts in."""
+    """Prompt files, chat template and length limits."""
 
     train: list[str] = ["builtin:math_reasoning"]
     """Files or patterns (parquet, json, jsonl), builtin:NAME, or hf:OWNER/NAME/FILE."""

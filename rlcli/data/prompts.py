@@ -81,7 +81,7 @@ def _opening_notes(prompts: Sequence[Prompt]) -> list[str]:
     if not any(RESPONSE_PREFIX in prompt.extra_info for prompt in prompts):
         return []
     return [
-        "prompts end in <think>: responses begin behind it. Built-in rules read it with them; "
+        "prompts end in <think>, so responses lack that tag. Built-in rules add it; "
         f"a reward function finds it in extra_info[{RESPONSE_PREFIX!r}]"
     ]
 
@@ -117,7 +117,8 @@ def token_counts(
 def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
     """Token ids with exactly one BOS where the model uses one, and no EOS of the tokenizer's.
 
-    A template may write BOS itself while the tokenizer adds another; or neither may.
+    A chat template may contain BOS or lack it. So the tokenizer's own BOS is off, and one is added
+    if it is missing.
     """
     bos = _bos(tokenizer)
     probe: list[int] = tokenizer("a")["input_ids"]

@@ -12,7 +12,7 @@ from rlcli.config.changes import HOUSEKEEPING
 from rlcli.config.resolved import Resolved, show
 from rlcli.config.schema import HELD_OUT
 from rlcli.data.files import find_files
-from rlcli.distributed.launch_env import num_local
+from rlcli.distributed.process_count import num_local
 from rlcli.errors import UsageError
 
 DATA = ("data.train", "data.val")

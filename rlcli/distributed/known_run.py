@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from rlcli.distributed.rank_env import AGENT
 from rlcli.run_dir.checkpoint import Resume
+from rlcli.run_dir.find_run import open_run_dir
 from rlcli.run_dir.folder import RunDir
-from rlcli.run_dir.path import open_run_dir
 
 if TYPE_CHECKING:
     from torch.distributed import Store

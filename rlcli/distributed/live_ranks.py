@@ -24,7 +24,7 @@ from rlcli.distributed.collectives import Ranks
 from rlcli.distributed.lines import named
 from rlcli.distributed.process_group import is_broken_collective, is_closed, why_broken
 from rlcli.distributed.rank_env import RankEnv
-from rlcli.distributed.watchdog import Watch
+from rlcli.distributed.watchdog import Heartbeats
 from rlcli.errors import RankError, RankLostError
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class LiveRanks(Ranks):
         self.env = env
         self._group: Any = dist.new_group(backend="gloo", timeout=NO_LIMIT)
         log = log_path(run_dir, env.rank)
-        self.watch = Watch(env.rank, env.world_size, store, log, **limits)
+        self.watch = Heartbeats(env.rank, env.world_size, store, log, **limits)
         self._exit_code: int | None = None
         atexit.register(self._leave)
 

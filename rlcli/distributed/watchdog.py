@@ -52,7 +52,7 @@ class Beat(NamedTuple):
 NOT_HEARD = Beat(-1, 0, 0.0, "start")
 
 
-class Watch:
+class Heartbeats:
     """Sends this rank's heartbeats; on rank 0, reports ranks that are late or silent.
 
     Every rank begins the same collectives, so a rank that has begun fewer keeps the others waiting.

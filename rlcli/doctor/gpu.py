@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlcli.config.resolved import Resolved
-from rlcli.distributed.launch_env import num_local
+from rlcli.distributed.process_count import num_local
 from rlcli.doctor.packages import TORCH, pip
 from rlcli.errors import DeviceNotFoundError
 from rlcli.system.finding import Finding

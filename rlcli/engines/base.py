@@ -42,7 +42,7 @@ class PolicyObjective(Protocol):
         draws_BT: Tensor,
         gather: Gather,
     ) -> Tensor | None:
-        """Tokens [B, T] picked once per mini-batch of all ranks; None where the loss picks none.
+        """Tokens [B, T] that the loss selects, once per mini-batch over all ranks; None if none.
 
         draws_BT: a random number in [0, 1) for each token.
         """

@@ -67,7 +67,7 @@ def _cloned(value: Any) -> Any:
 
 
 class ShardedWeights:
-    """Where the parameters and saved buffers of an empty model are stored: a key, or a conversion.
+    """Maps each parameter of a model on the meta device to its key in the files, or a conversion.
 
     Made before adapters change the names of parameters.
     """

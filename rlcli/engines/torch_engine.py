@@ -242,7 +242,7 @@ class TorchEngine(ForwardPasses):
         rows: Sequence[int],
         seed: tuple[int, ...],
     ) -> Tensor | None:
-        """[B, T] tokens the loss treats apart, chosen over the mini-batch of all ranks."""
+        """Tokens [B, T] that the loss selects, once per mini-batch over all ranks; None if none."""
         if not objective.selects:
             return None
         width = batch.token_ids_BT.shape[1]

@@ -119,7 +119,7 @@ class EnvProcess:
             raise EnvTimeoutError(f"no answer within {timeout_s:.3g} s") from error
 
     def kill(self) -> None:
-        """End the process; every request under way fails as innocent."""
+        """End the process; every request under way fails with is_innocent=True."""
         self._was_killed = True
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)

@@ -64,7 +64,7 @@ def find_environment(resolved: Resolved) -> Environment | None:
     if facts.num_tasks is not None and config.data.train:
         raise ConfigError(
             f"{resolved.where('data.train')}, but {resolved.where(key)} has "
-            f"{facts.num_tasks} tasks of its own. Leave --data out."
+            f"{facts.num_tasks} tasks of its own. Remove data.train."
         )
     if facts.scores:
         for name in SCORERS:

@@ -340,7 +340,7 @@ class _Row:
         return _Answer(reply=reply, calls=tuple(calls.calls), num_made=len(made))
 
     def _stepped(self, one: Rollout, calls: Calls) -> _Answer:
-        """The step of an environment; calls that cannot be made go back to the model instead."""
+        """Step the environment. If a call is invalid, none is made: the model gets the errors."""
         schemas = self._owner.facts.schemas
         problems = [(call.name, problem_of(call, schemas)) for call in calls.calls]
         wrong = [_error(name, text) for name, text in problems if text is not None]

@@ -18,7 +18,7 @@ from rlcli.types import Message
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlcli.config.environments import EnvConfig
+    from rlcli.config.episodes import EnvConfig
 
 TASK, SEED, OPENING = "env_task", "env_seed", "env_opening"
 """Keys of extra_info: a row's task and seed for reset, and the messages that reset returned."""

@@ -185,7 +185,7 @@ def _messages(given: Any) -> list[dict[str, Any]]:
 
 
 def _read_step(given: Any) -> dict[str, Any]:
-    """messages, reward, done, parts of what step(reply) returned, in any of its forms."""
+    """What step() returned, in any of its forms, as messages, reward, done and parts."""
     if isinstance(given, tuple):  # Gymnasium: observation, reward, terminated[, truncated], info
         messages, reward, *ends = given
         flags = [end for end in ends if isinstance(end, bool)]

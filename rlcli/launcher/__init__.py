@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rlcli.config.resolved import Resolved
 from rlcli.distributed.known_run import KnownRun, find_run
-from rlcli.distributed.launch_env import check_processes, num_local, read_node
 from rlcli.distributed.lines import speaker
+from rlcli.distributed.process_count import check_processes, num_local, read_node
 from rlcli.distributed.rank_env import AGENT
 from rlcli.launcher.job import Job, Limits
 from rlcli.launcher.record import held

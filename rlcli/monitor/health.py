@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcli.config.schema import Config
-from rlcli.monitor.health_checks import CHECKS, Verdict
+from rlcli.monitor.health_checks import CHECKS, HealthVerdict
 from rlcli.monitor.held_out import HELD_OUT_FALLING, HeldOutScore, held_out_falling, read_score
 from rlcli.monitor.judge_health_checks import JUDGE_CHECKS
 from rlcli.monitor.trend import FIRST_KEPT, LAST_KEPT
@@ -39,7 +39,7 @@ class Health:
         """Names of the verdicts that held within the last CLEAR_STEPS steps."""
         return frozenset(self._active)
 
-    def after_evaluation(self, record: Mapping[str, float | None]) -> list[Verdict]:
+    def after_evaluation(self, record: Mapping[str, float | None]) -> list[HealthVerdict]:
         """New verdicts on the held-out score; `record` holds an evaluation and its step."""
         score = read_score(_finite(record))
         if score is None:
@@ -53,7 +53,7 @@ class Health:
         self._active[verdict.name] = math.inf  # until an evaluation passes the check
         return [verdict] if is_new else []
 
-    def replay(self, record: Mapping[str, float]) -> list[Verdict]:
+    def replay(self, record: Mapping[str, float]) -> list[HealthVerdict]:
         """New verdicts on a row of metrics.jsonl: a step if it has an epoch, or an evaluation."""
         if "epoch" not in record:
             return self.after_evaluation(record)
@@ -61,7 +61,7 @@ class Health:
 
     def after(
         self, step: int, record: Mapping[str, float | None], *, error: str = ""
-    ) -> list[Verdict]:
+    ) -> list[HealthVerdict]:
         """New verdicts after `step` steps. error: most frequent reason for unscored rollouts.
 
         NaN and infinity count as absent.
@@ -81,13 +81,13 @@ def _finite(record: Mapping[str, float | None]) -> StepRecord:
     return {k: v for k, v in record.items() if v is not None and math.isfinite(v)}
 
 
-def _with_cause(verdict: Verdict, error: str) -> Verdict:
+def _with_cause(verdict: HealthVerdict, error: str) -> HealthVerdict:
     if verdict.name != "unscored" or not error:
         return verdict
     return replace(verdict, says=f"{verdict.says} Most often: {error.rstrip('.')}.")
 
 
-def diagnose(steps: Sequence[StepRecord], config: Config) -> list[Verdict]:
+def diagnose(steps: Sequence[StepRecord], config: Config) -> list[HealthVerdict]:
     """All verdicts that hold after the last of these steps."""
     verdicts = [check(steps, config) for check in (*CHECKS, *JUDGE_CHECKS)]
     return [verdict for verdict in verdicts if verdict is not None]
@@ -129,7 +129,7 @@ class HealthLog:
         active = self._health.active if self._health else frozenset()
         return last_verdicts(self._file.parent, names=active)
 
-    def _note(self, step: int, verdicts: Sequence[Verdict]) -> list[str]:
+    def _note(self, step: int, verdicts: Sequence[HealthVerdict]) -> list[str]:
         notes: list[str] = []
         for verdict in verdicts:
             row = {

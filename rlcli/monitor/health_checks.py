@@ -53,7 +53,7 @@ MEAN_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class HealthVerdict:
     """A problem and its cause (`says`), and the change to make (`cure`)."""
 
     name: str
@@ -92,7 +92,7 @@ def _kl_knob(config: Config) -> str:
     return f"algorithm.{name} (now {getattr(config.algorithm, name):g})"
 
 
-def reward_zero(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def reward_zero(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Every score is 0."""
     if not _all_zero(steps):
         return None
@@ -102,7 +102,7 @@ def reward_zero(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         cure = f"Lower train.lr (now {config.train.lr:g}); --resume STEP goes back to a checkpoint."
     else:
         says, cure = _why_zero(steps[-1], config)
-    return Verdict(name="reward_zero", says=f"reward is 0 everywhere: {says}.", cure=cure)
+    return HealthVerdict(name="reward_zero", says=f"reward is 0 everywhere: {says}.", cure=cure)
 
 
 def _why_zero(step: StepRecord, config: Config) -> tuple[str, str]:
@@ -152,17 +152,17 @@ def is_for_judge(step: StepRecord, config: Config) -> bool:
     return reward.judge.enabled and (is_alone or any(UNSCORED_BY_JUDGE in name for name in step))
 
 
-def unscored(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def unscored(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Too many rollouts without a score; the judge has its own verdict for this."""
     share = unscored_share(steps, config)
     if share is None or is_for_judge(steps[-1], config):
         return None
     says = f"the reward leaves {share:.0%} of the rollouts unscored; they are masked out."
     cure = f"Fix the reward function, or raise reward.timeout_s (now {config.reward.timeout_s:g})."
-    return Verdict(name="unscored", says=says, cure=cure)
+    return HealthVerdict(name="unscored", says=says, cure=cure)
 
 
-def zero_variance(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def zero_variance(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Too many groups without reward variance."""
     tied = last_values(steps, "zero_variance_share", MEAN_STEPS)
     if not tied or fmean(tied) <= MAX_TIED or _all_zero(steps):
@@ -175,20 +175,20 @@ def zero_variance(steps: Sequence[StepRecord], config: Config) -> Verdict | None
         cure = "Harder prompts, or algorithm.dynamic_sampling=true, which draws others."
     else:
         cure = f"Raise rollout.n (now {config.rollout.n}), or begin with easier prompts."
-    return Verdict(name="zero_variance", says=says, cure=cure)
+    return HealthVerdict(name="zero_variance", says=says, cure=cure)
 
 
-def kl_high(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def kl_high(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """The policy is far from the reference."""
     values = last_values(steps, "kl_divergence", LEVEL_STEPS)
     if not values or min(values) <= KL_RANGE[1]:
         return None
     says = f"kl_divergence {values[-1]:.2g} is above {KL_RANGE[1]:g}: far from the reference model."
     cure = f"Raise {_kl_knob(config)}, or lower train.lr (now {config.train.lr:g})."
-    return Verdict(name="kl_high", says=says, cure=cure)
+    return HealthVerdict(name="kl_high", says=says, cure=cure)
 
 
-def kl_low(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def kl_low(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """The policy stays at the reference and reward does not rise."""
     values = last_values(steps, "kl_divergence", FAST_STEPS)
     is_low = bool(values) and max(map(abs, values)) < KL_RANGE[0]
@@ -201,10 +201,10 @@ def kl_low(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         f"{steps[-1]['step']:.0f} steps and reward does not rise: the policy hardly moves."
     )
     cure = f"Raise train.lr (now {config.train.lr:g}), or lower {_kl_knob(config)}."
-    return Verdict(name="kl_low", says=says, cure=cure)
+    return HealthVerdict(name="kl_low", says=says, cure=cure)
 
 
-def clip_high(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def clip_high(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Updates exceed the clip range."""
     values = last_values(steps, "clip_fraction", LEVEL_STEPS)
     if not values or min(values) <= MAX_CLIP:
@@ -213,7 +213,7 @@ def clip_high(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         f"clip_fraction {values[-1]:.2g} is above {MAX_CLIP:g}: updates overshoot the clip range."
     )
     cure = f"Lower train.lr (now {config.train.lr:g}){_fewer_updates(config)}."
-    return Verdict(name="clip_high", says=says, cure=cure)
+    return HealthVerdict(name="clip_high", says=says, cure=cure)
 
 
 def _updates(config: Config) -> int:
@@ -229,7 +229,7 @@ def _fewer_updates(config: Config) -> str:
     return larger if _updates(config) > 1 else ""
 
 
-def clip_none(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def clip_none(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Several updates per step, but the policy hardly moves."""
     values = last_values(steps, "clip_fraction", NO_CLIP_STEPS)
     updates = _updates(config)
@@ -244,10 +244,10 @@ def clip_none(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         "rise: the policy hardly moves."
     )
     cure = f"Raise train.lr (now {config.train.lr:g})."
-    return Verdict(name="clip_none", says=says, cure=cure)
+    return HealthVerdict(name="clip_none", says=says, cure=cure)
 
 
-def entropy_collapse(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def entropy_collapse(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """The policy stops exploring before the task is solved."""
     values = recent_values(steps, "entropy")
     if len(values) < FAST_STEPS + MEAN_STEPS or _is_solved(steps):
@@ -269,10 +269,10 @@ def entropy_collapse(steps: Sequence[StepRecord], config: Config) -> Verdict | N
         f"Raise algorithm.entropy_coef (now {config.algorithm.entropy_coef:g}){wider}, or lower "
         f"train.lr (now {config.train.lr:g})."
     )
-    return Verdict(name="entropy_collapse", says=says, cure=cure)
+    return HealthVerdict(name="entropy_collapse", says=says, cure=cure)
 
 
-def length_runaway(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def length_runaway(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Responses grow without earning more reward."""
     values = recent_values(steps, "response_length_mean")
     if len(values) < LENGTH_STEPS // 2 + MEAN_STEPS:
@@ -290,10 +290,10 @@ def length_runaway(steps: Sequence[StepRecord], config: Config) -> Verdict | Non
         "Try algorithm.overlong_penalty=true, or algorithm.aggregation=seq_mean_token_sum_norm, "
         "which does not pay for length."
     )
-    return Verdict(name="length_runaway", says=says, cure=cure)
+    return HealthVerdict(name="length_runaway", says=says, cure=cure)
 
 
-def truncation(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def truncation(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Too many responses reach the length limit."""
     values = last_values(steps, "truncated_share", LEVEL_STEPS)
     if not values or min(values) <= MAX_TRUNCATED or _all_zero(steps):
@@ -303,10 +303,10 @@ def truncation(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         f"Raise data.max_response_tokens (now {config.data.max_response_tokens:,}), or set "
         "algorithm.overlong_filter=true to leave them out of the loss."
     )
-    return Verdict(name="truncation", says=says, cure=cure)
+    return HealthVerdict(name="truncation", says=says, cure=cure)
 
 
-def sampler_gap(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def sampler_gap(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Sampler and trainer give the same tokens different probabilities."""
     key = "sampler/prob_diff_mean" if "sampler/prob_diff_mean" in steps[-1] else "sampler/prob_gap"
     values = last_values(steps, key, LEVEL_STEPS)
@@ -320,10 +320,10 @@ def sampler_gap(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         cure = "algorithm.correction makes up for part of it; model.dtype=float32 removes it."
     else:
         cure = "Set algorithm.correction=token, or model.dtype=float32."
-    return Verdict(name="sampler_gap", says=says, cure=cure)
+    return HealthVerdict(name="sampler_gap", says=says, cure=cure)
 
 
-def reward_length(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def reward_length(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """The reward correlates with response length."""
     values = last_values(steps, "reward_length_correlation", MEAN_STEPS)
     if not values or min(map(abs, values)) <= MAX_LENGTH_CORRELATION or _all_zero(steps):
@@ -337,10 +337,10 @@ def reward_length(steps: Sequence[StepRecord], config: Config) -> Verdict | None
         cure = f"Long ones are cut: raise data.max_response_tokens (now {limit:,})."
     else:
         cure = "Read some (rlcli rollouts view --best); then mend the reward or the judge's prompt."
-    return Verdict(name="reward_length", says=says, cure=cure)
+    return HealthVerdict(name="reward_length", says=says, cure=cure)
 
 
-def reward_falling(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def reward_falling(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Reward has fallen by more than chance."""
     values = recent_values(steps, "reward_mean")
     if len(values) < MIN_TREND_STEPS:
@@ -353,20 +353,20 @@ def reward_falling(steps: Sequence[StepRecord], config: Config) -> Verdict | Non
     again = f"Lower train.lr (now {config.train.lr:g}){_fewer_updates(config)}"
     more = f", or raise {_kl_knob(config)}" if config.algorithm.needs_reference else ""
     cure = f"{again}{more}; an earlier checkpoint is resumed with --resume STEP."
-    return Verdict(name="reward_falling", says=says, cure=cure)
+    return HealthVerdict(name="reward_falling", says=says, cure=cure)
 
 
-def skipped_updates(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def skipped_updates(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Updates skipped because of NaN or infinite gradients."""
     skipped = steps[-1].get("skipped_updates", 0.0)
     if not skipped:
         return None
     says = f"{skipped:.0f} updates were skipped: the gradient was not finite."
     cure = f"Lower train.lr (now {config.train.lr:g}), or set model.dtype=float32."
-    return Verdict(name="skipped_updates", says=says, cure=cure)
+    return HealthVerdict(name="skipped_updates", says=says, cure=cure)
 
 
-Check = Callable[[Sequence[StepRecord], Config], Verdict | None]
+Check = Callable[[Sequence[StepRecord], Config], HealthVerdict | None]
 CHECKS: tuple[Check, ...] = (
     reward_zero,
     unscored,

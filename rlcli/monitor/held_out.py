@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlcli.config.schema import Config
-from rlcli.monitor.health_checks import Verdict
+from rlcli.monitor.health_checks import HealthVerdict
 from rlcli.monitor.trend import LAST_KEPT, is_rising
 from rlcli.types import StepRecord
 
@@ -52,7 +52,7 @@ def read_score(record: StepRecord) -> HeldOutScore | None:
 
 def held_out_falling(
     scores: Sequence[HeldOutScore], steps: Sequence[StepRecord], config: Config
-) -> Verdict | None:
+) -> HealthVerdict | None:
     """The held-out score fell by more than its interval.
 
     Either twice in a row, or once during a fall in which the training reward rises.
@@ -76,7 +76,7 @@ def held_out_falling(
     cure = f"Lower train.lr (now {config.train.lr:g})"
     if not config.algorithm.needs_reference:
         cure += " or set algorithm.kl_loss=true"
-    return Verdict(
+    return HealthVerdict(
         name=HELD_OUT_FALLING,
         says=says,
         cure=f"{cure}. The checkpoint with the best score is kept: rlcli ckpt list RUN.",

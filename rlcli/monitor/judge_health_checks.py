@@ -11,7 +11,7 @@ from rlcli.monitor.health_checks import (
     SAME_SCORES,
     UNSCORED_BY_JUDGE,
     Check,
-    Verdict,
+    HealthVerdict,
     is_for_judge,
     reward_length,
     unscored_share,
@@ -29,7 +29,7 @@ MIN_AGREEMENT = 0.7
 """Chance level is 0.5."""
 
 
-def canary(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def canary(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Known bad answers get high scores."""
     score = steps[-1].get("judge/canary_score", 0.0)
     if score <= MAX_CANARY_SCORE:
@@ -41,10 +41,10 @@ def canary(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
     cure = "Take a stronger reward.judge.model or a stricter reward.judge.prompt."
     if not config.reward.judge.rule_first and not config.reward.composite:
         cure += " Where answers can be compared, reward.judge.rule_first=true asks it less."
-    return Verdict(name="judge_canary", says=says, cure=cure)
+    return HealthVerdict(name="judge_canary", says=says, cure=cure)
 
 
-def injections(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def injections(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Responses address the judge."""
     rates = last_values(steps, "judge/injection_rate", LEVEL_STEPS)
     if not rates or min(rates) <= MAX_INJECTION_RATE:
@@ -57,10 +57,10 @@ def injections(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         "Read some (rlcli rollouts view --best); where they are paid for, take a stronger "
         "reward.judge.model and go back with --resume STEP."
     )
-    return Verdict(name="judge_injections", says=says, cure=cure)
+    return HealthVerdict(name="judge_injections", says=says, cure=cure)
 
 
-def alike(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def alike(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """The judge's scores do not vary."""
     spreads = last_values(steps, "judge/score_std", MEAN_STEPS)
     if not spreads or max(spreads) >= SAME_SCORES:
@@ -71,10 +71,10 @@ def alike(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         "Read its reasons (rlcli rollouts view); then describe more steps of the scale in "
         "reward.judge.prompt, or take another reward.judge.model."
     )
-    return Verdict(name="judge_alike", says=says, cure=cure)
+    return HealthVerdict(name="judge_alike", says=says, cure=cure)
 
 
-def length(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def length(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """The judge rewards length, although other parts keep the total reward from doing so."""
     values = last_values(steps, "judge/length_correlation", LENGTH_STEPS)
     if not values or min(values) <= MAX_LENGTH_CORRELATION or reward_length(steps, config):
@@ -84,10 +84,10 @@ def length(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         "Say in reward.judge.prompt that length earns nothing; algorithm.overlong_penalty=true "
         "holds against it."
     )
-    return Verdict(name="judge_length", says=says, cure=cure)
+    return HealthVerdict(name="judge_length", says=says, cure=cure)
 
 
-def agreement(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def agreement(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Judge and rule disagree."""
     shares = last_values(steps, "judge/rule_agreement", MEAN_STEPS)
     if not shares or max(shares) >= MIN_AGREEMENT:
@@ -100,16 +100,16 @@ def agreement(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         "Read where they differ (rlcli rollouts view, rlcli reward test); then mend reward.fn, "
         "or take another reward.judge.prompt or reward.judge.model."
     )
-    return Verdict(name="judge_agreement", says=says, cure=cure)
+    return HealthVerdict(name="judge_agreement", says=says, cure=cure)
 
 
-def unscored(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def unscored(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """Too many rollouts without a score from the judge."""
     share = unscored_share(steps, config)
     if share is None or not is_for_judge(steps[-1], config):
         return None
     says = f"the judge leaves {share:.0%} of the rollouts unscored; they are masked out."
-    return Verdict(name="unscored", says=says, cure=_unscored_knob(steps[-1], config))
+    return HealthVerdict(name="unscored", says=says, cure=_unscored_knob(steps[-1], config))
 
 
 def _unscored_knob(step: StepRecord, config: Config) -> str:
@@ -138,7 +138,7 @@ def _unscored_knob(step: StepRecord, config: Config) -> str:
     )
 
 
-def cache(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
+def cache(steps: Sequence[StepRecord], config: Config) -> HealthVerdict | None:
     """The judge's cache can no longer be written."""
     if not steps[-1].get("judge/cache_lost"):
         return None
@@ -150,7 +150,7 @@ def cache(steps: Sequence[StepRecord], config: Config) -> Verdict | None:
         "Look at the disk; delete judge_cache.sqlite (or the file of reward.judge.cache) before "
         "the run is resumed, or set reward.judge.cache=off."
     )
-    return Verdict(name="judge_cache", says=says, cure=cure)
+    return HealthVerdict(name="judge_cache", says=says, cure=cure)
 
 
 JUDGE_CHECKS: tuple[Check, ...] = (unscored, canary, injections, alike, agreement, length, cache)

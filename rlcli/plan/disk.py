@@ -9,7 +9,7 @@ from rlcli.config.schema import Config
 from rlcli.plan.memory import Models
 from rlcli.plan.states import adapters, critic_parameters
 from rlcli.run_dir.disk_usage import most_at_once, need_of
-from rlcli.run_dir.path import find_run_dir
+from rlcli.run_dir.find_run import find_run_dir
 from rlcli.system.disk import GIB, folder_bytes, free_bytes
 
 

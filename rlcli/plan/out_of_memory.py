@@ -69,6 +69,6 @@ def _cures(plan: RunPlan, name: str) -> tuple[str, list[str]]:
 
 
 def _halves(resolved: Resolved, name: str) -> list[str]:
-    """The setting that governs a phase's activations, halved, if the plan suggests nothing."""
+    """If the plan suggests nothing: the setting that bounds the phase's activations, halved."""
     key = "rollout.max_num_seqs" if name == "rollout" else "train.tokens_per_micro_batch"
     return [f"{key}={max(1, resolved.values()[key] // 2)}"]

@@ -36,8 +36,8 @@ class ScoredRollouts:
 def collate(collected: ScoredRollouts, *, needs: frozenset[str]) -> Batch:
     """This rank's rollouts as tensors. Unscored rows stay, with valid_B 0.
 
-    A group with fewer than two scores is invalid where the estimator compares within groups;
-    so is, for ReMax, a prompt whose greedy rollout is unscored.
+    valid_B is also 0 for groups with fewer than two scores, if the estimator compares within
+    groups, and for prompts whose greedy rollout is unscored, if it uses one (ReMax).
     """
     rollouts, rewards = collected.rollouts, collected.rewards
     groups = groups_of(collected)

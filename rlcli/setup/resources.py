@@ -14,7 +14,7 @@ from rlcli.config.schema import Config
 from rlcli.data.readers import Reading, Row, Scan, read_scan
 from rlcli.data.rendering import ChatFormat
 from rlcli.data.sets import hold_out, is_held_out, overlap_notes, repeat_notes
-from rlcli.distributed.launch_env import check_processes, read_node
+from rlcli.distributed.process_count import check_processes, read_node
 from rlcli.envs.run import Environment, build_dialogue
 from rlcli.errors import (
     ConfigError,
@@ -452,7 +452,7 @@ def _gold_notes(config: Config, rows: Sequence[Any]) -> list[str]:
 
 
 def find_critic(resolved: Resolved, model_dir: Path, model_config: Any) -> Path:
-    """The folder of the critic's model. Raises: ModelError when it reads other token ids."""
+    """The folder of the critic's model. Raises: ModelError if its token ids differ."""
     config = resolved.config
     if config.critic.path is None:
         return model_dir

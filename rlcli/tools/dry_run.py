@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 from rlcli.config.resolved import Resolved, show
 from rlcli.config.schema import Config, defaults
 from rlcli.data.sets import is_held_out, overlap_notes, val_name
-from rlcli.distributed.launch_env import check_processes, num_local
+from rlcli.distributed.process_count import check_processes, num_local
 from rlcli.doctor.gpu import count_gpus
 from rlcli.errors import LaunchError, MissingResourceError
 from rlcli.models.weight_files import Use
 from rlcli.plan.judge import judge_notes
-from rlcli.run_dir.path import check_name
+from rlcli.run_dir.find_run import check_name
 from rlcli.setup import checks
 from rlcli.setup.resources import (
     LOAD_CHECK_NOTE,

@@ -41,7 +41,7 @@ def build_run(
     ranks: LiveRanks | None = None,
     stop: StopRequest | None = None,
 ) -> Run:
-    """Build this rank's run and load its weights, after its reward, which is likelier to fail.
+    """Build this rank's run: first its reward, which fails more often, then its weights.
 
     ranks: None for a process that trains alone. stop: receives the signals that end the run early.
 

@@ -69,8 +69,8 @@ def check_width(plan: Plan, num_ranks: int) -> None:
     if rollout.engine != "vllm" or num_ranks % rollout.tensor_parallel == 0:
         return
     raise ConfigError(
-        f"{plan.resolved.where('rollout.tensor_parallel')} needs that many processes, or twice as "
-        f"many, and so on; this run has {num_ranks}.\n"
+        f"{plan.resolved.where('rollout.tensor_parallel')} needs a number of processes that is a "
+        f"multiple of it; this run has {num_ranks}.\n"
         f"Set N_GPUS={rollout.tensor_parallel}, or rollout.tensor_parallel=1."
     )
 

@@ -236,7 +236,7 @@ class Checkpoints:
         self._writing = self._writer.submit(self._store.write, copied)
 
     def _now(self, step: int, run: SavedRun) -> Save:
-        """The state of a run as it is: the engine's tensors are those that training goes on with.
+        """The state of a run, not copied: the engine's tensors are the live ones.
 
         Other ranks with a share of the state begin to write it.
         """
@@ -254,8 +254,8 @@ class Checkpoints:
             return True
         if not self._told_no_room:
             run.monitor.note(
-                f"training waits while a checkpoint is written: for a copy of {gib(num_bytes)} "
-                f"too little memory is free ({gib(room)})"
+                "training waits while a checkpoint is written: a copy needs "
+                f"{gib(COPY_ROOM * num_bytes)} of free memory, and {gib(room)} is free"
             )
             self._told_no_room = True
         return False

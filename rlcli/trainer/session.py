@@ -17,7 +17,7 @@ from rlcli.config.changes import PER_SESSION, TENSORS, changes
 from rlcli.config.schema import Config
 from rlcli.data.sets import val_name
 from rlcli.distributed.facts import gather_facts
-from rlcli.distributed.launch_env import check_ranks
+from rlcli.distributed.process_count import check_ranks
 from rlcli.errors import (
     ConfigError,
     Paused,
@@ -32,9 +32,9 @@ from rlcli.plan.out_of_memory import is_out_of_memory, out_of_memory_error
 from rlcli.report import write_report
 from rlcli.run_dir.checkpoint import Resume, holds_critic, saved_steps
 from rlcli.run_dir.disk_usage import check_disk, disk_need
+from rlcli.run_dir.find_run import open_run_dir
 from rlcli.run_dir.folder import RunDir
 from rlcli.run_dir.heartbeat import start_heartbeat
-from rlcli.run_dir.path import open_run_dir
 from rlcli.system.hardware import usable_cores
 from rlcli.system.signals import BY_CTRL_C, INTERRUPTED, StopRequest
 from rlcli.terminal.i18n import translator

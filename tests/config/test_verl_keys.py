@@ -92,7 +92,7 @@ def test_every_other_variable_of_the_guides_has_a_reader_and_is_never_written(
     row: Row, run: Any
 ) -> None:
     name = row.name.removeprefix("env ")
-    place = {"key": "rewards/judge/*.py", "launch": "distributed/launch_env.py"}[row.ours]
+    place = {"key": "rewards/judge/*.py", "launch": "distributed/process_count.py"}[row.ours]
     assert any(name in path.read_text("utf-8") for path in (ROOT / "rlcli").glob(place))
     resolved = run(env={name: row.value})
     assert row.ours == "launch" or row.value not in str(resolved)

@@ -13,7 +13,7 @@ import pytest
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
 from rlcli.monitor.health import CLEAR_STEPS, Health, HealthLog
-from rlcli.monitor.health_checks import Verdict
+from rlcli.monitor.health_checks import HealthVerdict
 from rlcli.monitor.rollout_stats import common_error, length_correlation, zero_facts
 from rlcli.monitor.trend import FIRST_KEPT, LAST_KEPT
 from rlcli.types import Prompt, Reward, Rollout
@@ -45,9 +45,11 @@ WELL = {
 Value = float | Callable[[int], float]
 
 
-def judged(steps: int, config: Config = CONFIG, **metrics: Value) -> dict[str, tuple[int, Verdict]]:
+def judged(
+    steps: int, config: Config = CONFIG, **metrics: Value
+) -> dict[str, tuple[int, HealthVerdict]]:
     """Name -> (step, verdict) of a run that is well but for these metrics."""
-    found: dict[str, tuple[int, Verdict]] = {}
+    found: dict[str, tuple[int, HealthVerdict]] = {}
     health = Health(config)
     for step in range(1, steps + 1):
         own = {k.replace("__", "/"): v(step) if callable(v) else v for k, v in metrics.items()}
@@ -57,7 +59,7 @@ def judged(steps: int, config: Config = CONFIG, **metrics: Value) -> dict[str, t
     return found
 
 
-def only(found: dict[str, tuple[int, Verdict]], name: str) -> tuple[int, str, str]:
+def only(found: dict[str, tuple[int, HealthVerdict]], name: str) -> tuple[int, str, str]:
     assert list(found) == [name]
     step, verdict = found[name]
     return step, verdict.says, verdict.cure

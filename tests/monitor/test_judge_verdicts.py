@@ -9,7 +9,7 @@ import pytest
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
 from rlcli.monitor.health import Health
-from rlcli.monitor.health_checks import Verdict
+from rlcli.monitor.health_checks import HealthVerdict
 
 CONFIG = with_values(
     Config(),
@@ -36,7 +36,7 @@ WELL = {
 MIX = {"reward.composite": True, "reward.weights": {"judge": 0.5, "rule_score": 0.5}}
 
 
-def after(steps: int, config: Config = CONFIG, **metrics: Any) -> list[tuple[int, Verdict]]:
+def after(steps: int, config: Config = CONFIG, **metrics: Any) -> list[tuple[int, HealthVerdict]]:
     """(step, verdict) of a run that is well but for these metrics."""
     health = Health(config)
     own = {**WELL, **{name.replace("__", "/"): value for name, value in metrics.items()}}

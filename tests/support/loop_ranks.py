@@ -23,8 +23,8 @@ from rlcli.distributed.collectives import broadcast_from_rank0
 from rlcli.distributed.process_group import process_group
 from rlcli.distributed.rank_env import read_rank
 from rlcli.errors import RlcliError
+from rlcli.run_dir.find_run import open_run_dir
 from rlcli.run_dir.folder import RunDir
-from rlcli.run_dir.path import open_run_dir
 from rlcli.trainer.run_plan import make_plan
 from rlcli.trainer.session import train_together
 

@@ -36,7 +36,7 @@ SPEAKING = (
     "run_dir/disk_usage.py",
     "hub.py",
     "setup/resources.py",
-    "distributed/launch_env.py",
+    "distributed/process_count.py",
     "models/load_check/",
     "monitor/health.py",
     "monitor/judge_health_checks.py",

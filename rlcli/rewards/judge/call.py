@@ -13,7 +13,7 @@ from rlcli.rewards.judge.client import MODES, Connection, Reply, Request, verdic
 from rlcli.rewards.judge.counters import Tally
 from rlcli.rewards.judge.faults import FATAL, Fault, Kind, Outage
 from rlcli.rewards.judge.parse_reply import read_verdict
-from rlcli.rewards.judge.rate_limiter import Governor, backoff_s
+from rlcli.rewards.judge.rate_limiter import RateLimiter, backoff_s
 from rlcli.rewards.judge.send_pacing import SENDING, Turns
 from rlcli.rewards.judge.templates import Template
 
@@ -82,7 +82,7 @@ class Asker:
         connection: Connection,
         template: Template,
         *,
-        governor: Governor,
+        limiter: RateLimiter,
         budget: Budget,
         timeout_s: float,
         deadline_s: float = DEADLINE_S,
@@ -92,7 +92,7 @@ class Asker:
         self.budget = budget
         self._connection = connection
         self._template = template
-        self._governor = governor
+        self._limiter = limiter
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
         self._temperature = temperature
@@ -113,7 +113,7 @@ class Asker:
         course = _CallState(
             most_tries=tries,
             patience=Patience(probes=tries, since=asyncio.get_running_loop().time()),
-            answered_before=self._governor.answered,
+            answered_before=self._limiter.answered,
         )
         while True:
             try:
@@ -152,10 +152,10 @@ class Asker:
 
     async def _call(self, user: str, course: _CallState, usage: dict[str, float]) -> Reply:
         """One call, counted. Raises: Fault, BudgetSpent."""
-        governor = self._governor
+        limiter = self._limiter
         is_first = course.deadline == math.inf
         tokens = (len(self._template.system.encode()) + len(user.encode())) / 4 + 100
-        async with governor.call(
+        async with limiter.call(
             tokens, first=not is_first, patience=course.patience, deadline=course.deadline
         ) as started:
             if is_first:
@@ -168,24 +168,24 @@ class Asker:
             except Fault as fault:
                 self._note(fault, started)
                 raise
-            governor.note_answer()
+            limiter.note_answer()
         self._tally.latency(asyncio.get_running_loop().time() - started)
         used = (reply.input_tokens, reply.output_tokens)
         if None not in used:
-            governor.count_tokens(tokens, float(sum(count or 0 for count in used)))
+            limiter.count_tokens(tokens, float(sum(count or 0 for count in used)))
         return reply
 
     def _note(self, fault: Fault, started: float) -> None:
-        """Let the governor know of a call that failed."""
+        """Let the limiter know of a call that failed."""
         if fault.kind is Kind.TRANSIENT:
-            self._governor.hold(fault.retry_after_s)
-            if self._governor.breaker.note_failure(started, fault):
+            self._limiter.hold(fault.retry_after_s)
+            if self._limiter.breaker.note_failure(started, fault):
                 self._tally.add("breaker_openings")
             return
-        self._governor.breaker.note_answer()
+        self._limiter.breaker.note_answer()
         if fault.kind is Kind.THROTTLE:
             self._tally.add("throttled")
-            self._governor.note_throttle(started, fault.retry_after_s)
+            self._limiter.note_throttle(started, fault.retry_after_s)
 
     async def _paid(self, request: Request, usage: dict[str, float]) -> Reply:
         """One call within the time it may take, its cost settled however it ends."""
@@ -195,7 +195,7 @@ class Asker:
         try:
             await self._turns.take()
             # The gate may have closed during the wait for money or a turn.
-            await self._governor.gate()
+            await self._limiter.gate()
             is_billed = True  # also when it is cancelled: nobody knows how far it came
             async with asyncio.timeout(self._timeout_s):
                 answer = reply = await self._connection.ask(request)
@@ -220,9 +220,9 @@ class Asker:
             course.folds_system = course.has_folded = True
             return True
         if fault.kind is Kind.THROTTLE:
-            if self._governor.open_at < course.deadline:
+            if self._limiter.open_at < course.deadline:
                 return True
-            self._governor.give_up(fault, since=course.deadline - self._deadline_s)
+            self._limiter.give_up(fault, since=course.deadline - self._deadline_s)
             return False
         if fault.kind is Kind.BAD:
             again = not course.was_reminded
@@ -237,13 +237,13 @@ class Asker:
         """Wait after a call without an answer; returns whether to call again."""
         course.tries += 1
         if course.tries >= course.most_tries:
-            was_answering = self._governor.answered > course.answered_before
+            was_answering = self._limiter.answered > course.answered_before
             if not was_answering or course.rounds >= ROUNDS:
                 return False
-            course.answered_before = self._governor.answered
+            course.answered_before = self._limiter.answered
             course.rounds, course.tries = course.rounds + 1, 0
         wait_s = backoff_s(course.tries)
-        next_at = max(asyncio.get_running_loop().time() + wait_s, self._governor.open_at)
+        next_at = max(asyncio.get_running_loop().time() + wait_s, self._limiter.open_at)
         if next_at > course.deadline:
             return False
         await asyncio.sleep(wait_s)

@@ -19,7 +19,7 @@ from rlcli.rewards.judge.connect import connect
 from rlcli.rewards.judge.faults import Fault, Kind
 from rlcli.rewards.judge.panel_member import temperature_of
 from rlcli.rewards.judge.providers import PROVIDERS, Provider, find_base_url, members_of
-from rlcli.rewards.judge.rate_limiter import Governor
+from rlcli.rewards.judge.rate_limiter import RateLimiter
 from rlcli.rewards.judge.templates import Template, load_template, render, values_of
 
 LOOPBACK = ("localhost", "127.", "[::1]")
@@ -116,7 +116,7 @@ async def _probe(
     asker = Asker(
         connection,
         template,
-        governor=Governor(concurrency=1, rpm=None, tpm=None),
+        limiter=RateLimiter(concurrency=1, rpm=None, tpm=None),
         budget=Budget(max_usd=None, price=None),
         timeout_s=config.timeout_s,
         deadline_s=PROBE_DEADLINE_S,

@@ -15,7 +15,7 @@ from rlcli.rewards.judge.call import MAX_TOKENS, Asker, Verdict
 from rlcli.rewards.judge.client import Access, verdict_schema
 from rlcli.rewards.judge.connect import connect
 from rlcli.rewards.judge.counters import Tally
-from rlcli.rewards.judge.rate_limiter import Governor
+from rlcli.rewards.judge.rate_limiter import RateLimiter
 from rlcli.rewards.judge.templates import Template
 
 VOTE_TEMPERATURE = 1.0
@@ -39,11 +39,11 @@ class Member:
         self.config = config
         self.name = f"{access.provider} {access.model}"
         self.connection = connect(access)
-        self.governor = Governor(concurrency=config.concurrency, rpm=config.rpm, tpm=config.tpm)
+        self.limiter = RateLimiter(concurrency=config.concurrency, rpm=config.rpm, tpm=config.tpm)
         self.asker = Asker(
             self.connection,
             template,
-            governor=self.governor,
+            limiter=self.limiter,
             budget=budget,
             timeout_s=config.timeout_s,
             temperature=temperature,
@@ -62,12 +62,12 @@ class Member:
 
     def trouble(self) -> str | None:
         """What keeps calls from starting; None while nothing does. From any thread."""
-        wait_s = self.governor.open_at - time.monotonic()
+        wait_s = self.limiter.open_at - time.monotonic()
         if wait_s >= 1:
             return f"the judge ({self.name}) has a rate limit: no call for {wait_s:.0f} s."
-        if not self.governor.breaker.is_open:
+        if not self.limiter.breaker.is_open:
             return None
-        cause, every = self.governor.breaker.cause, circuit_breaker.BREAK_S
+        cause, every = self.limiter.breaker.cause, circuit_breaker.BREAK_S
         return f"the judge ({self.name}) does not answer ({cause}): asked again every {every:g} s."
 
     def claim(self, prompt: str) -> bytes:

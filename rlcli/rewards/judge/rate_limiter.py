@@ -46,7 +46,7 @@ class Pace:
         self._next_at += units * self._unit_s
 
 
-class Governor:
+class RateLimiter:
     """A breaker, slots, a gate and paces for every call. Used within one event loop.
 
     The number of slots grows by GROWTH per answer until the first rate limit, then by one per round
@@ -84,13 +84,14 @@ class Governor:
     async def call(
         self, tokens: float, *, first: bool, patience: Patience, deadline: float = math.inf
     ) -> AsyncIterator[float]:
-        """Hold a slot for a call of about `tokens`, when it may start: at the loop time given.
+        """Wait until a call of about `tokens` may start; yield its start time (loop clock).
 
-        first: ahead of the queue, for a call that has waited its turn once.
+        The call holds a slot inside. first: ahead of the queue, for a call that is repeated, such
+        as one that was refused with status 429.
 
         Raises:
-            Outage: while it waited for a judge that does not answer, its patience ended or the
-                deadline, in loop time, went by; or `give_up` was called since it was due.
+            Outage: `patience` or `deadline` (loop clock) ran out while the judge did not answer,
+                or `give_up` was called meanwhile.
         """
         if self._given_up and patience.since <= self._given_up[0]:
             raise _outage(self._given_up[1])

@@ -133,7 +133,7 @@ class JudgeScorer:
         if self._cache is not None:
             found.setdefault("judge/cache_hits", 0.0)
             found |= {"judge/cache_lost": 1.0} if self._cache.is_lost else {}
-        found["judge/concurrency"] = float(sum(one.governor.limit for one in self._members))
+        found["judge/concurrency"] = float(sum(one.limiter.limit for one in self._members))
         left_usd = self._budget.left_usd
         if left_usd is not None:
             found["judge/budget_left_usd"] = left_usd
@@ -228,7 +228,7 @@ class JudgeScorer:
         return values_of(prompt.messages, rollout.text, prompt.ground_truth, lang=lang)
 
     async def _judge(self, values: Mapping[str, str], *, is_kept: bool = True) -> Reward:
-        """What the votes come to. is_kept: one that was cast before counts again."""
+        """The reward of all votes. is_kept: take votes from the cache if it has them."""
         member = choose(self._members, values["prompt"])
         nonce = self._nonce(values)
         user = render(self._template, values, nonce=nonce)

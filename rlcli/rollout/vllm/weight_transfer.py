@@ -84,7 +84,7 @@ class WeightServer:
 def send(
     weights: Iterable[tuple[str, Tensor]], offers: Sequence[WeightServer]
 ) -> dict[WeightServer, OSError]:
-    """Send all `weights` to all workers; returns the offers whose workers left, with the cause.
+    """Send all `weights` to all workers. Returns the servers that lost a worker, with the error.
 
     `weights` is always read to its end, because other ranks may take part in producing it.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlcli.algos.registry import ESTIMATORS
-from rlcli.config.environments import EnvConfig
+from rlcli.config.episodes import EnvConfig
 from rlcli.config.schema import Config
 
 
@@ -79,7 +79,9 @@ def _sweeps(config: Config) -> bool:
     )
 
 
-ENV_KEYS = tuple(f"env.{name}" for name in EnvConfig.model_fields if name not in ("path", "tools"))
+EPISODE_KEYS = tuple(
+    f"env.{name}" for name in EnvConfig.model_fields if name not in ("path", "tools")
+)
 OWN_SAMPLER = "the native sampler has neither"
 ON_CPU = "the run is on the CPU: there is nowhere else to keep it"
 WHOLE = "the torch engine keeps every model whole, where it computes"
@@ -156,7 +158,7 @@ SWITCHES = (
         "data.filter_overlong drops the prompts it would cut",
     ),
     Switch(
-        ENV_KEYS,
+        EPISODE_KEYS,
         lambda config: config.env.is_on,
         "there is no environment: --env or --tools names one",
     ),

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
-from rlcli.distributed.launch_env import num_local
+from rlcli.distributed.process_count import num_local
 from rlcli.errors import ConfigError
 from rlcli.setup.checks.algorithm import cuts
 from rlcli.system.hardware import ask_driver, visible_gpus
@@ -31,8 +31,8 @@ def resolve_address(resolved: Resolved) -> Resolved:
         return resolved
     if rollout.engine != "vllm_server" and SAMPLER in resolved.explicit:
         raise ConfigError(
-            f"{resolved.where(URL)} is the address of a vLLM server, and "
-            f"{resolved.where(SAMPLER)} samples elsewhere.\n"
+            f"{resolved.where(URL)} is the address of a vLLM server, which "
+            f"{resolved.where(SAMPLER)} does not use.\n"
             f"Use {SAMPLER}=vllm_server, or remove the address."
         )
     _check_addresses(resolved, rollout.url)
@@ -94,7 +94,7 @@ def _nothing_ahead(config: Config) -> tuple[str, str] | None:
 
 
 def resolve_sharding(resolved: Resolved) -> Resolved:
-    """`resolved` with the fsdp engine if several processes are to offload what they train."""
+    """Choose the fsdp engine for several processes if offloading is on and the engine is auto."""
     train = resolved.config.train
     asked = next((key for key in OFFLOADS if resolved.value(key)), None)
     if train.engine != "auto" or asked is None or _num_processes(resolved.config) == 1:

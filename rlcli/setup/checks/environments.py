@@ -30,7 +30,7 @@ def settle_environment(resolved: Resolved) -> Resolved:
         return resolved
     if "data.val" in resolved.explicit and config.data.val:
         raise ConfigError(
-            f"{resolved.where('data.val')} names data to evaluate on, but {resolved.where(key)} "
-            "makes its tasks.\nGive --data too, or leave it out: env.val_tasks sets their number."
+            f"{resolved.where('data.val')} cannot be used: {resolved.where(key)} makes the tasks.\n"
+            "Remove data.val. env.val_tasks is the number of tasks to evaluate on."
         )
     return resolved.override({"data.train": [], "data.val": []}, origin=resolved.sources[key])

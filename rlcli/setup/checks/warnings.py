@@ -103,8 +103,10 @@ def _rates(resolved: Resolved) -> list[str]:
     last = resolved.where("train.max_steps")
     if train.lr_warmup_steps >= train.max_steps:
         key = resolved.where("train.lr_warmup_steps")
-        notes.append(f"{key} lasts until {last}: the learning rate never reaches train.lr.")
+        notes.append(f"{key} is not less than {last}: the learning rate never reaches train.lr.")
     if has_critic(resolved.config) and critic.warmup_steps >= train.max_steps:
         key = resolved.where("critic.warmup_steps")
-        notes.append(f"{key} lasts until {last}: the critic alone learns, the policy never does.")
+        notes.append(
+            f"{key} is not less than {last}: the critic alone learns, the policy never does."
+        )
     return notes

@@ -70,7 +70,7 @@ def plan_trial(resolved: Resolved, request: Request, env: Mapping[str, str]) -> 
     """
     if request.label and not request.responses:
         raise ConfigError(
-            f"--label {request.label} is what people say of responses, and there are none.\n"
+            f"--label {request.label} names the field of human labels in responses.\n"
             "Add --responses FILE."
         )
     resolved = _reward_only(resolved)

@@ -102,7 +102,7 @@ def in_flight(plan: TrialPlan) -> int:
 
 
 def _loading(plan: TrialPlan, count: int) -> int:
-    """The first calls that came back, one per process: they waited for it to load."""
+    """Number of first timings to drop: one per worker process, which includes loading."""
     is_alone = set(plan.combination.sources.values()) == {"fn"}
     return plan.config.reward.workers if is_alone and count > plan.config.reward.workers else 0
 

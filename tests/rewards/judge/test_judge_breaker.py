@@ -16,7 +16,7 @@ from rlcli.rewards.base import score_all
 from rlcli.rewards.judge import call, circuit_breaker, rate_limiter
 from rlcli.rewards.judge.circuit_breaker import FAILURES, Breaker, Patience
 from rlcli.rewards.judge.faults import Fault, Kind, Outage
-from rlcli.rewards.judge.rate_limiter import Governor
+from rlcli.rewards.judge.rate_limiter import RateLimiter
 
 GONE = Fault(Kind.TRANSIENT, "503 gone")
 EIGHT = 7 / 9
@@ -129,7 +129,7 @@ def test_a_deadline_ends_the_wait() -> None:
 
 def test_a_probe_that_is_given_up_leaves_its_place_to_another() -> None:
     async def run() -> None:
-        steer, loop = Governor(concurrency=1, rpm=None, tpm=None), asyncio.get_running_loop()
+        steer, loop = RateLimiter(concurrency=1, rpm=None, tpm=None), asyncio.get_running_loop()
         for _ in range(10):
             steer.breaker.note_failure(loop.time(), GONE)
 
@@ -159,7 +159,7 @@ def test_a_judge_that_comes_back_costs_no_score(
     failed: list[float] = []
 
     def behave(call: Call) -> Act:
-        if len(judge._members[0].governor.breaker._probes_failed_at) == 3:
+        if len(judge._members[0].limiter.breaker._probes_failed_at) == 3:
             return Act()
         failed.append(call.at)
         return Act(status=503)
@@ -177,7 +177,7 @@ def test_a_judge_that_comes_back_costs_no_score(
 
 def away(judge: Any, count: int) -> Act:
     """No answer; the first is held until all but those under way wait for their turn."""
-    waiting, seen = judge._members[0].governor._queue, list[bool]()
+    waiting, seen = judge._members[0].limiter._queue, list[bool]()
 
     def all_wait() -> bool:
         if len(waiting) == count - rate_limiter.START_CONCURRENCY:

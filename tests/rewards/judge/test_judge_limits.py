@@ -19,7 +19,7 @@ from rlcli.rewards.judge import rate_limiter
 from rlcli.rewards.judge.budget import Ledger, find_price
 from rlcli.rewards.judge.circuit_breaker import Patience
 from rlcli.rewards.judge.faults import Fault, Kind, Outage
-from rlcli.rewards.judge.rate_limiter import Governor, Pace
+from rlcli.rewards.judge.rate_limiter import Pace, RateLimiter
 
 
 def test_prices_are_found_for_dated_versions_and_never_for_a_sibling() -> None:
@@ -211,7 +211,7 @@ def test_tpm_slows_a_judge_down(
 ) -> None:
     server = serve(Act(tokens=(1500, 500)))
     judge = scorer(server, tpm=600_000, concurrency=1)  # 10,000 a second: 0.2 s a call
-    pace, counted = judge._members[0].governor._tokens, 0.0
+    pace, counted = judge._members[0].limiter._tokens, 0.0
     take, correct = pace.take, pace.correct
 
     async def take_counted(units: float) -> None:
@@ -253,7 +253,7 @@ def test_an_episode_of_rate_limits_takes_a_fifth_once_and_then_grows_slowly(
     monkeypatch.setattr(rate_limiter, "COOLDOWN_S", 10.0)
 
     async def run() -> None:
-        steer = Governor(concurrency=100, rpm=None, tpm=None)
+        steer = RateLimiter(concurrency=100, rpm=None, tpm=None)
         assert steer.limit == 8
         for _ in range(4):
             steer.note_answer()
@@ -274,7 +274,7 @@ def test_an_episode_of_rate_limits_takes_a_fifth_once_and_then_grows_slowly(
 
 def test_a_wait_is_never_longer_than_two_minutes() -> None:
     async def run() -> float:
-        steer = Governor(concurrency=8, rpm=None, tpm=None)
+        steer = RateLimiter(concurrency=8, rpm=None, tpm=None)
         now = asyncio.get_running_loop().time()
         steer.note_throttle(now, 3600.0)
         return steer.open_at - now
@@ -303,7 +303,7 @@ def test_calls_wait_on_where_others_were_answered_and_leave_their_slots_free(
     was_answered: bool,
 ) -> None:
     async def run() -> list[bool]:
-        steer = Governor(concurrency=1, rpm=None, tpm=None)
+        steer = RateLimiter(concurrency=1, rpm=None, tpm=None)
         begun = asyncio.get_running_loop().time()
         patience = Patience(probes=5, since=begun)
         has_slot = asyncio.Event()

@@ -223,7 +223,7 @@ def test_a_call_that_waits_for_money_keeps_to_a_wait_that_begins_meanwhile(
     """gpt-4o-mini holds back about $0.0015 a call: $0.002 are enough for one at a time."""
     server = serve(Act())
     judge = scorer(server, max_cost=0.002)
-    both_have_a_slot = lambda: judge._members[0].governor._running == 2  # noqa: E731
+    both_have_a_slot = lambda: judge._members[0].limiter._running == 2  # noqa: E731
     limit = Act(status=429, headers={"retry-after": "1"}, until=both_have_a_slot)
     server.behave = lambda call: limit if len(server.calls) == 1 else Act()
     assert all(r.value is not None for r in score_all(judge, [answer("a"), answer("b")]))

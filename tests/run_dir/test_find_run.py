@@ -8,7 +8,7 @@ import pytest
 
 from rlcli.config.schema import Config, RunConfig
 from rlcli.errors import CheckpointError, RunDirError
-from rlcli.run_dir.path import check_name, find_run_dir
+from rlcli.run_dir.find_run import check_name, find_run_dir
 
 
 def config(**run: object) -> Config:

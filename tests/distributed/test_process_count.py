@@ -14,7 +14,7 @@ from rlcli.cli.main import main
 from rlcli.config.resolved import Resolved
 from rlcli.config.resolver import resolve
 from rlcli.config.schema import Config, TrainConfig, defaults
-from rlcli.distributed.launch_env import check_processes, fit_to_env, num_local, read_node
+from rlcli.distributed.process_count import check_processes, fit_to_env, num_local, read_node
 from rlcli.distributed.rank_env import RankEnv, read_rank
 from rlcli.doctor import gpu
 from rlcli.errors import ConfigError, LaunchError
@@ -69,7 +69,7 @@ def test_an_ipv6_address_is_an_address() -> None:
 
 @pytest.mark.parametrize("rank", ["2", "-1", "one", "1.0", "\u0661", "9" * 5000])
 def test_a_rank_outside_the_nodes_is_refused(rank: str) -> None:
-    with pytest.raises(ConfigError, match=r"NODE_RANK=.*is no node of 2"):
+    with pytest.raises(ConfigError, match=r"NODE_RANK=.*with train.nnodes=2 it is 0 to 1"):
         read(2, NODE_RANK=rank, MASTER_ADDR="a")
 
 
@@ -191,8 +191,8 @@ def test_gpus_that_the_environment_lets_through_are_what_a_run_takes(
 
 def test_gpus_that_nvidia_smi_and_torch_do_not_both_see_are_told() -> None:
     assert notes(run(), 8, 1) == [
-        "1 of 8 GPUs is used: nvidia-smi does not show the others. --n_gpus 8 trains on all of "
-        "them."
+        "this run uses 1 of 8 GPUs: nvidia-smi does not show the others. "
+        "--n_gpus 8 trains on all of them."
     ]
     for seen in (0, 7):
         with pytest.raises(LaunchError) as caught:

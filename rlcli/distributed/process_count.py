@@ -128,8 +128,8 @@ def read_node(config: Config, env: Mapping[str, str]) -> NodeEnv:
     node_rank = number_in(env, "NODE_RANK") if text else 0
     if node_rank is None or node_rank >= nnodes:
         raise ConfigError(
-            f"NODE_RANK={text} (environment) is no node of {nnodes} (train.nnodes). Set NNODES to "
-            "the number of nodes, and NODE_RANK on each to another number below it."
+            f"NODE_RANK={text} (environment) is out of range: with train.nnodes={nnodes} it is "
+            f"0 to {nnodes - 1}, different on every node."
         )
     return NodeEnv(
         nnodes=nnodes,
@@ -230,7 +230,7 @@ def _counts(resolved: Resolved, here: int, *, num_gpus: int, num_cores: int) -> 
         notes.append(
             f"all {num_gpus} GPUs are used, as train.n_gpus is not set. N_GPUS=1 uses one."
             if here == num_gpus
-            else f"{here} of {num_gpus} GPUs is used: nvidia-smi does not show the others. "
+            else f"this run uses {here} of {num_gpus} GPUs: nvidia-smi does not show the others. "
             f"--n_gpus {num_gpus} trains on all of them."
         )
     if not num_gpus and 1 < here > num_cores:
