@@ -135,7 +135,7 @@ class AlgorithmConfig(Section):
 
     @property
     def corrects_sampler(self) -> bool:
-        """Whether the loss is weighted by trainer/sampler ratios. `auto` has been replaced by now."""
+        """Whether trainer/sampler ratios weight the loss. `auto` has been replaced by now."""
         return self.correction in ("token", "sequence")
 
     @property
