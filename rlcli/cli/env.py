@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,9 +64,12 @@ def show(
     """Print the first messages of some episodes."""
     from rlcli.envs.run import Environment
     from rlcli.envs.tasks import describe_environment
+    from rlcli.errors import UsageError
 
     spec = _spec(target, arguments, is_tools=False)
     environment = Environment(spec=spec, facts=describe_environment(spec))
+    if environment.facts.form == "functions":
+        raise UsageError(f"{target} has tools and no first messages. rlcli env check lists them.")
     for row in _rows(environment, n):
         print(f"{row.id} (seed {row.extra_info['env_seed']})")
         for message in row.prompt:
@@ -86,8 +91,19 @@ def _spec(target: str, arguments: list[str] | None, *, is_tools: bool) -> EnvSpe
         if not equals:
             raise UsageError(f"{word}: expected key=value.")
         args[name] = parse_value(text)
-    is_file = target.startswith("builtin:") or target.endswith(".py")
-    return EnvSpec(target=target, args=args, is_tools=is_tools or is_file)
+    return EnvSpec(target=target, args=args, is_tools=is_tools or _has_only_functions(target))
+
+
+def _has_only_functions(target: str) -> bool:
+    """Whether the target is a file of tools: one without a class."""
+    file = Path(target).expanduser()
+    if target.startswith("builtin:"):
+        return True
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):  # loading it says what is wrong
+        return False
+    return not any(isinstance(node, ast.ClassDef) for node in tree.body)
 
 
 def _rows(environment: Any, count: int) -> list[Row]:

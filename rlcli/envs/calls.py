@@ -89,7 +89,7 @@ def parse_pythonic(text: str) -> Calls:
     try:
         tree = ast.parse(bare, mode="eval").body
         calls = [_python_call(each) for each in getattr(tree, "elts", [None])]
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         found.fail("expected [name(key=value), ...] with plain values")
         return found.calls()
     for name, arguments in calls:
@@ -239,9 +239,11 @@ def _kind_text(schema: Mapping[str, Any]) -> str:
 
 
 def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
+    kinds = _kinds(schema)
+    if value is None and "null" in kinds:
+        return True
     if "enum" in schema and value not in schema["enum"]:
         return False
-    kinds = _kinds(schema)
     if not kinds or any(kind not in _KINDS for kind in kinds):
         return True
     if isinstance(value, bool):

@@ -62,8 +62,11 @@ class Dialogue:
         if ids and ids[-1] in self._end_ids:
             ids.pop()
         text = self._tokenizer.decode(ids, skip_special_tokens=False)
-        found = self._parse_text(text, prompt_ids)
-        calls = [with_types(call, self._schemas) for call in found.calls]
+        try:
+            found = self._parse_text(text, prompt_ids)
+            calls = [with_types(call, self._schemas) for call in found.calls]
+        except Exception as error:  # no text of the model may end the run
+            return Calls(failures=[_first_line(error)])
         return Calls(calls=calls, failures=found.failures)
 
     def go_on(
@@ -82,6 +85,7 @@ class Dialogue:
 
     def _plain(self, text: str) -> str:
         """A reply without special tokens' spellings, cut to its limit."""
+        text = text.encode("utf-8", "replace").decode()
         while (broken := self._special.sub(_with_space, text)) != text:
             text = broken
         ids = self._encode(text)
@@ -106,9 +110,13 @@ class Dialogue:
     ) -> list[Mapping[str, Any]]:
         """A made-up question and turn, then the replies."""
         turn: dict[str, Any] = {"role": "assistant", "content": WRITTEN}
+        known = [schema["function"]["name"] for schema in self._schemas]
+        if not known:
+            replies = [{**reply, "role": _role(reply["role"])} for reply in replies]
         tools = [reply for reply in replies if reply["role"] == "tool"]
         if tools:
-            names = [call.name for call in calls] or [self._schemas[0]["function"]["name"]]
+            # a name that the model made up is text of the model: it must not reach the template
+            names = [call.name if call.name in known else known[0] for call in calls] or known[:1]
             turn["tool_calls"] = [
                 {
                     "type": "function",
@@ -257,6 +265,11 @@ def _with_space(match: re.Match[str]) -> str:
     token = match[0]
     place = len(token) - len(token.lstrip()) + 1
     return f"{token[:place]} {token[place:]}"
+
+
+def _role(role: str) -> str:
+    """The role of a message in a dialogue without tools."""
+    return "user" if role == "tool" else role
 
 
 def _first_line(error: Exception) -> str:

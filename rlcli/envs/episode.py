@@ -10,6 +10,7 @@ from typing import Any
 
 from rlcli.envs.calls import ToolCall
 from rlcli.envs.process import EnvError, EnvLostError, EnvPool, EnvProcess, EnvTimeoutError
+from rlcli.errors import ConfigError
 from rlcli.types import Message
 
 MAX_INNOCENT_LOSSES = 20
@@ -68,7 +69,7 @@ class Episode:
         self._task, self._seed = dict(task), seed
         self._done: list[_Done] = []
         self._process: EnvProcess | None = None
-        self._has_failed = False
+        self._has_failed = self._has_lost = False
         self._innocent_losses = 0
         self.seconds = 0.0
 
@@ -123,7 +124,7 @@ class Episode:
                 try:
                     result = self._request(self._ready(), op, given)
                 except EnvLostError as error:
-                    self._count_failure(error, is_innocent=error.is_innocent)
+                    self._count_failure(error, is_innocent=self._is_innocent(error))
                 except (EnvError, EnvTimeoutError) as error:
                     self._count_failure(error, is_innocent=False)
                 else:
@@ -131,6 +132,11 @@ class Episode:
                     return result
         finally:
             self.seconds += time.perf_counter() - started
+
+    def _is_innocent(self, error: EnvLostError) -> bool:
+        """Whether another episode ended the process; the first time also if one may have."""
+        is_first, self._has_lost = not self._has_lost, True
+        return error.is_innocent or (is_first and not error.is_alone)
 
     def _count_failure(self, error: Exception, *, is_innocent: bool) -> None:
         """Raises: EpisodeFailedError the second time, or once others fail too often."""
@@ -152,17 +158,24 @@ class Episode:
         if process is not None:
             self._pool.release(process)
         # an environment that failed once must not take the episodes of others down with it
-        process = self._pool.private() if self._has_failed else self._pool.shared(self._number)
-        if self._form != "functions":
-            for done in self._done:
-                again = self._request(process, done.op, done.given)
-                if again != done.result:
-                    raise EpisodeFailedError(
-                        f"the environment answered {done.op} differently after its process was "
-                        "replaced: its answers must depend on the seed alone"
-                    )
+        try:
+            process = self._pool.private() if self._has_failed else self._pool.shared(self._number)
+        except ConfigError as error:  # it loaded before, so something else ended its replacement
+            raise EnvLostError(str(error), is_innocent=False) from error
         self._process = process
+        if self._form != "functions":
+            self._replay(process)
         return process
+
+    def _replay(self, process: EnvProcess) -> None:
+        """Ask a new process what the old one has answered. Raises: EpisodeFailedError."""
+        for done in self._done:
+            if self._request(process, done.op, done.given) != done.result:
+                self.close()
+                raise EpisodeFailedError(
+                    f"the environment answered {done.op} differently after its process was "
+                    "replaced: its answers must depend on the seed alone"
+                )
 
     def _request(self, process: EnvProcess, op: str, given: Mapping[str, Any]) -> Any:
         spec = self._pool.spec

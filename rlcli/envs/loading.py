@@ -99,6 +99,11 @@ class Loaded:
         """Tool schemas in OpenAI's form. Raises: EnvLoadError with file and line."""
         if self.form == "steps":
             given = getattr(self.factory, "tools", ())
+            for each in given:
+                if isinstance(each, dict) and "name" not in (each.get("function") or {}):
+                    raise EnvLoadError(
+                        f"{self.where(self.factory)}: a tool's schema lacks function.name: {each}"
+                    )
             return [each if isinstance(each, dict) else self._schema(each) for each in given]
         return [self._schema(function) for function in self.functions.values()]
 

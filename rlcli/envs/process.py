@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -31,11 +31,14 @@ class EnvTimeoutError(Exception):
 
 
 class EnvLostError(Exception):
-    """The process ended during a request. is_innocent: it was killed because of another one."""
+    """The process ended during a request.
 
-    def __init__(self, text: str, *, is_innocent: bool) -> None:
+    is_innocent: it was killed because of another one. is_alone: no other request was under way.
+    """
+
+    def __init__(self, text: str, *, is_innocent: bool, is_alone: bool = True) -> None:
         super().__init__(text)
-        self.is_innocent = is_innocent
+        self.is_innocent, self.is_alone = is_innocent, is_alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,7 @@ class EnvProcess:
             "rlcli.envs.worker", *words, log=log, keep=spec.keep_env
         )
         self._numbers = count(1)
-        self._lock = threading.Lock()
+        self._lock, self._resets = threading.Lock(), threading.Lock()
         started: Future[Any] = Future()
         self._pending: dict[int, Future[Any]] = {0: started}
         self._is_dead = False
@@ -101,6 +104,11 @@ class EnvProcess:
 
     def request(self, op: str, timeout_s: float, **given: Any) -> Any:
         """The result of one operation. Raises: EnvError, EnvTimeoutError, EnvLostError."""
+        # the process resets one episode at a time: waiting for another one is no time of its own
+        with self._resets if op == "reset" else nullcontext():
+            return self._request(op, timeout_s, given)
+
+    def _request(self, op: str, timeout_s: float, given: Mapping[str, Any]) -> Any:
         future: Future[Any] = Future()
         with self._lock:
             if self._is_dead:
@@ -113,14 +121,14 @@ class EnvProcess:
         try:
             return future.result(timeout_s)
         except FutureTimeout as error:
-            if future.done():  # the environment's own
-                raise
+            if future.done():  # it came a moment too late
+                return future.result()
             self.kill()
             raise EnvTimeoutError(f"no answer within {timeout_s:.3g} s") from error
 
     def kill(self) -> None:
         """End the process; every request under way fails with is_innocent=True."""
-        self._was_killed = True
+        self._was_killed = self._is_dead = True
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -147,11 +155,12 @@ class EnvProcess:
             left = list(self._pending.values())
             self._pending.clear()
             self._connection.close()
-        is_innocent = self._was_killed
+        is_innocent, is_alone = self._was_killed, len(left) == 1
         text = exit_reason(self._process, "the environment process") if left else ""
         self.close()
         for future in left:
-            future.set_exception(EnvLostError(text, is_innocent=is_innocent))
+            lost = EnvLostError(text, is_innocent=is_innocent, is_alone=is_alone)
+            future.set_exception(lost)
 
 
 class EnvPool:

@@ -146,13 +146,13 @@ class EpisodeSampler:
 class _Answer:
     """What happened between two turns.
 
-    calls: those that the model wrote, of which num_made were made. num_failures: calls that could
+    calls: those that the model wrote. made: those that were made. num_failures: calls that could
     not be read. error: the environment failed.
     """
 
     reply: EnvReply
     calls: tuple[ToolCall, ...] = ()
-    num_made: int = 0
+    made: tuple[ToolCall, ...] = ()
     num_failures: int = 0
     is_over: bool = False
     error: str | None = None
@@ -229,10 +229,14 @@ class _Row:
         self._error = answer.error
         is_over = answer.is_over or answer.error is not None
         if not is_over and not is_last:
-            ids = self._owner.dialogue.go_on(one.token_ids, reply.messages, answer.calls)
+            try:
+                ids = self._owner.dialogue.go_on(one.token_ids, reply.messages, answer.calls)
+            except Exception as error:  # of the chat template, which may refuse what it is given
+                self._error = f"the chat template cannot show the replies: {error}"
+                is_over = True
         has_room = len(ids) < self.num_left
         if is_over:
-            by_env = reply.is_done or answer.error is not None
+            by_env = reply.is_done or self._error is not None
             self._reason = "env" if by_env else one.finish_reason
         elif is_last:
             self._reason = "turns"
@@ -250,7 +254,7 @@ class _Row:
                 finish_reason=one.finish_reason,
                 replies=tuple(reply.messages),
                 num_reply_tokens=0 if ends else len(ids),
-                tool_calls=tuple(call.name for call in answer.calls),
+                tool_calls=tuple(call.name for call in answer.made),
                 tool_errors=reply.tool_errors,
                 parse_failures=answer.num_failures,
                 reward=reply.reward,
@@ -318,6 +322,11 @@ class _Row:
             seconds=self._episode.seconds - before_s,
         )
 
+    def _error_of(self, name: str, text: str) -> Message:
+        """An error as the reply of a tool; a name that the model made up stays out of it."""
+        known = {schema["function"]["name"] for schema in self._owner.facts.schemas}
+        return _error(name if name in known else "", text)
+
     def _called(self, calls: Calls) -> _Answer:
         """The results of tools; a turn without a call ends the episode."""
         if not calls.calls and not calls.failures:
@@ -329,7 +338,7 @@ class _Row:
             problem = problem_of(call, self._owner.facts.schemas)
             if problem is not None:
                 errors += 1
-                messages.append(_error(call.name, problem))
+                messages.append(self._error_of(call.name, problem))
                 continue
             made.append(call)
             found = self._episode.call([call])
@@ -337,13 +346,13 @@ class _Row:
             messages += found.messages
         messages += [_error("", failure) for failure in calls.failures]
         reply = EnvReply(messages=messages, tool_errors=errors)
-        return _Answer(reply=reply, calls=tuple(calls.calls), num_made=len(made))
+        return _Answer(reply=reply, calls=tuple(calls.calls), made=tuple(made))
 
     def _stepped(self, one: Rollout, calls: Calls) -> _Answer:
         """Step the environment. If a call is invalid, none is made: the model gets the errors."""
         schemas = self._owner.facts.schemas
         problems = [(call.name, problem_of(call, schemas)) for call in calls.calls]
-        wrong = [_error(name, text) for name, text in problems if text is not None]
+        wrong = [self._error_of(name, text) for name, text in problems if text is not None]
         wrong += [_error("", failure) for failure in calls.failures]
         if wrong:
             num_errors = len(wrong) - len(calls.failures)
@@ -352,7 +361,7 @@ class _Row:
         is_truncated = one.finish_reason == "length"
         reply = self._episode.step(one.text, calls.calls, is_truncated=is_truncated)
         made = tuple(calls.calls)
-        return _Answer(reply=reply, calls=made, num_made=len(made), is_over=reply.is_done)
+        return _Answer(reply=reply, calls=made, made=made, is_over=reply.is_done)
 
 
 def _error(name: str, text: str) -> Message:

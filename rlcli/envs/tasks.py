@@ -126,6 +126,8 @@ def _split_tasks(
     known = {_key(row) for row in rows["train"]}
     kept = [row for row in rows["val"] if _key(row) not in known]
     notes = []
+    if (unused := num_tasks - held - len(rows["train"])) > 0:
+        notes.append(f"{unused} of {num_tasks} tasks are not used: env.tasks is {num_train}.")
     if dropped := len(rows["val"]) - len(kept):
         notes.append(f"{dropped} held-out tasks repeat tasks of training and are left out.")
     return {**rows, "val": kept}, notes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import math
 import os
 import random
 import sys
@@ -17,17 +18,23 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any
 
 from rlcli.envs.loading import EnvLoadError, Loaded, accepted, last_line
 from rlcli.rewards.parent_pipe import ParentGone, ParentPipe
 from rlcli.system.hardware import be_killed_first, die_with_parent
 
+FIELDS = ("messages", "reward", "done", "parts")
+"""Of what step() returns."""
+
 
 def main() -> None:
     """Serve until the parent is gone."""
     fd, parent_pid, spec = sys.argv[1:]
     del sys.argv[1:]
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # the process ends by a kill
     die_with_parent()
     if os.getppid() != int(parent_pid):
         os._exit(1)
@@ -49,14 +56,15 @@ def _serve(pipe: ParentPipe, worker: Worker, *, threads: int) -> None:
     lock = threading.Lock()
 
     def answer(request: Mapping[str, Any]) -> None:
+        number = request["id"]
         try:
-            message = {"id": request["id"], "result": worker.handle(request)}
+            message = _to_json({"id": number, "result": worker.handle(request)})
         except EnvLoadError as error:
-            message = {"id": request["id"], "error": str(error)}
+            message = _to_json({"id": number, "error": str(error)})
         except BaseException as error:  # an environment may raise anything, SystemExit too
-            message = {"id": request["id"], "error": last_line(error, worker.loaded.file)}
+            message = _to_json({"id": number, "error": last_line(error, worker.loaded.file)})
         with lock, suppress(ParentGone):
-            pipe.send(json.dumps(message, default=str).encode())
+            pipe.send(message.encode())
 
     with ThreadPoolExecutor(threads) as pool:
         while True:
@@ -121,12 +129,14 @@ class Worker:
             environment = self.loaded.create()
             self.episodes[episode] = environment
             offered = dict(task) if self.loaded.form == "methods" else {}
-            offered = {**offered, "task": dict(task), "seed": seed}
+            offered = {"task": dict(task), "seed": seed, **offered}
             if self.loaded.form == "methods":
                 named = inspect.signature(environment.reset).parameters
                 offered = {k: v for k, v in offered.items() if k in task or k in named}
             given = _finished(environment.reset(**accepted(environment.reset, offered)))
-        return _messages(given[0] if isinstance(given, tuple) else given)
+        is_pair = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)
+        has_info = is_pair and "content" not in given[1]  # Gymnasium: observation, info
+        return _messages(given[0] if has_info else given)
 
     def _step(self, episode: int, reply: Mapping[str, Any]) -> dict[str, Any]:
         return _read_step(_finished(self.episodes[episode].step(Reply(reply))))
@@ -136,20 +146,19 @@ class Worker:
         function = getattr(owner, name) if owner is not None else self.loaded.functions[name]
         try:
             content = _finished(function(**arguments))
+            content = content if isinstance(content, str) else _to_json(content)
         except BaseException as error:  # goes back to the model
             return {"content": f"Error: {last_line(error, self.loaded.file)}", "failed": True}
-        if not isinstance(content, str):
-            content = json.dumps(content, ensure_ascii=False, default=str)
         return {"content": content, "failed": False}
 
     def _reward(self, episode: int) -> float | None:
         value = _finished(self.episodes[episode].get_reward())
-        return None if value is None else float(value)
+        return None if value is None else _score(value)
 
     def _close(self, episode: int) -> None:
         environment = self.episodes.pop(episode, None)
         if callable(getattr(environment, "close", None)):
-            environment.close()
+            _finished(environment.close())
 
 
 class Reply:
@@ -162,6 +171,23 @@ class Reply:
 
     def __str__(self) -> str:
         return self.text
+
+
+def _to_json(value: Any) -> str:
+    """JSON text; numpy's numbers and arrays as numbers and lists, anything else unknown as text."""
+    return json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _score(value: Any) -> float:
+    """Raises: ValueError for a reward that is not finite."""
+    score = float(value)
+    if not math.isfinite(score):
+        raise ValueError(f"a reward must be a finite number, got {score}")
+    return score
 
 
 def _finished(value: Any) -> Any:
@@ -188,23 +214,25 @@ def _read_step(given: Any) -> dict[str, Any]:
     """What step() returned, in any of its forms, as messages, reward, done and parts."""
     if isinstance(given, tuple):  # Gymnasium: observation, reward, terminated[, truncated], info
         messages, reward, *ends = given
-        flags = [end for end in ends if isinstance(end, bool)]
+        flags = [bool(end) for end in ends if not isinstance(end, Mapping)]
         fields: dict[str, Any] = {"messages": messages, "reward": reward, "done": any(flags)}
     elif isinstance(given, Mapping):
         fields = dict(given)
+    elif isinstance(given, str):
+        fields = {"messages": given}
     else:
-        names = ("messages", "reward", "done", "parts")
-        fields = {name: getattr(given, name, None) for name in names}
-    unknown = set(fields) - {"messages", "reward", "done", "parts"}
-    if unknown:
+        fields = {name: getattr(given, name) for name in FIELDS if hasattr(given, name)}
+        if not fields:
+            raise TypeError(f"step returned {given!r:.100}, expected a dict with some of {FIELDS}")
+    if unknown := set(fields) - set(FIELDS):
         raise TypeError(f"step returned {', '.join(sorted(unknown))}: not known")
     reward = fields.get("reward")
     parts = fields.get("parts") or {}
     return {
         "messages": _messages(fields.get("messages")),
-        "reward": None if reward is None else float(reward),
+        "reward": None if reward is None else _score(reward),
         "done": bool(fields.get("done")),
-        "parts": {str(name): float(value) for name, value in parts.items()},
+        "parts": {str(name): _score(value) for name, value in parts.items()},
     }
 
 

@@ -25,7 +25,10 @@ START_LIMIT_S = 120.0
 
 SHORTEST_S = 0.05
 """Smallest extension of a call's time."""
-_SECRET = re.compile(r"API_?KEY|SECRET|PASSWORD|PASSWD|(?:^|_)(?:TOKEN|CREDENTIALS?|ACCESS_KEY)$")
+_SECRET = re.compile(
+    r"API_?KEY|SECRET|PASSWORD|PASSWD|DATABASE_URL|WEBHOOK"
+    r"|(?:^|_)(?:TOKEN|CREDENTIALS?|KEY|PAT|PWD|AUTH)$"
+)
 
 
 class CallFailed(Exception):
