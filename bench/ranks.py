@@ -65,14 +65,14 @@ def force_lengths(work: Work) -> None:
         return tokens_R, logits_RV.float().log_softmax(-1).gather(1, tokens_R[:, None])[:, 0]
 
     def generate(
-        sampler: Any, prompts: Any, params: Any, *, places: Any = None, **more: Any
+        sampler: Any, prompts: Any, params: Any, *, prompt_indices: Any = None, **more: Any
     ) -> Any:
         nonlocal lengths
-        places = range(len(prompts)) if places is None else places
+        places = range(len(prompts)) if prompt_indices is None else prompt_indices
         lengths = torch.tensor(
             [whole[place * params.n + i] for place in places for i in range(params.n)]
         )
-        return plain_generate(sampler, prompts, params, places=places, **more)
+        return plain_generate(sampler, prompts, params, prompt_indices=places, **more)
 
     call_class._choose, sampler_class.generate = choose, generate
 

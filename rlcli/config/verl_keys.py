@@ -18,11 +18,11 @@ FUNCTION_KEY = "custom_reward_function.name"
 """Not a setting of ours: it selects the function in the file of reward.fn."""
 
 RENAMED: dict[str, str] = {
-    "algorithm.use_rollout_logprobs": "algorithm.use_rollout_logprobs",
-    "algorithm.max_resample_rounds": "algorithm.max_resample_rounds",
-    "rollout.max_num_seqs": "rollout.max_num_seqs",
-    "run.keep_checkpoints": "run.keep_checkpoints",
-    "train.micro_batch_size": "train.micro_batch_size",
+    "algorithm.bypass": "algorithm.use_rollout_logprobs",
+    "algorithm.max_refills": "algorithm.max_resample_rounds",
+    "rollout.max_rows": "rollout.max_num_seqs",
+    "run.keep": "run.keep_checkpoints",
+    "train.rows_per_micro_batch": "train.micro_batch_size",
 }
 """Old names of our settings, which still work, with their new names."""
 

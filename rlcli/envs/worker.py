@@ -153,7 +153,7 @@ class Worker:
 
     def _reward(self, episode: int) -> float | None:
         value = _finished(self.episodes[episode].get_reward())
-        return None if value is None else _score(value)
+        return None if value is None else _finite(value)
 
     def _close(self, episode: int) -> None:
         environment = self.episodes.pop(episode, None)
@@ -182,7 +182,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def _score(value: Any) -> float:
+def _finite(value: Any) -> float:
     """Raises: ValueError for a reward that is not finite."""
     score = float(value)
     if not math.isfinite(score):
@@ -230,9 +230,9 @@ def _read_step(given: Any) -> dict[str, Any]:
     parts = fields.get("parts") or {}
     return {
         "messages": _messages(fields.get("messages")),
-        "reward": None if reward is None else _score(reward),
+        "reward": None if reward is None else _finite(reward),
         "done": bool(fields.get("done")),
-        "parts": {str(name): _score(value) for name, value in parts.items()},
+        "parts": {str(name): _finite(value) for name, value in parts.items()},
     }
 
 

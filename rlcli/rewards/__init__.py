@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlcli.rewards.build_scorer import (
+from rlcli.rewards.build import (
     build_scorer,
     check_reward,
     needs_model,

@@ -121,11 +121,11 @@ def test_an_error_in_a_process_of_its_own() -> None:
 def test_english_reads_no_catalogue() -> None:
     code = (
         "import sys, contextlib\n"
-        "from rlcli import lang\n"
+        "from rlcli.terminal import i18n\n"
         "from rlcli.cli.main import main\n"
         "with contextlib.suppress(SystemExit):\n"
         "    main(['train', '--help'])\n"
-        "assert lang.entries.cache_info().misses == 0\n"
+        "assert i18n.entries.cache_info().misses == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
 

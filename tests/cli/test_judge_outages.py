@@ -16,9 +16,9 @@ pytest.importorskip("openai", reason="install the judge extra: pip install -e '.
 
 KEY = "sk-canary-4712"
 IMPATIENT = """\
-from rlcli.rewards.judge import breaker, limiter
+from rlcli.rewards.judge import circuit_breaker, rate_limiter
 
-limiter.BACKOFF_S, breaker.BREAK_S = 0.005, 0.05
+rate_limiter.BACKOFF_S, circuit_breaker.BREAK_S = 0.005, 0.05
 """
 
 

@@ -32,5 +32,5 @@ def test_a_written_configuration_is_read_by_key() -> None:
 
 
 def test_a_setting_written_under_its_old_name_is_read() -> None:
-    assert by_key({"rollout": {"max_num_seqs": 7}}) == {"rollout.max_num_seqs": 7}
+    assert by_key({"rollout": {"max_rows": 7}}) == {"rollout.max_num_seqs": 7}
     assert by_key({"rollout": {"max_num_seqs": 7}}) == {"rollout.max_num_seqs": 7}

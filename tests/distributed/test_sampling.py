@@ -96,9 +96,9 @@ def test_what_is_drawn_depends_on_the_place_and_not_on_the_neighbours(
     sampler: NativeSampler,
 ) -> None:
     whole = sampler.generate(PROMPTS, PARAMS, seed=1)
-    some = sampler.generate([PROMPTS[5], PROMPTS[2]], PARAMS, seed=1, places=[5, 2])
+    some = sampler.generate([PROMPTS[5], PROMPTS[2]], PARAMS, seed=1, prompt_indices=[5, 2])
     assert [r.token_ids for r in some] == [r.token_ids for i in (5, 2) for r in whole[3 * i :][:3]]
-    other = sampler.generate([PROMPTS[5]], PARAMS, seed=1, places=[6])
+    other = sampler.generate([PROMPTS[5]], PARAMS, seed=1, prompt_indices=[6])
     assert [r.token_ids for r in other] != [r.token_ids for r in some[:3]]
 
 

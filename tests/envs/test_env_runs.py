@@ -195,7 +195,7 @@ def test_what_does_not_work_is_refused(
     [
         (("--env", "own.py:Guess", "--data", "builtin:sums"), "tasks of its own"),
         (("--env", "guess.py:Guess", "--reward", "exact"), "both give the reward"),
-        (("--env", "guess.py:Guess", "--val_data", "builtin:sums_val"), "makes its tasks"),
+        (("--env", "guess.py:Guess", "--val_data", "builtin:sums_val"), "makes the tasks"),
         (("--env", "guess.py:Guess", "env.args.size=3"), "unexpected keyword"),
     ],
 )

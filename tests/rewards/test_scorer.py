@@ -122,7 +122,7 @@ def test_a_lone_reward_model_is_raw_unless_a_scale_is_asked_for(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("rlcli.rewards.build_scorer._model_scorer", lambda *_: BatchScorer(Rater()))
+    monkeypatch.setattr("rlcli.rewards.build._model_scorer", lambda *_: BatchScorer(Rater()))
     scorer = build_scorer(RewardConfig(model="m", **settings))
     try:
         raw = score_all(scorer, [rollout("3"), rollout("5")])
@@ -213,7 +213,7 @@ def test_parts_that_run_are_closed_when_a_later_one_cannot_be_built(
     def broken(*_: object, **__: object) -> None:
         raise OSError("no process")
 
-    monkeypatch.setattr("rlcli.rewards.build_scorer.ScorerPool", broken)
+    monkeypatch.setattr("rlcli.rewards.build.ScorerPool", broken)
     config = RewardConfig(
         model="http://127.0.0.1:9/score",
         composite=True,

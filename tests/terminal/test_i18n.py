@@ -71,7 +71,7 @@ SPEAKING = (
     "rewards/rules/math.py",
     "rewards/sandbox/box.py",
     "rewards/sandbox/finding.py",
-    "rewards/build_scorer.py",
+    "rewards/build.py",
     "rewards/worker.py",
     "rollout/vllm/replica.py",
     "trainer/session.py",

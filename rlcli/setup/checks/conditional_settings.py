@@ -273,7 +273,7 @@ SWITCHES = (
         "no rule here runs code",
     ),
     Switch(
-        _keys("run", "keep"),
+        _keys("run", "keep_checkpoints"),
         lambda config: config.run.save_every != -1,
         "run.save_every=-1 keeps one checkpoint",
     ),
