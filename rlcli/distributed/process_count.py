@@ -128,8 +128,8 @@ def read_node(config: Config, env: Mapping[str, str]) -> NodeEnv:
     node_rank = number_in(env, "NODE_RANK") if text else 0
     if node_rank is None or node_rank >= nnodes:
         raise ConfigError(
-            f"NODE_RANK={text} (environment) is out of range: with train.nnodes={nnodes} it is "
-            f"0 to {nnodes - 1}, different on every node."
+            f"NODE_RANK={text} (environment) is out of range: train.nnodes is {nnodes}. Set NNODES "
+            "to the number of nodes, and NODE_RANK from 0 to one less, different on every node."
         )
     return NodeEnv(
         nnodes=nnodes,

@@ -176,7 +176,7 @@ def test_any_other_word_is_refused_with_the_nearest(word: str, said: str, tmp_pa
     ("words", "said"),
     [
         ((), "nothing to compare"),
-        (("grpo", "--algo=rloo"), "Here they are words"),
+        (("grpo", "--algo=rloo"), "without it"),
         (("grpo", "--output_dir=x"), "Use --out DIR"),
         (("grpo", "rollout.n=1"), "grpo needs rollout.n >= 2"),
         (("grpo", "rollout.m=1"), "unknown setting rollout.m=1"),

@@ -204,7 +204,7 @@ def test_without_room_for_a_copy_training_waits_and_that_is_told_once(
     store.save_if_due(2, run)
     assert store.steps() == [1, 2]
     assert len(part.notes) == 1
-    assert part.notes[0].startswith("training waits while a checkpoint is written: for a copy of")
+    assert part.notes[0].startswith("training waits while a checkpoint is written: a copy needs")
     monkeypatch.setattr("rlcli.trainer.checkpointing.free_ram", lambda: 16)
     store.save_if_due(3, run)
     store.close(run)
