@@ -29,6 +29,7 @@ class Counter:
         self.stop_requested = False
         self.may_write = threading.Event()
         self.may_write.set()
+        self.writing = threading.Event()
         self.writers: list[str] = []
 
     def load_state(self, folder: Any) -> None:
@@ -58,6 +59,7 @@ class Value:
 
     def save(self, folder: Path) -> dict[str, str]:
         self.part.writers.append(threading.current_thread().name)
+        self.part.writing.set()
         assert self.part.may_write.wait(60)
         if self.part.fail_with is not None:
             raise OSError(self.part.fail_with, os.strerror(self.part.fail_with))
