@@ -96,7 +96,7 @@ def _settle_loss_coef(resolved: Resolved, winners: Mapping[str, Setting]) -> Res
 
 
 def _not_used(resolved: Resolved, key: str, reason: str) -> Resolved:
-    return resolved.tell(f"not used: {key} ({reason}).").forget([key])
+    return resolved.with_notes(f"not used: {key} ({reason}).").forget([key])
 
 
 def resolve_function(winners: MutableMapping[str, Setting]) -> str | None:
