@@ -213,8 +213,11 @@ def check(results: list[dict[str, Any]], count: int, code: int) -> None:
     assert sum(result["exits"][0] == code for result in results) >= count // 2
 
 
-def test_a_run_killed_inside_the_protocol_ends_bit_equal(tiny_model: Path, tmp_path: Path) -> None:
-    check(crash("protocol", tiny_model, tmp_path, 5), 5, 9)
+@pytest.mark.parametrize("count", [3, pytest.param(12, marks=pytest.mark.nightly)])
+def test_a_run_killed_inside_the_protocol_ends_bit_equal(
+    count: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    check(crash("protocol", tiny_model, tmp_path, count), count, 9)
 
 
 def test_a_run_killed_while_it_writes_beside_training_ends_bit_equal(
@@ -225,10 +228,6 @@ def test_a_run_killed_while_it_writes_beside_training_ends_bit_equal(
     assert [result["exits"][0] for result in results] == [9] * 5
 
 
-def test_a_run_killed_anywhere_ends_bit_equal(tiny_model: Path, tmp_path: Path) -> None:
-    check(crash("random", tiny_model, tmp_path, 5), 5, -9)
-
-
-@pytest.mark.nightly
-def test_fifty_kills(tiny_model: Path, tmp_path: Path) -> None:
-    check(crash("random", tiny_model, tmp_path, 50), 50, -9)
+@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.nightly)])
+def test_a_run_killed_anywhere_ends_bit_equal(count: int, tiny_model: Path, tmp_path: Path) -> None:
+    check(crash("random", tiny_model, tmp_path, count), count, -9)
