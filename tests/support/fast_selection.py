@@ -7,7 +7,6 @@ wanted it is reported as skipped. Tests that compute for more than about 2 s car
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +20,6 @@ import pytest
 STARTED = "starts a process"
 TRAINS = "trains"
 SLOW = "marked slow"
-LEAVE = signal.SIGUSR2
 SHELLS = ("bash", "sh")
 
 
@@ -50,7 +48,9 @@ class FastSelection:
         start = subprocess.Popen.__init__
 
         def start_or_refuse(process: Any, args: Any, *more: Any, **named: Any) -> None:
-            if is_python_or_shell(args) or named.get("shell"):
+            # whoever waits for another thread would wait for ever, were it refused something
+            is_main = threading.current_thread() is threading.main_thread()
+            if is_main and (is_python_or_shell(args) or named.get("shell")):
                 self._refuse(STARTED)
             start(process, args, *more, **named)
 
@@ -60,20 +60,12 @@ class FastSelection:
         self.patch.setattr(subprocess.Popen, "__init__", start_or_refuse)
         # a process that never started has nothing to clean up
         self.patch.setattr(subprocess.Popen, "_child_created", False)
-        signal.signal(LEAVE, self._leave)
         self.patch.setattr(session, "_run", refuse_training)
         self.patch.setattr(loop, "_train", refuse_training)
 
     def _refuse(self, reason: str) -> NoReturn:
         self.refused = reason
-        if threading.current_thread() is not threading.main_thread():
-            # whoever waits for this thread would wait for ever
-            signal.pthread_kill(threading.main_thread().ident or 0, LEAVE)
         pytest.skip(reason)
-
-    def _leave(self, *_: object) -> None:
-        if self.refused:
-            pytest.skip(self.refused)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:
