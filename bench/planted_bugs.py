@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -29,6 +30,8 @@ import transformers  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "outputs", "shared")
+IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"
+"""Packages that the forks share are imported before pytest can rewrite them."""
 FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/\S+?\.py\S*)", re.MULTILINE)
 
 
@@ -186,7 +189,7 @@ class Copy:
         log = self.folder.with_name("log")
         child = os.fork()
         if not child:
-            self._become_pytest(log, ["-x", "--tb=no", "-rfE", *words])
+            self._become_pytest(log, ["-x", "--tb=no", "-rfE", "-W", IMPORTED, *words])
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         return code, log.read_text()
 
@@ -201,6 +204,8 @@ class Copy:
             sys.path.insert(0, str(self.folder))
             code = int(pytest.main(words))
             sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
 
