@@ -28,7 +28,7 @@ from rlcli.cli.rollouts import rollouts_app
 from rlcli.cli.runs import runs_app
 from rlcli.cli.train import train
 from rlcli.cli.usage import UsageProblem, translated, usage_message, without_language
-from rlcli.config.script_import import with_script
+from rlcli.compat.verl.script import with_script
 from rlcli.distributed.process_count import end_with_launcher
 from rlcli.distributed.rank_env import without_local_rank
 from rlcli.errors import RlcliError

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from rlcli.compat.verl.keys import FUNCTION_KEY
 from rlcli.config.resolved import Resolved, show
 from rlcli.config.schema import HELD_OUT, defaults
 from rlcli.config.settings import Level, Setting
-from rlcli.config.verl_keys import FUNCTION_KEY
 from rlcli.errors import ConfigError
 
 FN = "reward.fn"
