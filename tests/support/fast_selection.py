@@ -76,7 +76,7 @@ class FastSelection:
         """A test that was refused something is skipped, whatever it made of the refusal."""
         outcome: Any = yield
         report = outcome.get_result()
-        if self.refused:
+        if self.refused and (report.when != "teardown" or report.failed):
             path, line, _ = item.location
             report.outcome = "skipped"
             report.longrepr = (path, line or 0, f"Skipped: {self.refused}")
