@@ -20,6 +20,8 @@ class EnvConfig(Section):
     """Tasks of an epoch, where the environment makes them (no --data)."""
     val_tasks: NonNegative = 64
     """Tasks to evaluate on, where the environment makes them; 0: no evaluation."""
+    credit: Literal["outcome", "turn"] = "outcome"
+    """Whether a reward of step() counts for all turns, or for its own and those before (turn)."""
     max_turns: Count = 8
     """Turns of an episode at most."""
     max_turn_tokens: Positive | None = None

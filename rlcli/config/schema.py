@@ -51,6 +51,8 @@ class AlgorithmConfig(Section):
     """Divisor of seq_mean_token_sum_norm; none: data.max_response_tokens."""
     gamma: Fraction = 1.0
     """Discount per token (gae, reinforce_plus_plus)."""
+    gamma_turn: Fraction = 1.0
+    """Further discount from one turn of an episode to the next (gae, reinforce_plus_plus)."""
     lam: Fraction = 0.95
     """GAE lambda."""
     scale_by_std: bool = True

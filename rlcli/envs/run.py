@@ -73,6 +73,12 @@ def find_environment(resolved: Resolved) -> Environment | None:
                     f"{resolved.where(name)} and {resolved.where(key)} both give the reward. "
                     f"Leave {name} out."
                 )
+    if config.env.credit == "turn" and facts.form != "steps":
+        raise ConfigError(
+            f"{resolved.where('env.credit')} needs rewards of single turns, and "
+            f"{resolved.where(key)} gives one for the whole episode.\n"
+            "Leave it out, or give the class a step() that returns rewards."
+        )
     return Environment(spec=spec, facts=facts)
 
 

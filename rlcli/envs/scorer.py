@@ -6,8 +6,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from rlcli.config.schema import Config
 from rlcli.rewards.base import Scorer, StatelessScorer
 from rlcli.types import Prompt, Reward, Rollout, StepRecord
+
+PART = "env"
+"""Part of a composite reward that the environment gives."""
+
+
+def turn_weight(config: Config) -> float | None:
+    """Weight of a turn's reward in an episode's score; None where turns are not credited."""
+    if not config.env.is_on or config.env.credit == "outcome":
+        return None
+    return config.reward.weights.get(PART, 1.0) if config.reward.composite else 1.0
 
 
 class EnvironmentScorer(StatelessScorer):
