@@ -92,6 +92,11 @@ class Rollout:
         """Tokens that the policy wrote, end tokens included."""
         return len(self.token_ids) if self.mask is None else sum(self.mask)
 
+    @property
+    def env_failed(self) -> bool:
+        """Whether the environment failed, so that nothing can score the episode."""
+        return self.reward is not None and self.reward.value is None
+
 
 class Response(Protocol):
     """A rollout without its tokens, for logs, metrics and judges."""
@@ -108,6 +113,8 @@ class Response(Protocol):
     def policy_version(self) -> int: ...
     @property
     def turns(self) -> tuple[Turn, ...]: ...
+    @property
+    def env_failed(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
