@@ -399,6 +399,16 @@ class Config(Section):
     reward: RewardConfig = RewardConfig()
     run: RunConfig = RunConfig()
 
+    @property
+    def has_own_tasks(self) -> bool:
+        """Whether an environment makes the rows."""
+        return self.env.path is not None and not self.data.train
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there may be rows to evaluate on."""
+        return bool(self.data.val) or (self.has_own_tasks and self.env.val_tasks > 0)
+
 
 def defaults() -> dict[str, Any]:
     """Dotted key to default value, for every setting."""

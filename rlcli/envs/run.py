@@ -149,4 +149,4 @@ def episode_scorer(scorer: Scorer | None) -> Scorer:
 
 def without_data(config: Config) -> bool:
     """Whether an environment makes the rows."""
-    return config.env.path is not None and not config.data.train
+    return config.has_own_tasks

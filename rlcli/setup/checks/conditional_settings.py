@@ -239,7 +239,7 @@ SWITCHES = (
     ),
     Switch(
         ("rollout.val_temperature", "rollout.val_n", "run.eval_every"),
-        lambda config: bool(config.data.val),
+        lambda config: config.evaluates,
         "data.val is empty",
     ),
     Switch(
