@@ -86,6 +86,7 @@ def test_a_setting_with_an_option_is_written_as_that() -> None:
     assert FLAG_KEYS["lr"] == "train.lr"
 
 
+@pytest.mark.slow
 def test_the_collected_names_of_other_trainers_lead_to_ours(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -139,6 +139,7 @@ def trial(tmp_path: Path, *, trial: Request | None = None, **settings: Any) -> d
     return report | {"verdicts": verdicts(report)}
 
 
+@pytest.mark.slow
 def test_gsm8k_every_true_answer_scores_1_and_no_other_rows_does(
     shared_data: Path, tmp_path: Path
 ) -> None:
