@@ -11,7 +11,7 @@ from rlcli.config.schema import Config
 from rlcli.rewards import accuracy_scores, episode_accuracy
 from rlcli.rewards.base import Scorer, StatelessScorer
 from rlcli.rewards.combination import PART_OF
-from rlcli.types import Prompt, Reward, Rollout, StepRecord
+from rlcli.types import Message, Prompt, Reward, Rollout, StepRecord
 
 PART = PART_OF["env"]
 
@@ -39,7 +39,7 @@ def with_dialogue(rollout: Rollout) -> Rollout:
     """
     if len(rollout.turns) < 2:
         return rollout
-    messages = [*rollout.prompt.messages]
+    messages: list[Message] = [*rollout.prompt.messages]
     for turn in rollout.turns[:-1]:
         messages += [{"role": "assistant", "content": turn.text}, *turn.replies]
     return replace(rollout, prompt=replace(rollout.prompt, messages=tuple(messages)))

@@ -228,7 +228,7 @@ def plain_token_rewards(case: dict[str, Any]) -> Rows:
     return out
 
 
-def plain_whiten(rows: Rows, masks: list[list[int]], valid: list[int]) -> Rows:
+def plain_whiten(rows: Rows, masks: list[list[int]], valid: Sequence[int]) -> Rows:
     kept = [row[t] for row, m, v in zip(rows, masks, valid, strict=True) if v for t in written(m)]
     if len(kept) < 2:
         return [[0.0] * len(row) for row in rows]
