@@ -92,6 +92,11 @@ class Rollout:
         """Tokens that the policy wrote, end tokens included."""
         return len(self.token_ids) if self.mask is None else sum(self.mask)
 
+    @property
+    def env_failed(self) -> bool:
+        """Whether the environment failed, so that nothing can score the episode."""
+        return self.reward is not None and self.reward.value is None
+
 
 class Response(Protocol):
     """A rollout without its tokens, for logs, metrics and judges."""
@@ -108,6 +113,8 @@ class Response(Protocol):
     def policy_version(self) -> int: ...
     @property
     def turns(self) -> tuple[Turn, ...]: ...
+    @property
+    def env_failed(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +151,10 @@ class Batch:
     token_ids_BT: response tokens, 0 past lengths_B; those of an environment are among them.
     response_mask_BT: 1.0 on tokens the policy wrote. rollout_logprobs_BT: the sampler's. rewards_B:
     0.0 where valid_B is 0. valid_B: 1.0 for a row that takes part in means and loss. truncated_B:
-    True where a limit on tokens or turns cut the response. baseline_B: reward of the greedy
-    rollout of the row's prompt (ReMax). parts: reward components, each [B]. share: its
-    prompts among those of the step; None: it has all of them.
+    True where a limit on tokens or turns cut the response. turn_rewards_BT: each turn's part of
+    the reward, on the turn's last token; None: the last token has all of it. baseline_B: reward
+    of the greedy rollout of the row's prompt (ReMax). parts: reward components, each [B]. share:
+    its prompts among those of the step; None: it has all of them.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -158,6 +166,7 @@ class Batch:
     rewards_B: Tensor
     valid_B: Tensor
     truncated_B: Tensor
+    turn_rewards_BT: Tensor | None = None
     baseline_B: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
     share: Share | None = None

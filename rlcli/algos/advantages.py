@@ -1,7 +1,8 @@
 """Advantage estimators: compute advantages from token rewards.
 
-Every estimator takes token_rewards_BT (the score on the last response token, minus any KL) and
-response_mask_BT, and reads other inputs by keyword. A row with valid_B 0 gets 0 and is excluded
+Every estimator takes token_rewards_BT (the score on the last response token or, with turn credit,
+on the last token of each turn, minus any KL) and response_mask_BT, and reads other inputs by
+keyword. A row with valid_B 0 gets 0 and is excluded
 from every mean and count. Estimators that compare within a group treat the only valid row of a
 group in the same way. Advantages are 0 where the mask is 0.
 """
@@ -34,19 +35,22 @@ def gae(
     all_reduce: AllReduce,
     gamma: float,
     lam: float,
+    gamma_turn: float = 1.0,
 ) -> Advantages:
     """Whitened generalised advantages, and returns = advantages + values before whitening.
 
-    Holes in the mask are skipped: the next token is the next masked-in token. Rewards on
-    masked-out tokens are not read. Source: arXiv 1506.02438, eq. 16.
+    Holes in the mask are skipped: the next token is the next masked-in token, discounted by
+    gamma * gamma_turn behind a hole. Rewards on masked-out tokens are not read.
+    Source: arXiv 1506.02438, eq. 16.
     """
     mask_BT = _token_mask(response_mask_BT, valid_B)
     rewards_BT = left_align(token_rewards_BT, mask_BT)
     aligned_values_BT = left_align(values_BT, mask_BT)
     next_values_BT = torch.zeros_like(aligned_values_BT)
     next_values_BT[:, :-1] = aligned_values_BT[:, 1:]
-    deltas_BT = rewards_BT + gamma * next_values_BT - aligned_values_BT
-    raw_BT = _discounted_sums(deltas_BT, gamma * lam)
+    discount = _discounts(mask_BT, gamma, gamma_turn, dtype=values_BT.dtype)
+    deltas_BT = rewards_BT + discount * next_values_BT - aligned_values_BT
+    raw_BT = _discounted_sums(deltas_BT, discount * lam)
     return Advantages(
         advantages_BT=whiten(undo_left_align(raw_BT, mask_BT), mask_BT, all_reduce=all_reduce),
         returns_BT=undo_left_align(raw_BT + aligned_values_BT, mask_BT),
@@ -60,14 +64,20 @@ def grpo(
     group_B: Tensor,
     valid_B: Tensor,
     scale_by_std: bool,
+    earned_BT: Tensor | None = None,
 ) -> Advantages:
     """Score minus group mean, divided by the group's standard deviation if `scale_by_std`.
 
-    Equal scores give exactly 0. Source: arXiv 2402.03300; without the division 2503.20783.
+    Equal scores give exactly 0. earned_BT: rewards before each token, which its advantage leaves
+    out. Source: arXiv 2402.03300; without the division 2503.20783.
     """
     groups = build_groups(group_B, valid_B)
-    scores_B = _group_normalised(_scores(token_rewards_BT, valid_B), groups, scale_by_std)
-    return _spread(scores_B, response_mask_BT, groups.active_B)
+    totals_B = _scores(token_rewards_BT, valid_B)
+    if earned_BT is not None and scale_by_std:
+        std_B = groups.std(_behind_best(totals_B, groups)) + STD_EPS
+        earned_BT = earned_BT / std_B.unsqueeze(1)
+    scores_B = _group_normalised(totals_B, groups, scale_by_std)
+    return _spread(scores_B, response_mask_BT, groups.active_B, earned_BT)
 
 
 def grpo_passk(
@@ -92,13 +102,23 @@ def grpo_passk(
 
 
 def rloo(
-    token_rewards_BT: Tensor, response_mask_BT: Tensor, *, group_B: Tensor, valid_B: Tensor
+    token_rewards_BT: Tensor,
+    response_mask_BT: Tensor,
+    *,
+    group_B: Tensor,
+    valid_B: Tensor,
+    earned_BT: Tensor | None = None,
 ) -> Advantages:
-    """Score minus the mean score of the group's other rollouts. Source: arXiv 2402.14740."""
+    """Score minus the mean score of the group's other rollouts.
+
+    earned_BT: rewards before each token, which its advantage leaves out.
+    Source: arXiv 2402.14740.
+    """
     groups = build_groups(group_B, valid_B)
     centred_B = _group_normalised(_scores(token_rewards_BT, valid_B), groups, False)
     others_B = (groups.count_B - 1).clamp(min=1)
-    return _spread(centred_B * groups.count_B / others_B, response_mask_BT, groups.active_B)
+    scores_B = centred_B * groups.count_B / others_B
+    return _spread(scores_B, response_mask_BT, groups.active_B, earned_BT)
 
 
 def reinforce_plus_plus(
@@ -108,13 +128,16 @@ def reinforce_plus_plus(
     valid_B: Tensor,
     all_reduce: AllReduce,
     gamma: float,
+    gamma_turn: float = 1.0,
 ) -> Advantages:
     """Discounted returns of the response tokens, whitened. Source: arXiv 2501.03262.
 
-    Holes in the mask are not steps: they are skipped in discounting and have no reward.
+    Holes in the mask are not steps: they are skipped and have no reward. What comes behind one is
+    discounted by gamma_turn as well.
     """
     mask_BT = _token_mask(response_mask_BT, valid_B)
-    returns_BT = _discounted_sums(left_align(token_rewards_BT, mask_BT), gamma)
+    discount = _discounts(mask_BT, gamma, gamma_turn, dtype=token_rewards_BT.dtype)
+    returns_BT = _discounted_sums(left_align(token_rewards_BT, mask_BT), discount)
     returns_BT = undo_left_align(returns_BT, mask_BT)
     return Advantages(advantages_BT=whiten(returns_BT, mask_BT, all_reduce=all_reduce))
 
@@ -126,11 +149,16 @@ def reinforce_plus_plus_baseline(
     group_B: Tensor,
     valid_B: Tensor,
     all_reduce: AllReduce,
+    earned_BT: Tensor | None = None,
 ) -> Advantages:
-    """Score minus group mean on every token, whitened. Source: arXiv 2501.03262."""
+    """Score minus group mean on every token, whitened.
+
+    earned_BT: rewards before each token, which its advantage leaves out.
+    Source: arXiv 2501.03262.
+    """
     groups = build_groups(group_B, valid_B)
     centred_B = _group_normalised(_scores(token_rewards_BT, valid_B), groups, False)
-    return _spread_whitened(centred_B, response_mask_BT, groups.active_B, all_reduce)
+    return _spread_whitened(centred_B, response_mask_BT, groups.active_B, all_reduce, earned_BT)
 
 
 def remax(
@@ -259,16 +287,27 @@ def _group_normalised(scores_B: Tensor, groups: Groups, scale_by_std: bool) -> T
     return centred_B / (groups.std(behind_B) + STD_EPS) if scale_by_std else centred_B
 
 
-def _spread(scores_B: Tensor, response_mask_BT: Tensor, rows_B: Tensor) -> Advantages:
+def _spread(
+    scores_B: Tensor,
+    response_mask_BT: Tensor,
+    rows_B: Tensor,
+    earned_BT: Tensor | None = None,
+) -> Advantages:
+    """The row's score on each of its tokens, less what was earned before the token."""
     mask_BT = _token_mask(response_mask_BT, rows_B)
-    return Advantages(advantages_BT=torch.where(mask_BT, scores_B.unsqueeze(1), 0.0))
+    values_BT = scores_B.unsqueeze(1) if earned_BT is None else scores_B.unsqueeze(1) - earned_BT
+    return Advantages(advantages_BT=torch.where(mask_BT, values_BT, 0.0))
 
 
 def _spread_whitened(
-    scores_B: Tensor, response_mask_BT: Tensor, rows_B: Tensor, all_reduce: AllReduce
+    scores_B: Tensor,
+    response_mask_BT: Tensor,
+    rows_B: Tensor,
+    all_reduce: AllReduce,
+    earned_BT: Tensor | None = None,
 ) -> Advantages:
     mask_BT = _token_mask(response_mask_BT, rows_B)
-    spread_BT = scores_B.unsqueeze(1).expand(mask_BT.shape)
+    spread_BT = _spread(scores_B, response_mask_BT, rows_B, earned_BT).advantages_BT
     return Advantages(advantages_BT=whiten(spread_BT, mask_BT, all_reduce=all_reduce))
 
 
@@ -276,9 +315,27 @@ def _rewards_to_go(token_rewards_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.where(mask_BT, token_rewards_BT, 0.0).flip(1).cumsum(dim=1).flip(1)
 
 
-def _discounted_sums(values_BT: Tensor, discount: float) -> Tensor:
-    """Sum of the values from each position on, discounted by distance."""
+def _discounts(
+    mask_BT: Tensor, gamma: float, gamma_turn: float, *, dtype: torch.dtype
+) -> float | Tensor:
+    """Discount from each left-aligned token to the next: gamma, or gamma * gamma_turn at a hole."""
+    if gamma_turn == 1.0:
+        return gamma
+    places_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device).expand(mask_BT.shape)
+    places_BT = left_align(places_BT, mask_BT)
+    is_hole_BT = places_BT[:, 1:] > places_BT[:, :-1] + 1
+    discounts_BT = torch.full(mask_BT.shape, gamma, dtype=dtype, device=mask_BT.device)
+    discounts_BT[:, :-1][is_hole_BT] *= gamma_turn
+    return discounts_BT
+
+
+def _discounted_sums(values_BT: Tensor, discount: float | Tensor) -> Tensor:
+    """Sum of the values from each position on, discounted step by step.
+
+    discount: one for all steps, or [B, T] from each position to the next.
+    """
     sums_TB = values_BT.t().clone(memory_format=torch.contiguous_format)
     for t in range(sums_TB.shape[0] - 2, -1, -1):
-        sums_TB[t] += discount * sums_TB[t + 1]
+        here = discount[:, t] if isinstance(discount, Tensor) else discount
+        sums_TB[t] += here * sums_TB[t + 1]
     return sums_TB.t()

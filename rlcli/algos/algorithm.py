@@ -23,7 +23,7 @@ from rlcli.algos.kl import AdaptiveKL, FixedKL, kl
 from rlcli.algos.losses import value_loss
 from rlcli.algos.masked_stats import alone, global_means, masked_mean
 from rlcli.algos.registry import ESTIMATORS, LOSSES, NEED_OF_INPUT, Entry, Need
-from rlcli.algos.reward_shaping import overlong_penalty, token_rewards
+from rlcli.algos.reward_shaping import overlong_penalty, rewards_before, token_rewards
 from rlcli.config.schema import Config
 from rlcli.errors import ConfigError
 from rlcli.types import Advantages, AllReduce, AnnotatedBatch, Gather, TokenLoss
@@ -57,7 +57,8 @@ def _own_entry(spec: str, kind: str, positional: int) -> Entry:
     names = list(inspect.signature(function).parameters)[positional:]
     settings = set(type(Config().algorithm).model_fields)
     known = {*BATCH_INPUTS}
-    known |= {"all_reduce", "part_weights"} if kind == "advantage" else {"correction_BT"}
+    more = {"all_reduce", "part_weights", "earned_BT"}
+    known |= more if kind == "advantage" else {"correction_BT"}
     unknown = [n for n in names if n not in known | settings]
     if unknown:
         raise ConfigError(
@@ -177,8 +178,15 @@ class Algorithm:
             )
         stats, kl_BT = self._reference_gap(batch, mask_BT, all_reduce)
         rewards_BT = token_rewards(
-            scores_B, batch.response_mask_BT, kl_BT=kl_BT, kl_coef=self.kl.coef
+            scores_B,
+            batch.response_mask_BT,
+            turn_rewards_BT=batch.turn_rewards_BT,
+            kl_BT=kl_BT,
+            kl_coef=self.kl.coef,
         )
+        earned_BT = None
+        if batch.turn_rewards_BT is not None:
+            earned_BT = rewards_before(rewards_BT, batch.response_mask_BT)
         if kl_BT is not None:
             num_rollouts = int(all_reduce(batch.valid_B.sum()))
             self.kl.update(stats["kl_in_reward"], num_rollouts)
@@ -190,7 +198,7 @@ class Algorithm:
             self.estimator,
             (rewards_BT, batch.response_mask_BT),
             batch,
-            {"all_reduce": all_reduce, "part_weights": self.part_weights},
+            {"all_reduce": all_reduce, "part_weights": self.part_weights, "earned_BT": earned_BT},
         )
         if not isinstance(estimate, Advantages):
             raise ConfigError(

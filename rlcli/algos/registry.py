@@ -47,6 +47,11 @@ class Entry:
         """Requirements of the run."""
         return frozenset(NEED_OF_INPUT[name] for name in self.inputs if name in NEED_OF_INPUT)
 
+    @property
+    def credits_turns(self) -> bool:
+        """For estimators: whether a turn's reward counts only for its own turn and those before."""
+        return "earned_BT" in self.inputs or "gamma_turn" in self.settings
+
 
 PER_TOKEN = ("gae", "reinforce_plus_plus", "otb")
 
@@ -64,6 +69,7 @@ def _estimator(
 
 
 GROUP = ("group_B", "valid_B")
+BY_TURN = (*GROUP, "earned_BT")
 
 ESTIMATORS: dict[str, Entry] = dict(
     [
@@ -71,21 +77,21 @@ ESTIMATORS: dict[str, Entry] = dict(
             "gae",
             "generalised advantage estimation, arXiv 1506.02438",
             ("values_BT", "valid_B", "all_reduce"),
-            ("gamma", "lam"),
+            ("gamma", "lam", "gamma_turn"),
         ),
-        _estimator("grpo", "group-relative, arXiv 2402.03300", GROUP, ("scale_by_std",)),
+        _estimator("grpo", "group-relative, arXiv 2402.03300", BY_TURN, ("scale_by_std",)),
         _estimator("grpo_passk", "best of the group, arXiv 2503.19595", GROUP, ("scale_by_std",)),
-        _estimator("rloo", "leave-one-out, arXiv 2402.14740", GROUP),
+        _estimator("rloo", "leave-one-out, arXiv 2402.14740", BY_TURN),
         _estimator(
             "reinforce_plus_plus",
             "discounted returns, whitened, arXiv 2501.03262",
             ("valid_B", "all_reduce"),
-            ("gamma",),
+            ("gamma", "gamma_turn"),
         ),
         _estimator(
             "reinforce_plus_plus_baseline",
             "group baseline, whitened, arXiv 2501.03262",
-            (*GROUP, "all_reduce"),
+            (*BY_TURN, "all_reduce"),
         ),
         _estimator("remax", "greedy baseline, arXiv 2310.10505", ("baseline_B", "valid_B")),
         _estimator("opo", "length-weighted baseline, arXiv 2505.23585", GROUP),

@@ -58,6 +58,10 @@ Where = Annotated[Device, typer.Option(help="Where to sample.")]
 Weights = Annotated[Dtype | None, typer.Option(help="Of the weights.")]
 From = Annotated[Hub | None, typer.Option(help="Hub to download from; none: the run's.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's code.")]
+NO_PASS_MARK = (
+    "none: this reward has no pass mark (a judge's, a reward model's, or an environment's that is "
+    "not between 0 and 1; env.pass_mark sets one)"
+)
 Save = Annotated[Path | None, typer.Option(help="Write every response: FILE.jsonl.")]
 
 
@@ -148,7 +152,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
     )
     lines = wrap(head)
     for name, counted in report["counted"].items():
-        lines.append(f"{name:<9}{_score_text(report[name], report['ci95'][name], counted, rows)}")
+        score = _score_text(report[name], report["ci95"][name], counted, rows)
+        lines += wrap(f"{name:<9}{score}")
     lines += [f"ci: {report['ci_method']}"] if report["reward_mean"] is not None else []
     mean = report["reward_mean"]
     lines += [
@@ -165,7 +170,7 @@ def _score_text(
     value: float | None, ends: list[float] | None, counted: int | None, rows: int
 ) -> str:
     if counted is None:
-        return "none: the score of a judge or a reward model has no pass mark"
+        return NO_PASS_MARK
     if value is None or ends is None:
         return f"none: no prompt has enough scored responses ({counted} of {rows} prompts)"
     low, high = ends

@@ -98,6 +98,7 @@ def _facts(plan: RunPlan) -> list[str]:
     free = "" if disk.free_gib is None else f", {disk.free_gib:.1f} GiB free"
     verdict = {True: ": fits", False: ": does not fit", None: ""}[disk.fits]
     lines = [f"batch: {plan.batch[0]}", *(f"  {line}" for line in plan.batch[1:])]
+    lines += plan.episodes.lines() if plan.episodes else []
     if plan.memory.host_gib:
         lines.append(f"offloaded to the host: {plan.memory.host_gib:.1f} GiB")
     if plan.memory.loading_host_gib:

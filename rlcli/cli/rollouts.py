@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +16,6 @@ from rlcli.cli.arguments import Json, RunArgument
 if TYPE_CHECKING:
     from rlcli.run_dir.rollout_files import Which
 
-ENDS = {
-    "length": "cut by the length limit",
-    "turns": "cut after the last turn",
-    "env": "ended by the environment",
-}
 rollouts_app = typer.Typer(help="What the policy wrote.", no_args_is_help=True)
 
 
@@ -76,6 +73,8 @@ def _lines(row: dict[str, Any], width: int) -> list[str]:
     worth = f"{reward:.6g}" if isinstance(reward, int | float) else "none"
     head = f"#{row['row']} {row.get('id', '')}  reward {worth}"
     parts = ", ".join(f"{k} {v:.6g}" for k, v in (row.get("parts") or {}).items())
+    from rlcli.run_dir.rollout_files import ENDS
+
     ended = ENDS.get(row.get("finish_reason", ""), "ended")
     length = f"{row.get('length', '?')} tokens, {ended}"
     turns = [f"{row['turns']} turns"] if row.get("turns") else []
@@ -92,13 +91,25 @@ def _lines(row: dict[str, Any], width: int) -> list[str]:
 
 
 def _dialogue(messages: list[dict[str, Any]], width: int) -> list[str]:
-    """The turns of an episode: the policy's, and with a bar the environment's."""
+    """The turns of an episode: the policy's, and with a bar the environment's.
+
+    On a terminal the environment's are dim.
+    """
+    dim, plain = ("\x1b[2m", "\x1b[0m") if _has_styles() else ("", "")
     lines: list[str] = []
     for message in messages:
         role = str(message.get("role", ""))
-        indent = "  " if role == "assistant" else "  | "
-        lines += [f"{role}:", *_chopped(str(message.get("content", "")), width, indent)]
+        is_own = role == "assistant"
+        name = f" {message['name']}" if message.get("name") else ""
+        indent = "  " if is_own else "  | "
+        text = _chopped(str(message.get("content", "")), width, indent)
+        shown = [*_chopped(f"{role}{name}:", width, ""), *text]
+        lines += shown if is_own else [f"{dim}{line}{plain}" for line in shown]
     return lines
+
+
+def _has_styles() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def _chopped(text: str, width: int, indent: str) -> list[str]:

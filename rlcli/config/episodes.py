@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from rlcli.config.base import Count, NonNegative, Positive, PositiveFloat, Section
+from rlcli.config.base import Count, Finite, NonNegative, Positive, PositiveFloat, Section
 
 
 class EnvConfig(Section):
@@ -20,6 +20,10 @@ class EnvConfig(Section):
     """Tasks of an epoch, where the environment makes them (no --data)."""
     val_tasks: NonNegative = 64
     """Tasks to evaluate on, where the environment makes them; 0: no evaluation."""
+    credit: Literal["outcome", "turn"] = "outcome"
+    """Whether a reward of step() counts for all turns, or for its own and those before (turn)."""
+    pass_mark: Finite | None = None
+    """Smallest reward of the environment that passes; none: 0.5, if all are between 0 and 1."""
     max_turns: Count = 8
     """Turns of an episode at most."""
     max_turn_tokens: Positive | None = None

@@ -51,6 +51,8 @@ class AlgorithmConfig(Section):
     """Divisor of seq_mean_token_sum_norm; none: data.max_response_tokens."""
     gamma: Fraction = 1.0
     """Discount per token (gae, reinforce_plus_plus)."""
+    gamma_turn: Fraction = 1.0
+    """Further discount from one turn of an episode to the next (gae, reinforce_plus_plus)."""
     lam: Fraction = 0.95
     """GAE lambda."""
     scale_by_std: bool = True
@@ -396,6 +398,16 @@ class Config(Section):
     critic: CriticConfig = CriticConfig()
     reward: RewardConfig = RewardConfig()
     run: RunConfig = RunConfig()
+
+    @property
+    def has_own_tasks(self) -> bool:
+        """Whether an environment makes the rows."""
+        return self.env.path is not None and not self.data.train
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there may be rows to evaluate on."""
+        return bool(self.data.val) or (self.has_own_tasks and self.env.val_tasks > 0)
 
 
 def defaults() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rlcli.envs.episode import EnvFacts
 from rlcli.envs.process import EnvPool, EnvSpec
 from rlcli.envs.tasks import EnvRows, begun_rows, describe_environment, own_rows, spec_of
 from rlcli.errors import ConfigError
+from rlcli.rewards.combination import mixes_environment
 
 if TYPE_CHECKING:
     from rlcli.envs.dialogue import Dialogue
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from rlcli.rewards.base import Scorer
     from rlcli.rollout.native import NativeSampler
 
-SCORERS = ("reward.fn", "reward.model", "reward.judge.enabled")
+SCORERS = {"reward.fn": "rule_score", "reward.model": "rm_score", "reward.judge.enabled": "judge"}
+"""Setting of another reward -> its part of a mix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +69,41 @@ def find_environment(resolved: Resolved) -> Environment | None:
             f"{facts.num_tasks} tasks of its own. Remove data.train."
         )
     if facts.scores:
-        for name in SCORERS:
-            if name in resolved.explicit and resolved.value(name) not in (None, False):
-                raise ConfigError(
-                    f"{resolved.where(name)} and {resolved.where(key)} both give the reward. "
-                    f"Leave {name} out."
-                )
+        _check_mix(resolved, key)
+    elif mixes_environment(config.reward):
+        raise ConfigError(
+            f"{resolved.where('reward.weights')} gives env a weight, and {resolved.where(key)} "
+            "gives no reward. Remove env from reward.weights."
+        )
+    if config.env.credit == "turn" and facts.form != "steps":
+        raise ConfigError(
+            f"{resolved.where('env.credit')} needs rewards of single turns, and "
+            f"{resolved.where(key)} gives one for the whole episode.\n"
+            "Leave it out, or give the class a step() that returns rewards."
+        )
     return Environment(spec=spec, facts=facts)
+
+
+def _check_mix(resolved: Resolved, key: str) -> None:
+    """Raises: ConfigError for another reward beside the environment's, and nothing mixes them."""
+    if mixes_environment(resolved.config.reward):
+        return
+    for name, part in SCORERS.items():
+        if name in resolved.explicit and resolved.value(name) not in (None, False):
+            raise ConfigError(
+                f"{resolved.where(name)} and {resolved.where(key)} both give the reward.\n"
+                f"Leave {name} out, or mix them: reward.weights={{env: 0.7, {part}: 0.3}}."
+            )
+
+
+def is_scored_by_env(config: Config, environment: Environment | None) -> bool:
+    """Whether the environment gives the reward, alone or as a part of a mix."""
+    return environment is not None and environment.facts.scores
+
+
+def needs_scorer(config: Config, environment: Environment | None) -> bool:
+    """Whether a function, a judge or a reward model scores, alone or beside the environment."""
+    return not is_scored_by_env(config, environment) or mixes_environment(config.reward)
 
 
 def build_dialogue(
@@ -119,4 +149,4 @@ def episode_scorer(scorer: Scorer | None) -> Scorer:
 
 def without_data(config: Config) -> bool:
     """Whether an environment makes the rows."""
-    return config.env.path is not None and not config.data.train
+    return config.has_own_tasks

@@ -1,13 +1,48 @@
-"""Rewards of episodes: the environment's where it gives one, else those of another scorer."""
+"""Rewards of episodes: the environment's, those of another scorer, or a mix of both."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
+from rlcli.config.schema import Config
+from rlcli.rewards import accuracy_scores, episode_accuracy
 from rlcli.rewards.base import Scorer, StatelessScorer
-from rlcli.types import Prompt, Reward, Rollout, StepRecord
+from rlcli.rewards.combination import PART_OF
+from rlcli.types import Message, Prompt, Reward, Rollout, StepRecord
+
+PART = PART_OF["env"]
+
+
+def turn_weight(config: Config) -> float | None:
+    """Weight of a turn's reward in an episode's score; None where turns are not credited."""
+    if not config.env.is_on or config.env.credit == "outcome":
+        return None
+    return config.reward.weights.get(PART, 1.0) if config.reward.composite else 1.0
+
+
+def accuracy_of(
+    config: Config, rewards: Sequence[Reward], *, scored_by_env: bool
+) -> list[float | None] | None:
+    """Scores that `PASSED` is held against, None where unscored; None: there is no such scale."""
+    if scored_by_env:
+        return episode_accuracy(config.reward, rewards, pass_mark=config.env.pass_mark)
+    return accuracy_scores(config.reward, rewards)
+
+
+def with_dialogue(rollout: Rollout) -> Rollout:
+    """An episode as a conversation whose last answer is the response.
+
+    The prompt's messages go on with the earlier turns and what the environment replied to them.
+    """
+    if len(rollout.turns) < 2:
+        return rollout
+    messages: list[Message] = [*rollout.prompt.messages]
+    for turn in rollout.turns[:-1]:
+        messages += [{"role": "assistant", "content": turn.text}, *turn.replies]
+    return replace(rollout, prompt=replace(rollout.prompt, messages=tuple(messages)))
 
 
 class EnvironmentScorer(StatelessScorer):
@@ -29,15 +64,15 @@ class EnvironmentScorer(StatelessScorer):
 
 
 class EpisodeScorer:
-    """Another scorer, which is not asked about episodes whose environment failed."""
+    """Another scorer, which reads whole dialogues and no episode whose environment failed."""
 
     def __init__(self, inner: Scorer) -> None:
         self._inner = inner
 
     def submit(self, rollout: Rollout, *, before: Reward | None = None) -> Future[Reward]:
         """See Scorer."""
-        if rollout.reward is None:
-            return self._inner.submit(rollout, before=before)
+        if rollout.reward is None or rollout.reward.value is not None:
+            return self._inner.submit(with_dialogue(rollout), before=before)
         future: Future[Reward] = Future()
         future.set_result(rollout.reward)
         return future

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcli.config.schema import Config
+from rlcli.monitor.episode_health_checks import EPISODE_CHECKS
 from rlcli.monitor.health_checks import CHECKS, HealthVerdict
 from rlcli.monitor.held_out import HELD_OUT_FALLING, HeldOutScore, held_out_falling, read_score
 from rlcli.monitor.judge_health_checks import JUDGE_CHECKS
@@ -89,7 +90,7 @@ def _with_cause(verdict: HealthVerdict, error: str) -> HealthVerdict:
 
 def diagnose(steps: Sequence[StepRecord], config: Config) -> list[HealthVerdict]:
     """All verdicts that hold after the last of these steps."""
-    verdicts = [check(steps, config) for check in (*CHECKS, *JUDGE_CHECKS)]
+    verdicts = [check(steps, config) for check in (*CHECKS, *JUDGE_CHECKS, *EPISODE_CHECKS)]
     return [verdict for verdict in verdicts if verdict is not None]
 
 

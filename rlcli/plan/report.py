@@ -11,9 +11,11 @@ from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.files import find_files
 from rlcli.data.sets import is_held_out, num_held_out
+from rlcli.envs.run import without_data
 from rlcli.errors import DataNotFoundError
 from rlcli.plan.disk import DiskPlan, find_free_gib, plan_disk
 from rlcli.plan.engine import resolve_engine
+from rlcli.plan.episodes import EpisodePlan, plan_episodes
 from rlcli.plan.judge import JudgePlan, plan_judge
 from rlcli.plan.machine import Machine, find_machine
 from rlcli.plan.memory import MemoryPlan, Models, Phase, plan_memory
@@ -43,6 +45,7 @@ class RunPlan:
     steps: int | None
     disk: DiskPlan
     judge: JudgePlan | None
+    episodes: EpisodePlan | None
     savings: list[MemorySaving]
     together: Fitted | None
     warnings: list[str]
@@ -85,6 +88,7 @@ class RunPlan:
             "checkpoint_gib": self.disk.checkpoint_gib,
             "disk": asdict(self.disk),
             "judge": None if self.judge is None else asdict(self.judge),
+            "episodes": None if self.episodes is None else asdict(self.episodes),
             "suggestions": [asdict(saving) for saving in self.savings],
             "together": None if self.together is None else _together(self.together),
             "warnings": self.warnings,
@@ -107,8 +111,11 @@ def plan_run(resolved: Resolved, cwd: Path, *, memory_gib: float | None = None) 
     """
     resolved = checks.check(resolved)
     config = resolved.config
-    num_prompts, missing = _count_rows(config, config.data.train, cwd)
-    num_val, missing_val = 0, list[str]()
+    missing, missing_val = list[str](), list[str]()
+    num_prompts, num_val = config.env.tasks, config.env.val_tasks
+    if not without_data(config):
+        num_prompts, missing = _count_rows(config, config.data.train, cwd)
+        num_val = 0
     if is_held_out(config.data.val):
         num_val = None if num_prompts is None else num_held_out(num_prompts)
         num_prompts = None if num_prompts is None else num_prompts - (num_val or 0)
@@ -167,6 +174,7 @@ def make_memory_plan(
         judge=plan_judge(
             config, steps=steps, num_val=num_val, prompts=config.train.prompts_per_step
         ),
+        episodes=plan_episodes(config, ranks=memory.numerics.ranks),
         savings=savings,
         together=None if is_enough else make_fit(resolved, memory, replan),
         warnings=[*resolved.notes, *_warnings(config, machine, memory)],

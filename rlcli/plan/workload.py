@@ -81,9 +81,9 @@ def _share(number: int, ranks: int) -> int:
 
 def _sampled(config: Config, prompts: int, *, num_val: int | None) -> Rows:
     """Rows sampled in parallel, in training or evaluation, whichever is more."""
-    rollout, data = config.rollout, config.data
+    rollout = config.rollout
     choices = [(prompts, rollout.n)]
-    if data.val:
+    if config.evaluates:
         choices.append((rollout.max_num_seqs if num_val is None else num_val, rollout.val_n))
     together = [(min(max(1, rollout.max_num_seqs // n), number), n) for number, n in choices]
     number, n = max(together, key=lambda choice: choice[0] * choice[1])

@@ -85,6 +85,31 @@ CHARTS = (
     ),
     Chart("Judge calls", "seconds", (("judge/p50_s", "half within"), ("judge/p95_s", "95 %"))),
     Chart("Judge cost", "US dollars per step", (("judge/cost_usd", "cost"),)),
+    Chart("Turns", "mean per episode", (("episode/turns_mean", "turns"),)),
+    Chart(
+        "Tokens of an episode",
+        "mean",
+        (("episode/tokens", "all"), ("episode/env_tokens", "of the environment")),
+    ),
+    Chart(
+        "Tool calls",
+        "per episode",
+        (
+            ("env/tool_calls", "made"),
+            ("env/tool_errors", "failed"),
+            ("env/parse_failures", "not readable"),
+        ),
+        above=0.0,
+    ),
+    Chart(
+        "Cut after the last turn",
+        "share of episodes",
+        (("env/cut_by_turns", "cut"),),
+        percent=True,
+        above=0.0,
+    ),
+    Chart("Waiting for the environment", "seconds per step", (("env/wait_s", "slowest"),)),
+    Chart("Failed environments", "episodes per step", (("env/failed", "failed"),), above=0.0),
     Chart("Speed", "sampled tokens per second", (("tokens_per_s", "speed"),)),
 )
 PHASES = (("time/sample_s", "sampling"), ("time/score_s", "scoring"))

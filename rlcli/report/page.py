@@ -16,7 +16,7 @@ from rlcli.report.charts import charts
 from rlcli.report.read import RunReport, Sample, Setting, clipped
 from rlcli.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, number
 from rlcli.run_dir.folder import in_words
-from rlcli.run_dir.rollout_files import printable
+from rlcli.run_dir.rollout_files import ENDS, printable
 from rlcli.system.disk import gib
 
 LONGEST_VALUE, LONGEST_NAME, LONGEST_SAMPLE = 300, 120, 2500
@@ -118,14 +118,26 @@ def _trained(run: RunReport) -> str:
             who = f"{value('reward.fn')}, then {who}"
     elif model != "null":
         who = f"the reward model {model}"
+    if value("env.path", "null") != "null" and not (judge or model != "null"):
+        who = f"the environment or {who}"
     both = " mixed with other scores" if value("reward.composite") == "true" else ""
     words = (
         f"{value('algorithm.name')} ({value('algorithm.advantage')} + {value('algorithm.loss')}) "
-        f"on {value('model.path')}, data {_listed(value('data.train'))}, reward by {who}{both}, "
+        f"on {value('model.path')}, {_tasks(run)}, reward by {who}{both}, "
         f"{value('train.prompts_per_step')} prompts x {value('rollout.n')} rollouts per step, "
         f"learning rate {value('train.lr')}, seed {value('run.seed')}."
     )
     return clipped(words, 4 * LONGEST_VALUE)
+
+
+def _tasks(run: RunReport) -> str:
+    """The data, and the environment or tools of episodes."""
+    data = _listed(run.setting("data.train"))
+    env, tools = run.setting("env.path", "null"), run.setting("env.tools", "null")
+    words = [f"data {data}"] if data else []
+    words += [f"environment {env}"] if env != "null" else []
+    words += [f"tools {tools}"] if tools != "null" else []
+    return ", ".join(words)
 
 
 def _listed(value: str) -> str:
@@ -218,9 +230,11 @@ def _samples(samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
 def _sample(sample: Sample) -> dict[str, Any]:
     row = sample.row
     reward = row.get("reward")
-    ended = "cut by the length limit" if row.get("finish_reason") == "length" else "ended"
+    ended = ENDS.get(str(row.get("finish_reason")), "ended")
     shown = number(float(reward)) if isinstance(reward, int | float) else "none"
     facts = f"reward {shown}, {_words(row.get('length'))} tokens, {ended}"
+    if row.get("turns"):
+        facts += f", {_words(row['turns'])} turns"
     parts = row.get("parts")
     if isinstance(parts, Mapping) and parts:
         named = (
@@ -228,8 +242,25 @@ def _sample(sample: Sample) -> dict[str, Any]:
             for name, part in parts.items()
         )
         facts += f" ({clipped(', '.join(named), LONGEST_VALUE)})"
-    texts = [(label, _words(row[key])) for key, label in TEXTS.items() if row.get(key) is not None]
+    texts: list[tuple[str, str, bool]] = []
+    for key, label in TEXTS.items():
+        if key == "response" and isinstance(row.get("dialogue"), list):
+            texts += _dialogue(row["dialogue"])
+        elif row.get(key) is not None:
+            texts.append((label, _words(row[key]), False))
     return {"step": f"{sample.step:,}", "why": sample.why, "facts": facts, "texts": texts}
+
+
+def _dialogue(messages: Sequence[Any]) -> list[tuple[str, str, bool]]:
+    """(role, text, whether the environment wrote it) of an episode's messages."""
+    found: list[tuple[str, str, bool]] = []
+    for message in messages:
+        if isinstance(message, Mapping):
+            role = _words(message.get("role", ""))
+            name = f" {_words(message['name'])}" if message.get("name") else ""
+            label = clipped(f"{role}{name}", LONGEST_NAME).capitalize()
+            found.append((label, _words(message.get("content", "")), role != "assistant"))
+    return found
 
 
 def _words(value: Any) -> str:

@@ -10,13 +10,16 @@ from rlcli.rewards.build import (
     reference_problems,
     rules_in_use,
 )
-from rlcli.rewards.passing import PASSED, accuracy_scores, pass_scores
+from rlcli.rewards.combination import mixes_environment
+from rlcli.rewards.passing import PASSED, accuracy_scores, episode_accuracy, pass_scores
 
 __all__ = [
     "PASSED",
     "accuracy_scores",
     "build_scorer",
     "check_reward",
+    "episode_accuracy",
+    "mixes_environment",
     "needs_model",
     "pass_scores",
     "probe_reward",

@@ -125,6 +125,7 @@ def build_scorer(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     peers: Peers | None = None,
+    environment: Scorer | None = None,
 ) -> Scorer:
     """Start a scorer. Call `check_reward` before.
 
@@ -134,6 +135,7 @@ def build_scorer(
     log: file for what a user's function prints; none: nowhere. run_dir: where a judge, then a
     process of its own, keeps verdicts and what it cost; none: no run is on. model_dir, device:
     of a local reward model. dtype: of its weights; none: bfloat16 on CUDA, float32 elsewhere.
+    environment: gives the environment's part of a mix.
 
     Raises:
         RewardError: the reward model does not load.
@@ -141,6 +143,9 @@ def build_scorer(
     combination = combine(config)
 
     def build(source: Source) -> Scorer:
+        if source == "env":
+            assert environment is not None  # checked with the environment
+            return environment
         if source == "model":
             return _model_scorer(config, model_dir, device, dtype)
         if source == "judge":
@@ -156,7 +161,7 @@ def build_scorer(
 
     scorers: dict[str, Scorer] = {}
     # What can fail comes first, and takes what already runs down with it.
-    order: list[Source] = ["model", "judge", "fn"]
+    order: list[Source] = ["model", "judge", "fn", "env"]
     with ExitStack() as running:
         for name, source in sorted(combination.sources.items(), key=lambda x: order.index(x[1])):
             scorers[name] = build(source)

@@ -12,11 +12,17 @@ from rlcli.errors import RewardError
 if TYPE_CHECKING:
     from rlcli.config.rewards import RewardConfig
 
-Source = Literal["fn", "model", "judge"]
+Source = Literal["fn", "model", "judge", "env"]
 Scale = Literal["off", "running", "fixed"]
-PARTS = ("rm_score", "judge", "rule_score")
-"""The parts of a composite: reward model (or the judge, where there is no model), judge, fn."""
-PART_OF: Mapping[Source, str] = {"fn": "rule_score", "model": "rm_score", "judge": "judge"}
+PARTS = ("rm_score", "judge", "rule_score", "env")
+"""The parts of a composite: reward model (or the judge, where there is no model), judge, fn, and
+the environment of episodes."""
+PART_OF: Mapping[Source, str] = {
+    "fn": "rule_score",
+    "model": "rm_score",
+    "judge": "judge",
+    "env": "env",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +41,7 @@ class Combination:
     scale: Scale = "off"
 
     def uses(self, source: Source) -> bool:
-        """Whether the function, the model or the judge scores."""
+        """Whether the function, the model, the judge or the environment scores."""
         return source in self.sources.values()
 
 
@@ -79,6 +85,11 @@ def combine(config: RewardConfig, *, explicit: frozenset[str] = frozenset()) -> 
             f"{_shown(only, config)} scores.\nAdd reward.composite=true, or remove the weights."
         )
     return Combination(sources={only: only}, weights={}, scale=_scale(config, {only: only}))
+
+
+def mixes_environment(config: RewardConfig) -> bool:
+    """Whether an environment's reward is a part of a mix."""
+    return config.composite and PART_OF["env"] in config.weights
 
 
 def _or_rule_first(only: Source) -> str:
@@ -139,6 +150,8 @@ def _source(name: str, config: RewardConfig, configured: Sequence[Source]) -> So
     """What gives a part. Raises: RewardError when nothing does."""
     if name == "rule_score":
         return "fn"
+    if name == "env":
+        return "env"
     if name == "judge" and "judge" in configured:
         return "judge"
     if name == "rm_score" and configured:
@@ -155,7 +168,8 @@ def _source(name: str, config: RewardConfig, configured: Sequence[Source]) -> So
     hint = f" (nearest: {close[0]})" if close else ""
     raise RewardError(
         f"reward.weights names {name}{hint}, which is no part of a composite.\n"
-        "There are rm_score (reward model or judge), judge, and rule_score (reward.fn)."
+        "There are rm_score (reward model or judge), judge, rule_score (reward.fn), and env (the "
+        "environment of episodes)."
     )
 
 

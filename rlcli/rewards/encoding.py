@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from rlcli.rewards.armo import GATING_MARK, find_last
+from rlcli.rewards.chat_roles import with_known_roles
 from rlcli.types import Message
 
 
@@ -47,6 +48,7 @@ class Encoder:
 
         Raises: UnrateableError when the response alone does not fit, or the template refuses it.
         """
+        messages = with_known_roles(messages)
         if self._reads_pairs:
             return self._pair(self._plain(_joined(messages)), self._plain(response))
         if self._tokenizer.chat_template:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rlcli.rewards.combination import PART_OF, Combination, combine
+from rlcli.rewards.combination import PART_OF, Combination, combine, mixes_environment
 from rlcli.types import Reward
 
 if TYPE_CHECKING:
@@ -40,6 +40,23 @@ def accuracy_scores(config: RewardConfig, rewards: Sequence[Reward]) -> list[flo
     if combination.is_rule_first or not combination.uses("fn"):
         return None
     return pass_scores(config, rewards)
+
+
+def episode_accuracy(
+    config: RewardConfig, rewards: Sequence[Reward], *, pass_mark: float | None
+) -> list[float | None] | None:
+    """1 for an episode that passes by the environment's reward, 0 for one that does not.
+
+    pass_mark: smallest reward that passes; None: `PASSED` if all rewards are within 0 and 1, and
+    no scale otherwise. None for an unscored episode.
+    """
+    part = PART_OF["env"] if mixes_environment(config) else None
+    values = [r.parts[part] if part and r.value is not None else r.value for r in rewards]
+    if pass_mark is None:
+        if any(value is not None and not 0.0 <= value <= 1.0 for value in values):
+            return None
+        pass_mark = PASSED
+    return [None if value is None else float(value >= pass_mark) for value in values]
 
 
 def _deciding(combination: Combination) -> str | None:

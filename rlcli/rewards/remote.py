@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 from rlcli.errors import RewardError, RewardServiceError
+from rlcli.rewards.chat_roles import with_known_roles
 from rlcli.types import Message, Reward, Rollout
 
 Chat = tuple[Sequence[Message], str]
@@ -96,7 +97,7 @@ class RemoteModel:
 
     def rate(self, rollouts: Sequence[Rollout]) -> list[Reward]:
         """Rewards in the order of `rollouts`."""
-        chats = [(rollout.prompt.messages, rollout.text) for rollout in rollouts]
+        chats = [(with_known_roles(one.prompt.messages), one.text) for one in rollouts]
         for pause_s in (*PAUSES_S, None):
             try:
                 scores = self._ask(chats)

@@ -33,8 +33,12 @@ class ScoredRollouts:
     seen: StepView = field(default_factory=StepView)
 
 
-def collate(collected: ScoredRollouts, *, needs: frozenset[str]) -> Batch:
+def collate(
+    collected: ScoredRollouts, *, needs: frozenset[str], turn_weight: float | None = None
+) -> Batch:
     """This rank's rollouts as tensors. Unscored rows stay, with valid_B 0.
+
+    turn_weight: weight of the turns' rewards in the score; None: turns are not credited.
 
     valid_B is also 0 for groups with fewer than two scores, if the estimator compares within
     groups, and for prompts whose greedy rollout is unscored, if it uses one (ReMax).
@@ -70,6 +74,7 @@ def collate(collected: ScoredRollouts, *, needs: frozenset[str]) -> Batch:
         rewards_B=torch.tensor([r.value or 0.0 for r in rewards]) * valid_B,
         valid_B=valid_B,
         truncated_B=torch.tensor([r.finish_reason in CUT for r in rollouts], dtype=torch.bool),
+        turn_rewards_BT=_turn_rewards(rollouts, valid_B, width, turn_weight),
         baseline_B=baseline_B,
         parts=_collate_parts(rewards) if "parts" in needs else {},
         share=_share_of(collected, groups),
@@ -83,6 +88,22 @@ def _written(rollouts: Sequence[Rollout], mask_BT: Tensor) -> Tensor:
         masks = [r.mask or (1,) * len(r.token_ids) for r in rollouts]
         written_BT[mask_BT] = torch.from_numpy(_flat(masks, np.float32))
     return written_BT
+
+
+def _turn_rewards(
+    rollouts: Sequence[Rollout], valid_B: Tensor, width: int, weight: float | None
+) -> Tensor | None:
+    """[B, T]: each turn's reward on its last token; None without a weight."""
+    if weight is None:
+        return None
+    rewards_BT = torch.zeros(len(rollouts), width)
+    for row, rollout in enumerate(rollouts):
+        start = 0
+        for turn in rollout.turns:
+            if turn.reward is not None and turn.num_tokens:
+                rewards_BT[row, start + turn.num_tokens - 1] = weight * turn.reward
+            start += turn.num_tokens + turn.num_reply_tokens
+    return rewards_BT * valid_B[:, None]
 
 
 def _flat(rows: Sequence[Sequence[float]], dtype: type[np.generic]) -> np.ndarray:

@@ -26,6 +26,7 @@ class ResponseView:
     finish_reason: str
     policy_version: int
     turns: tuple[Turn, ...] = ()
+    env_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,7 @@ def _pack(numbers: Sequence[int], rollouts: Sequence[Rollout], rewards: Sequence
         [rollout.finish_reason for rollout in rollouts],
         [rollout.policy_version for rollout in rollouts],
         [rollout.turns for rollout in rollouts],
+        [rollout.env_failed for rollout in rollouts],
         prompt_indices,
     )
     return zlib.compress(pickle.dumps((columns, list(table)), pickle.HIGHEST_PROTOCOL), LEVEL)

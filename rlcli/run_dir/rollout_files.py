@@ -60,6 +60,14 @@ def pick(rows: list[dict[str, Any]], which: Which) -> list[dict[str, Any]]:
     return sorted(scored, key=lambda row: row["reward"], reverse=which == "best")
 
 
+ENDS = {
+    "length": "cut by the length limit",
+    "turns": "cut after the last turn",
+    "env": "ended by the environment",
+}
+"""How a response ended, by its finish reason; any other: by itself."""
+
+
 def printable(text: str) -> str:
     """Text that is safe for a terminal: control and reordering characters become `\\x1b`."""
     return "".join(_shown(char) for char in text)

@@ -11,8 +11,10 @@ from rlcli.config.schema import Config, defaults
 from rlcli.data.sets import is_held_out, overlap_notes, val_name
 from rlcli.distributed.process_count import check_processes, num_local
 from rlcli.doctor.gpu import count_gpus
+from rlcli.envs.run import without_data
 from rlcli.errors import LaunchError, MissingResourceError
 from rlcli.models.weight_files import Use
+from rlcli.plan.episodes import plan_episodes
 from rlcli.plan.judge import judge_notes
 from rlcli.run_dir.find_run import check_name
 from rlcli.setup import checks
@@ -64,8 +66,18 @@ def summarize_plan(plan: Plan) -> RunSummary:
         steps_per_epoch=plan.steps_per_epoch,
         num_steps=plan.num_steps,
         device=describe_device(plan.device),
-        notes=[*plan.notes, *judge_notes(plan.config, steps=plan.num_steps, num_val=num_val)],
+        notes=[
+            *plan.notes,
+            *judge_notes(plan.config, steps=plan.num_steps, num_val=num_val),
+            *_episode_notes(plan.config),
+        ],
     )
+
+
+def _episode_notes(config: Config) -> list[str]:
+    """What episodes add to a step; nothing without an environment."""
+    found = plan_episodes(config)
+    return found.lines() if found else []
 
 
 def launch_notes(resolved: Resolved, env: Mapping[str, str], *, num_processes: int) -> list[str]:
@@ -122,6 +134,9 @@ def _partial(resolved: Resolved, env: Mapping[str, str]) -> RunSummary:
         val = attempt(lambda: load_val(config))
     else:
         val = limit_val(config, data.held_out) if data else None
+    num_train, num_val = (None if rows is None else len(rows) for rows in (train, val))
+    if without_data(config):
+        num_train, num_val = config.env.tasks, config.env.val_tasks
     if train and val:
         notes += overlap_notes(train, val)
     model_dir = attempt(lambda: find_model(config, config.model.path, merges=False))
@@ -136,17 +151,17 @@ def _partial(resolved: Resolved, env: Mapping[str, str]) -> RunSummary:
     rows = [train or [], val or []]
     notes += attempt(lambda: check_rewards(resolved, rows, reward_dir, env)) or []
     steps_per_epoch = num_steps = None
-    if train is not None:
-        config, arithmetic = checks.batch_arithmetic(config, len(train))
-        batches = checks.batching(config, len(train))
+    if num_train is not None:
+        config, arithmetic = checks.batch_arithmetic(config, num_train)
+        batches = checks.batching(config, num_train)
         steps_per_epoch, num_steps = batches.steps_per_epoch, batches.num_steps
         notes += arithmetic
     else:
         notes.append(checks.step_line(config))
     return RunSummary(
         resolved=resolved.clamp_to_data(config),
-        num_prompts=None if train is None else len(train),
-        num_val_prompts=None if val is None else len(val),
+        num_prompts=num_train,
+        num_val_prompts=num_val,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         device=device,

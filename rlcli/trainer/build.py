@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rlcli.data.prompts import PromptStream
 from rlcli.distributed.rank_env import LOOPBACK
-from rlcli.envs.run import episode_sampler, episode_scorer
+from rlcli.envs.run import episode_sampler, episode_scorer, is_scored_by_env, needs_scorer
+from rlcli.envs.scorer import EnvironmentScorer
 from rlcli.errors import (
     Paused,
     RewardServiceError,
@@ -49,7 +50,7 @@ def build_run(
     """
     peers = None if ranks is None else _peers(plan, ranks)
     is_first = peers is None or peers.is_first
-    is_scored = plan.environment is None or not plan.environment.facts.scores
+    is_scored = needs_scorer(plan.config, plan.environment)
     notes = _probe(plan, run_dir, resume) if is_first and is_scored else []
     scorer = _scorer(plan, run_dir, peers) if is_scored else None
     if plan.environment is not None or scorer is None:
@@ -76,6 +77,7 @@ def _scorer(plan: Plan, run_dir: RunDir, peers: Peers | None) -> Scorer:
         model_dir=plan.reward_dir,
         device=plan.device,
         peers=peers,
+        environment=EnvironmentScorer(),
     )
 
 
@@ -164,6 +166,7 @@ def _build_run(
         monitor=monitor,
         tokenizer=plan.tokenizer,
         ranks=ranks,
+        scored_by_env=is_scored_by_env(config, plan.environment),
     )
 
 

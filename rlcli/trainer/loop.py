@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import torch
 
+from rlcli.envs.scorer import turn_weight
 from rlcli.errors import Paused, RewardError
 from rlcli.rollout.collate import ScoredRollouts, collate
 from rlcli.trainer.async_rollout import AsyncRollouts
@@ -41,7 +42,9 @@ def _train(run: Run) -> int:
             with run.ranks.doing("reward"):
                 collected = collect_or_restore(run, record, done, ahead)
             run.sampler.sleep()
-            batch = collate(collected, needs=run.algorithm.needs)
+            batch = collate(
+                collected, needs=run.algorithm.needs, turn_weight=turn_weight(run.config)
+            )
             batch = run.engine.annotate(batch, run.algorithm)
             advantages = run.algorithm.advantages(
                 batch,

@@ -321,11 +321,15 @@ def note_judge(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    """Summary of a rank's rewards. unscored: each one's error, and whether waiting can help."""
+    """Summary of a rank's rewards. unscored: each one's error, and whether waiting can help.
+
+    env_errors: of episodes whose environment failed, which nothing can score.
+    """
 
     num_rewards: int
     num_tokens: int
     unscored: list[tuple[str | None, bool]]
+    env_errors: list[str | None]
     usage: dict[str, float]
 
 
@@ -335,11 +339,13 @@ def _held(run: Run, submitted: Submitted, record: StepRecord) -> list[Reward]:
     rewards = _await(run, submitted.rewards)
     tried = range(len(rewards))
     for attempt in range(HOLD_TRIES):
-        failed = [i for i, reward in enumerate(rewards) if reward.value is None]
+        lost = [i for i, reward in enumerate(rewards) if reward.value is None]
+        failed = [i for i in lost if not rollouts[i].env_failed]
         outcome = _Outcome(
             num_rewards=len(rewards),
             num_tokens=sum(rollout.num_tokens for rollout in rollouts),
             unscored=[(rewards[i].error, run.scorer.can_recover(rewards[i])) for i in failed],
+            env_errors=[rewards[i].error for i in lost if rollouts[i].env_failed],
             usage=_usage_of([rewards[i] for i in tried]),
         )
         everyones = run.ranks.gather(outcome)
@@ -347,10 +353,13 @@ def _held(run: Run, submitted: Submitted, record: StepRecord) -> list[Reward]:
             _count(run, record, each.usage)
         total = sum(each.num_rewards for each in everyones)
         unscored = [one for each in everyones for one in each.unscored]
-        if len(unscored) <= MAX_UNSCORED_SHARE * total:
-            _add(record, "unscored", len(unscored))
+        env_errors = [error for each in everyones for error in each.env_errors]
+        if len(unscored) + len(env_errors) <= MAX_UNSCORED_SHARE * total:
+            _add(record, "unscored", len(unscored) + len(env_errors))
             _add(record, "sampled_tokens", sum(each.num_tokens for each in everyones))
             return rewards
+        if len(env_errors) > MAX_UNSCORED_SHARE * total:
+            raise _failed_environment(env_errors, total)
         if attempt == HOLD_TRIES - 1:
             raise _too_many(unscored, total)
         run.monitor.note(
@@ -364,9 +373,19 @@ def _held(run: Run, submitted: Submitted, record: StepRecord) -> list[Reward]:
     raise AssertionError
 
 
+def _failed_environment(errors: Sequence[str | None], total: int) -> RewardError:
+    return RewardError(
+        f"the environment failed in {len(errors)} of {total} episodes.\n"
+        f"Last error: {errors[-1]}\n"
+        "Fix the environment (rlcli env check), then resume with --resume auto."
+    )
+
+
 def _too_many(unscored: Sequence[tuple[str | None, bool]], total: int) -> Paused | RewardError:
     """Paused if few enough would stay unscored once the services are back; else RewardError."""
-    is_outage = sum(not recovers for _, recovers in unscored) <= MAX_UNSCORED_SHARE * total
+    can_recover = any(recovers for _, recovers in unscored)
+    stay = sum(not recovers for _, recovers in unscored)
+    is_outage = can_recover and stay <= MAX_UNSCORED_SHARE * total
     cause = next(error for error, recovers in unscored if recovers == is_outage)
     message = (
         f"the reward left {len(unscored)} of {total} rollouts unscored, {HOLD_TRIES} times.\n"

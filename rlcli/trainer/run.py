@@ -21,7 +21,10 @@ from rlcli.types import Prompt
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """Everything a run is made of. Made by `build`, used by the loop."""
+    """Everything a run is made of. Made by `build`, used by the loop.
+
+    scored_by_env: an environment gives the reward, alone or as a part of a mix.
+    """
 
     config: Config
     num_steps: int
@@ -35,6 +38,7 @@ class Run:
     monitor: Monitor | NullMonitor
     tokenizer: Any
     ranks: Ranks = ALONE
+    scored_by_env: bool = False
 
     def seed(self, step: int, *purpose: str | int) -> int:
         """A seed of its own for every step and purpose: nothing random outlives a step."""

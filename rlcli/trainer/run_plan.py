@@ -13,7 +13,7 @@ from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.prompts import EncodedPrompts, encode_prompts
 from rlcli.doctor.gpu import check_gpus_usable
-from rlcli.envs.run import Environment, find_environment
+from rlcli.envs.run import Environment, find_environment, needs_scorer
 from rlcli.errors import ConfigError, DeviceNotFoundError, ModelError
 from rlcli.models.weight_files import Use, quantization_of
 from rlcli.setup import checks
@@ -83,7 +83,7 @@ def make_plan(resolved: Resolved, *, is_dry: bool = False) -> Plan:
     data = load_data(config, environment)
     needs = _needs(resolved)
     reward_dir = find_reward_model(resolved)
-    rows = [data.rows, data.val] if environment is None or not environment.facts.scores else []
+    rows = [data.rows, data.val] if needs_scorer(config, environment) else []
     reward_notes = check_rewards(resolved, rows, reward_dir, os.environ) if rows else []
     use: Use = "adapters" if config.lora.rank else "train"
     model_dir = find_model(config, config.model.path, merges=not is_dry)

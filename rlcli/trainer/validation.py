@@ -7,9 +7,10 @@ from contextlib import suppress
 from statistics import fmean
 
 from rlcli.envs.measures import measure_episodes
+from rlcli.envs.scorer import accuracy_of
 from rlcli.errors import Paused
 from rlcli.monitor.held_out import half_width
-from rlcli.rewards import PASSED, accuracy_scores
+from rlcli.rewards import PASSED
 from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.step_view import StepView, show
 from rlcli.trainer.rollout_step import (
@@ -95,16 +96,20 @@ def _record_evaluation(run: Run, record: StepRecord, seen: StepView) -> None:
 
 def _means_by_prompt(run: Run, rewards: Sequence[Reward], *, is_rate: bool) -> list[float]:
     """Mean reward, or share of passed responses, of each prompt that has a score."""
-    scores = accuracy_scores(run.config.reward, rewards) if is_rate else None
+    scores = _accuracy(run, rewards) if is_rate else None
     values = [reward.value for reward in rewards] if scores is None else scores
     n = run.config.rollout.val_n  # a prompt's rollouts are adjacent
     groups = ([v for v in values[i : i + n] if v is not None] for i in range(0, len(values), n))
     return [fmean(v >= PASSED if is_rate else v for v in group) for group in groups if group]
 
 
+def _accuracy(run: Run, rewards: Sequence[Reward]) -> list[float | None] | None:
+    return accuracy_of(run.config, rewards, scored_by_env=run.scored_by_env)
+
+
 def _pass_rate(run: Run, rewards: Sequence[Reward]) -> float | None:
     """pass@1; None where the reward has no scale for it, or too many rollouts are unscored."""
-    scores = accuracy_scores(run.config.reward, rewards)
+    scores = _accuracy(run, rewards)
     if scores is None:
         return None
     scored = [score for score in scores if score is not None]

@@ -20,7 +20,7 @@ from rlcli.types import Advantages, AllReduce
 
 NAMES = list(ESTIMATORS)
 GROUP_NAMES = [name for name, entry in ESTIMATORS.items() if "group_B" in entry.inputs]
-SETTINGS: dict[str, Any] = {"gamma": 0.9, "lam": 0.8, "scale_by_std": True}
+SETTINGS: dict[str, Any] = {"gamma": 0.9, "gamma_turn": 1.0, "lam": 0.8, "scale_by_std": True}
 Data = dict[str, Any]
 Test = Callable[..., None]
 every_estimator = pytest.mark.parametrize("name", NAMES)
@@ -82,6 +82,7 @@ def random_batch(seed: int, *, num_groups: int = 3, n: int = 4, length: int = 5)
         "sum_pi_squared_BT": logprobs.exp().square().sum(dim=2),
         "parts": {"a": normal(rows), "b": scores},
         "part_weights": {"a": 0.5},
+        "earned_BT": None,
     }
 
 
@@ -89,7 +90,7 @@ def pick(batch: Data, rows: Tensor) -> Data:
     def of_rows(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: v[rows] if isinstance(v, Tensor) else v for k, v in value.items()}
-        return value[rows]
+        return None if value is None else value[rows]
 
     return {name: of_rows(value) for name, value in batch.items()}
 

@@ -26,6 +26,7 @@ def check_algorithm(resolved: Resolved) -> Resolved:
     loss = find_entry(resolved, "loss", LOSSES)
     _check_needs(resolved, estimator)
     _check_pair(resolved, estimator, loss)
+    _check_turn_credit(resolved, estimator, loss)
     _check_settings(resolved, estimator, loss)
     _check_correction(resolved)
     return _settle_aggregation(resolved, loss)
@@ -57,6 +58,38 @@ def _check_pair(resolved: Resolved, estimator: Entry | None, loss: Entry | None)
             f"{resolved.where('algorithm.loss')} weighs a whole rollout by one advantage, and "
             f"{resolved.where('algorithm.advantage')} gives one per token.\n"
             "Use algorithm.loss=clip, or an estimator such as grpo or rloo."
+        )
+
+
+def _check_turn_credit(resolved: Resolved, estimator: Entry | None, loss: Entry | None) -> None:
+    """Raises: ConfigError where turns cannot be credited with their own rewards."""
+    config = resolved.config
+    if not config.env.is_on or config.env.credit == "outcome":
+        return
+    credit = resolved.where("env.credit")
+    if config.env.tools is not None:
+        raise ConfigError(
+            f"{credit} needs rewards of single turns, and tools give none.\n"
+            "Leave it out, or use --env with a class whose step() returns rewards."
+        )
+    if estimator is not None and not estimator.credits_turns:
+        names = ", ".join(name for name, entry in ESTIMATORS.items() if entry.credits_turns)
+        raise ConfigError(
+            f"{credit} gives every turn an advantage of its own, and "
+            f"{resolved.where('algorithm.advantage')} compares whole episodes.\n"
+            f"Use env.credit=outcome, or one of {names}."
+        )
+    if loss is not None and loss.is_per_sequence:
+        raise ConfigError(
+            f"{credit} gives every turn an advantage of its own, and "
+            f"{resolved.where('algorithm.loss')} weighs a whole rollout by one.\n"
+            "Use env.credit=outcome, or algorithm.loss=clip."
+        )
+    if config.algorithm.dynamic_sampling:
+        raise ConfigError(
+            f"{resolved.where('algorithm.dynamic_sampling')} drops groups whose episodes have "
+            f"equal rewards, and with {credit} they still teach.\n"
+            "Turn dynamic_sampling off, or use env.credit=outcome."
         )
 
 

@@ -39,9 +39,9 @@ def scores_by_model(config: Config) -> bool:
 def scores_by_function(config: Config) -> bool:
     """Whether reward.fn gives scores: alone, in a mix, or before the judge."""
     reward = config.reward
-    if not scores_by_model(config) or (reward.judge.enabled and reward.judge.rule_first):
-        return True
-    return reward.composite and "rule_score" in reward.weights
+    if reward.composite:
+        return "rule_score" in reward.weights
+    return not scores_by_model(config) or (reward.judge.enabled and reward.judge.rule_first)
 
 
 def _asks_server(config: Config) -> bool:
@@ -239,7 +239,7 @@ SWITCHES = (
     ),
     Switch(
         ("rollout.val_temperature", "rollout.val_n", "run.eval_every"),
-        lambda config: bool(config.data.val),
+        lambda config: config.evaluates,
         "data.val is empty",
     ),
     Switch(

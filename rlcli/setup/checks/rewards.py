@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlcli.algos.registry import ESTIMATORS
 from rlcli.config.resolved import Resolved
 from rlcli.errors import ConfigError
+from rlcli.rewards.combination import PART_OF
 from rlcli.setup.checks.conditional_settings import scores_by_function, scores_by_model
 
 FN = "reward.fn"
@@ -13,8 +14,9 @@ COMPOSITE = "reward.composite"
 WEIGHTS = "reward.weights"
 JUDGE = "reward.judge.enabled"
 RULE_FIRST = "reward.judge.rule_first"
+ENV = PART_OF["env"]
 NORMALIZE = "reward.normalize"
-MIXED = frozenset({"rm_score", "rule_score", "judge"})
+MIXED = frozenset({"rm_score", "rule_score", "judge", "env"})
 """Parts of a composite; other names are parts of a user's function."""
 
 
@@ -26,6 +28,7 @@ def resolve_reward(resolved: Resolved) -> Resolved:
             numbers, parts for an estimator that not every rollout has.
     """
     _check_judge(resolved)
+    _check_environment_part(resolved)
     _check_scale(resolved)
     resolved = _settle_mix(resolved)
     _check_rule_first(resolved)
@@ -50,6 +53,21 @@ def _check_judge(resolved: Resolved) -> None:
                 f"{resolved.where(key)} is a setting of the judge, and the judge is not on.\n"
                 "Add --use_api_reward to score with it, or --no_use_api_reward to leave it off."
             )
+
+
+def _check_environment_part(resolved: Resolved) -> None:
+    """Raises: ConfigError for a weight of the environment's reward without an environment.
+
+    A part named env of a user's function, which is alone, keeps its name.
+    """
+    config = resolved.config
+    if config.env.is_on or ENV not in config.reward.weights:
+        return
+    if config.reward.composite or set(config.reward.weights) <= MIXED:
+        raise ConfigError(
+            f"{resolved.where(WEIGHTS)} gives {ENV} a weight, and there is no environment.\n"
+            f"Give --env, or remove {ENV} from {WEIGHTS}."
+        )
 
 
 def _check_rule_first(resolved: Resolved) -> None:
@@ -93,7 +111,7 @@ def _check_scale(resolved: Resolved) -> None:
 
 def _settle_mix(resolved: Resolved) -> Resolved:
     reward = resolved.config.reward
-    has_model = scores_by_model(resolved.config)
+    has_model = scores_by_model(resolved.config) or ENV in reward.weights
     names_mix = bool(reward.weights) and set(reward.weights) <= MIXED
     if reward.composite:
         return resolved if has_model else _without_mix(resolved, names_mix=names_mix)

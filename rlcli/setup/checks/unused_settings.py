@@ -9,6 +9,7 @@ from rlcli.setup.checks.conditional_settings import SWITCHES, has_critic
 
 WHY = {
     "gamma": "{advantage} does not discount",
+    "gamma_turn": "{advantage} does not discount",
     "lam": "only gae has a lambda",
     "clip_ratio": "the {loss} loss does not clip",
     "clip_low": "the {loss} loss does not clip",

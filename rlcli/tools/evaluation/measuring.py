@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from rlcli.envs.run import episode_sampler, episode_scorer
+from rlcli.envs.measures import measure_episodes
+from rlcli.envs.run import episode_sampler, episode_scorer, is_scored_by_env, needs_scorer
 from rlcli.envs.sampler import EpisodeSampler
+from rlcli.envs.scorer import EnvironmentScorer, accuracy_of
 from rlcli.errors import RlcliError
 from rlcli.models.causal_lm import load_causal_lm
 from rlcli.monitor.monitor import rollout_row
-from rlcli.rewards import PASSED, accuracy_scores, build_scorer, probe_reward
+from rlcli.rewards import PASSED, build_scorer, probe_reward
 from rlcli.rewards.base import Scorer
 from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.native import NativeSampler
@@ -60,11 +62,16 @@ def run_evaluation(
     """
     reward, lang = plan.config.reward, plan.config.run.lang
     scorer = None
-    if plan.environment is None or not plan.environment.facts.scores:
+    if needs_scorer(plan.config, plan.environment):
         for note in probe_reward(reward, env=env, lang=lang):
             LOG.info(note)
         scorer = build_scorer(
-            reward, env=env, lang=lang, model_dir=plan.reward_dir, device=plan.device
+            reward,
+            env=env,
+            lang=lang,
+            model_dir=plan.reward_dir,
+            device=plan.device,
+            environment=EnvironmentScorer(),
         )
     if plan.environment is not None or scorer is None:
         scorer = episode_scorer(scorer)
@@ -170,7 +177,8 @@ def summarize(plan: EvalPlan, sampled: Sampled) -> dict[str, Any]:
     scored = [value for value in values if value is not None]
     lengths = [rollout.num_tokens for rollout in sampled.rollouts]
     cut = sum(rollout.finish_reason == "length" for rollout in sampled.rollouts)
-    passing = accuracy_scores(plan.config.reward, sampled.rewards)
+    scored_by_env = is_scored_by_env(plan.config, plan.environment)
+    passing = accuracy_of(plan.config, sampled.rewards, scored_by_env=scored_by_env)
     scores = {k: _prompt_scores(passing or [], n=plan.n, k=k) for k in plan.k}
     return {
         "model": plan.model,
@@ -195,6 +203,7 @@ def summarize(plan: EvalPlan, sampled: Sampled) -> dict[str, Any]:
         "unscored": len(values) - len(scored),
         "response_length_mean": _mean(lengths),
         "truncated_share": cut / len(lengths),
+        **measure_episodes(sampled.rollouts, sampled.rewards),
         "wall_s": round(sampled.wall_s, 3),
         "tokens_per_s": round(sum(lengths) / max(sampled.sample_s, 1e-9), 1),
     }

@@ -15,7 +15,7 @@ from rlcli.config.rewards import RewardConfig
 from rlcli.config.schema import Config, defaults
 from rlcli.data.prompts import EncodedPrompts, encode_prompts
 from rlcli.data.readers import Row
-from rlcli.envs.run import Environment, find_environment
+from rlcli.envs.run import Environment, find_environment, needs_scorer, without_data
 from rlcli.errors import (
     ConfigError,
     DataError,
@@ -105,11 +105,13 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
     config = resolved.config
     device = _device(config)
     environment = find_environment(resolved)
+    if environment is not None:
+        _check_given(request, config, environment)
     rows = load_val(config, environment)[: request.limit]
     if not rows:
         raise ConfigError(f"{request.target} names no data of its own. Add --data FILE.")
     reward_dir = find_reward_model(resolved)
-    data = [rows] if environment is None or not environment.facts.scores else []
+    data = [rows] if needs_scorer(config, environment) else []
     reward_notes = check_rewards(resolved, data, reward_dir, env) if data else []
     folder = model_folder(config, checkpoint) if checkpoint else _model_dir(config)
     opened = open_model(config, folder, "read", where=model)
@@ -139,6 +141,21 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
         temperature=temperature,
         notes=[*resolved.notes, *reward_notes, *encoded.notes],
     )
+
+
+def _check_given(request: Request, config: Config, environment: Environment) -> None:
+    """Raises: ConfigError for options that the run's environment leaves no room for."""
+    for key in ("data.val", "data.fields"):
+        if key in request.settings and without_data(config):
+            raise ConfigError(
+                f"--{OPTION_OF[key]} cannot be used: {config.env.target}, the environment of "
+                f"{request.target}, makes its tasks.\nRemove it; --limit takes fewer of them."
+            )
+    if "reward.fn" in request.settings and environment.facts.scores:
+        raise ConfigError(
+            f"--reward cannot be used: {config.env.target}, the environment of {request.target}, "
+            "gives the reward.\nRemove it."
+        )
 
 
 def _encode(
