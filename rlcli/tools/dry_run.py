@@ -27,6 +27,7 @@ from rlcli.setup.resources import (
     load_train,
     load_val,
     open_model,
+    task_key,
 )
 from rlcli.system.hardware import usable_cores
 from rlcli.terminal.i18n import width
@@ -123,7 +124,7 @@ def _partial(resolved: Resolved, env: Mapping[str, str]) -> RunSummary:
     else:
         val = limit_val(config, data.held_out) if data else None
     if train and val:
-        notes += overlap_notes(train, val)
+        notes += overlap_notes(train, val, key=task_key(config))
     model_dir = attempt(lambda: find_model(config, config.model.path, merges=False))
     if model_dir is not None:
         use: Use = "adapters" if config.lora.rank else "train"

@@ -105,7 +105,7 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
     config = resolved.config
     device = _device(config)
     environment = find_environment(resolved)
-    rows = load_val(config, environment)[: request.limit]
+    rows = load_val(config, environment, limit=request.limit)
     if not rows:
         raise ConfigError(f"{request.target} names no data of its own. Add --data FILE.")
     reward_dir = find_reward_model(resolved)
