@@ -140,7 +140,7 @@ def play(
     max_turns: Annotated[
         int | None, typer.Option("--max_turns", "--max-turns", min=1, help="Turns at most.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the episodes.")] = 0,
     env_python: Python = None,
 ) -> None:
     """Play episodes by hand, or let a model play them."""

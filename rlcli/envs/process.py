@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from rlcli.rewards.process import exit_reason, start_worker
 
 START_LIMIT_S = 120.0
 """Seconds to import an environment."""
-MAX_RESETS = 16
+MAX_RESETS = 8
 """Episodes that a process resets side by side."""
 OLDEST_PYTHON = (3, 11)
 
@@ -117,7 +118,7 @@ class EnvProcess:
 
     def request(self, op: str, timeout_s: float, **given: Any) -> Any:
         """The result of one operation. Raises: EnvError, EnvTimeoutError, EnvLostError."""
-        with self._resets if op in ("reset", "opening") else nullcontext():
+        with self._resets if op in ("reset", "opening", "answers") else nullcontext():
             return self._request(op, timeout_s, given)
 
     def _request(self, op: str, timeout_s: float, given: Mapping[str, Any]) -> Any:
@@ -178,16 +179,15 @@ class EnvProcess:
 @cache
 def check_python(python: str) -> None:
     """Raises: ConfigError unless this is a Python that can run an environment."""
-    shown = "import sys; print(*sys.version_info[:2])"
     try:
-        answer = subprocess.run([python, "-c", shown], capture_output=True, text=True, timeout=60)
-        version = tuple(int(part) for part in answer.stdout.split())
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        answer = subprocess.run([python, "--version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"env.python={python} cannot be run: {error}.") from error
-    if version < OLDEST_PYTHON:
-        found = ".".join(map(str, version)) or "none"
+    version = re.match(r"Python (\d+)\.(\d+)", answer.stdout)
+    if version is None or (int(version[1]), int(version[2])) < OLDEST_PYTHON:
+        found = answer.stdout.strip() or answer.returncode
         raise ConfigError(
-            f"env.python={python} is Python {found}; environments need Python 3.11 or newer."
+            f"env.python={python} is {found}; environments need Python 3.11 or newer."
         )
 
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from rlcli.data.readers import Row
 from rlcli.envs.episode import EnvFacts, describe
-from rlcli.envs.process import EnvError, EnvLostError, EnvPool, EnvSpec, EnvTimeoutError
+from rlcli.envs.process import (
+    MAX_RESETS,
+    EnvError,
+    EnvLostError,
+    EnvPool,
+    EnvSpec,
+    EnvTimeoutError,
+)
 from rlcli.errors import ConfigError
 from rlcli.types import Message
 
@@ -26,7 +33,7 @@ TASK, SEED, OPENING = "env_task", "env_seed", "env_opening"
 """Keys of extra_info: a row's task and seed for reset, and the messages that reset returned."""
 TASK_NAME = "id"
 """Key of a task by which the environment finds it again; it does not make tasks different."""
-ROWS_PER_REQUEST = 64
+TASKS_PER_REQUEST = 16
 HELD_OUT_FROM = 2**30
 """Index of the first held-out task of an environment whose tasks have no end."""
 TRIED_TASKS = 16
@@ -101,7 +108,7 @@ def own_rows(
     """
     with opened(spec) as pool:
         if facts.has_tasks:
-            rows, notes = _split_tasks(pool, facts.num_tasks, num_train, num_val, seed)
+            rows, notes = _split_tasks(pool, facts.num_tasks, num_train, num_val, seed, show)
         else:
             rows = {
                 name: [_row(name, i, {}, _seed(seed, name, i)) for i in range(count)]
@@ -177,7 +184,12 @@ def _judge_answers(source: str, found: Sequence[Mapping[str, Any]]) -> list[str]
 
 
 def _split_tasks(
-    pool: EnvPool, num_tasks: int | None, num_train: int, num_val: int, seed: int
+    pool: EnvPool,
+    num_tasks: int | None,
+    num_train: int,
+    num_val: int,
+    seed: int,
+    show: Callable[[str], None],
 ) -> tuple[dict[str, list[Row]], list[str]]:
     if num_tasks == 0:
         raise ConfigError(f"{pool.spec.target}: len() of the environment is 0: it has no tasks.")
@@ -195,7 +207,7 @@ def _split_tasks(
     rows: dict[str, list[Row]] = {}
     for name, indices in wanted.items():
         numbers = [(index, seed) for index in indices]
-        found = _in_parts(numbers, lambda some: _ask(pool, "tasks", len(some), numbers=some))
+        found = _make_tasks(pool, numbers, show)
         rows[name] = [
             _row(name, index, _task(pool, given), _seed(seed, "task", index))
             for index, given in zip(indices, found, strict=True)
@@ -255,6 +267,25 @@ def _with_openings(pool: EnvPool, rows: Sequence[Row], show: Callable[[str], Non
     ]
 
 
+def _make_tasks(
+    pool: EnvPool, numbers: Sequence[tuple[int, int]], show: Callable[[str], None]
+) -> list[Any]:
+    """Tasks by (index, seed), made side by side. Raises: ConfigError."""
+    starts = range(0, len(numbers), TASKS_PER_REQUEST)
+
+    def ask(part: int) -> list[Any]:
+        some = numbers[starts[part] : starts[part] + TASKS_PER_REQUEST]
+        limit_s = pool.spec.timeout_s * len(some)
+        return pool.shared(part).request("tasks", limit_s, numbers=some)
+
+    def shown(done: int) -> None:
+        made = min(done * TASKS_PER_REQUEST, len(numbers))
+        show(f"environments: {made} of {len(numbers)} tasks made")
+
+    parts = _side_by_side(pool, ask, len(starts), shown, clear=lambda: show(""))
+    return [task for part in parts for task in part]
+
+
 def _for_each(
     pool: EnvPool,
     op: str,
@@ -262,29 +293,46 @@ def _for_each(
     show: Callable[[str], None] = lambda text: None,
 ) -> list[Any]:
     """Results of one request for each row, side by side. Raises: ConfigError."""
-    started, shown = time.monotonic(), False
+    # those that are answered side by side share the process's time
+    limit_s = pool.spec.timeout_s * max(1, min(MAX_RESETS, len(rows)))
 
     def ask(number: int) -> Any:
         extra = rows[number].extra_info
         try:
             return pool.shared(number).request(
-                op, pool.spec.timeout_s, episode=number, task=extra[TASK], seed=extra[SEED]
+                op, limit_s, episode=number, task=extra[TASK], seed=extra[SEED]
             )
         except (EnvError, EnvLostError, EnvTimeoutError) as error:
             raise ConfigError(f"{pool.spec.target}: {rows[number].id}: {error}") from error
 
+    def shown(done: int) -> None:
+        show(f"environments: {done} of {len(rows)} episodes begun")
+
+    return _side_by_side(pool, ask, len(rows), shown, clear=lambda: show(""))
+
+
+def _side_by_side(
+    pool: EnvPool,
+    ask: Callable[[int], Any],
+    count: int,
+    show: Callable[[int], None],
+    *,
+    clear: Callable[[], None],
+) -> list[Any]:
+    """ask(0), ask(1), ... in env.concurrency threads. show: takes how many are done."""
+    started, is_shown = time.monotonic(), False
     found: list[Any] = []
     threads = ThreadPoolExecutor(pool.spec.concurrency, thread_name_prefix="begin")
     try:
-        for result in threads.map(ask, range(len(rows))):
+        for result in threads.map(ask, range(count)):
             found.append(result)
             if time.monotonic() - started > SILENT_S:
-                show(f"environments: {len(found)} of {len(rows)} episodes begun")
-                shown = True
+                show(len(found))
+                is_shown = True
     finally:
         threads.shutdown(cancel_futures=True)
-        if shown:
-            show("")
+        if is_shown:
+            clear()
     return found
 
 
@@ -302,14 +350,3 @@ def _joined(row: Row, opening: Sequence[Message], target: str) -> tuple[Message,
             "prompt. Return the first message, or give --data."
         )
     return tuple(messages)
-
-
-def _in_parts(items: Sequence[Any], ask: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
-    found: list[Any] = []
-    for start in range(0, len(items), ROWS_PER_REQUEST):
-        found += ask(items[start : start + ROWS_PER_REQUEST])
-    return found
-
-
-def _ask(pool: EnvPool, op: str, count: int, **given: Any) -> list[Any]:
-    return pool.shared(0).request(op, pool.spec.timeout_s * count, **given)

@@ -30,19 +30,6 @@ _SECRET = re.compile(
     r"|(?:^|_)(?:TOKEN|CREDENTIALS?|KEY|PAT|PWD|AUTH)$"
 )
 
-_BOOT = """\
-import importlib.util, os, runpy, sys
-folder, module = sys.argv[1:3]
-spec = importlib.util.spec_from_file_location(
-    "rlcli", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
-)
-package = sys.modules["rlcli"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(package)
-sys.argv = [module, *sys.argv[3:]]
-runpy.run_module(module, run_name="__main__", alter_sys=True)
-"""
-"""Runs a module of rlcli in another Python, which must not find the packages beside rlcli."""
-
 
 class CallFailed(Exception):
     """One call has no score, and the process is of no more use."""
@@ -196,7 +183,7 @@ def module_command(module: str, python: str | None) -> list[str]:
     """The start of a command that runs a module of rlcli."""
     if python is None:
         return [sys.executable, "-P", "-m", module]
-    return [python, "-P", "-c", _BOOT, str(Path(__file__).parents[1]), module]
+    return [python, "-P", str(Path(__file__).with_name("boot.py")), module]
 
 
 def exit_reason(process: subprocess.Popen[Any], who: str) -> str:

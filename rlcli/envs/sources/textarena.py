@@ -121,4 +121,3 @@ def _load_opponent(target: str) -> Callable[[str], str]:
     if not inspect.isfunction(found):
         raise EnvLoadError(f"env.args.opponent={target}: there is no function {name}.")
     return found
-
