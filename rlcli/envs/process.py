@@ -183,7 +183,7 @@ def check_python(python: str) -> None:
         answer = subprocess.run([python, "--version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"env.python={python} cannot be run: {error}.") from error
-    version = re.match(r"Python (\d+)\.(\d+)", answer.stdout)
+    version = re.search(r"(\d+)\.(\d+)", answer.stdout)
     if version is None or (int(version[1]), int(version[2])) < OLDEST_PYTHON:
         found = answer.stdout.strip() or answer.returncode
         raise ConfigError(

@@ -320,6 +320,8 @@ def _side_by_side(
     clear: Callable[[], None],
 ) -> list[Any]:
     """ask(0), ask(1), ... in env.concurrency threads. show: takes how many are done."""
+    for slot in range(min(pool.spec.workers, count)):
+        pool.shared(slot)  # here: a process dies with the thread that started it
     started, is_shown = time.monotonic(), False
     found: list[Any] = []
     threads = ThreadPoolExecutor(pool.spec.concurrency, thread_name_prefix="begin")
