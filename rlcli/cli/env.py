@@ -157,8 +157,8 @@ def play(
             "env.max_turns": max_turns,
             "env.val_tasks": n,
             "env.tasks": n,
-            "data.train": data,
-            "data.val": data,
+            "data.train": data or [],
+            "data.val": data or [],
             "reward.fn": reward,
             "run.seed": seed,
         }
