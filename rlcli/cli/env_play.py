@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def play_model(model: str, settings: Mapping[str, Any], n: int) -> None:
     request = Request(target=model, temperature=1.0, limit=n, settings=settings)
     plan = plan_evaluation(request, Path.cwd(), os.environ)
     with progress_bar() as progress:
-        sampled = run_evaluation(plan, env=os.environ, tell=_tell, progress=progress)
+        sampled = run_evaluation(plan, env=os.environ, progress=progress)
     for number, row in enumerate(saved_rows(sampled)):
         print("\n".join([*([""] if number else []), *rollout_lines({"row": number, **row})]))
     check_scored(sampled)
@@ -101,7 +100,3 @@ class _Game:
 def _print(messages: Sequence[Any]) -> None:
     for message in messages:
         print(f"{message['role']}: {message['content']}")
-
-
-def _tell(note: str) -> None:
-    print(f"note: {note}", file=sys.stderr)
