@@ -51,6 +51,7 @@ rlcli_install() {
   if rlcli_is_set_up "$@"; then return; fi
   rlcli_make_environment "$venv" || return
   if [ "$2" = dev ]; then extras+=,dev; fi
+  if [ "$2" = dev ] && rlcli_can_build "$venv"; then extras+=,env; fi
   if rlcli_owns "$venv" deepspeed; then extras+=,deepspeed; fi
   if rlcli_owns "$venv" vllm; then extras+=,vllm; fi
   rlcli_pip "$1" "$venv" "$(rlcli_lock "$venv")" -e "$1${extras:+[${extras#,}]}" || return
@@ -75,6 +76,13 @@ rlcli_make_environment() {
 # $1: environment. $2: package that was installed into it, not only seen on the system.
 rlcli_owns() {
   compgen -G "$1/lib/python3*/site-packages/$2-[0-9]*.dist-info" >/dev/null
+}
+
+# $1: environment. Whether it can build what reasoning-gym needs, which has no wheels (pycosat).
+# Without it the tests that need reasoning-gym skip.
+rlcli_can_build() {
+  command -v cc >/dev/null && "$1/bin/python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))'
 }
 
 # $1: environment. The lock file for what is in it.

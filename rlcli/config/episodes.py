@@ -11,9 +11,11 @@ class EnvConfig(Section):
     """An environment or tools, between the turns of the policy."""
 
     path: str | None = None
-    """Environment, FILE.py:CLASS: reset and step, or TRL's form (reset, tools, get_reward)."""
+    """Environment: FILE.py:CLASS, reasoning-gym:NAME, textarena:NAME or openenv:URL."""
     tools: str | None = None
-    """File of typed functions that the policy may call, or builtin:lookup."""
+    """Files of typed functions to call, with commas between; python: runs code in the sandbox."""
+    python: str | None = None
+    """Python that runs the environment, with packages of its own; none: this one."""
     args: dict[str, Any] = {}
     """Arguments of the environment's class: env.args.size=5."""
     tasks: Positive = 256

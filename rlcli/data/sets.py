@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -18,6 +18,8 @@ MIN_ROWS = 200
 MAX_HELD_OUT = 200
 HELD_OUT_PERCENT = 5
 MAX_SHOWN = 40
+Key = Callable[[Row], Hashable]
+"""Equal for rows of one task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,37 +48,41 @@ def num_held_out(num_rows: int, num_prompts: int | None = None) -> int:
     return min(MAX_HELD_OUT, distinct * HELD_OUT_PERCENT // 100)
 
 
-def hold_out(rows: Sequence[Row]) -> Split:
+def hold_out(rows: Sequence[Row], *, key: Key | None = None) -> Split:
     """Split rows by a hash of their prompts: the same data gives the same split everywhere.
 
     All rows of a prompt are on one side. Of a held-out prompt the first row is evaluated.
+    key: equal for rows of one task; by default their prompts.
     """
-    keys = [prompt_key(row) for row in rows]
+    keys = [(key or prompt_key)(row) for row in rows]
     digests = {key: hashlib.sha256(repr(key).encode()).digest() for key in keys}
     number = num_held_out(len(rows), len(digests))
     chosen = set(sorted(digests, key=digests.__getitem__)[:number])
     first: dict[Hashable, Row] = {}
-    for key, row in zip(keys, rows, strict=True):
-        if key in chosen:
-            first.setdefault(key, row)
-    train = [row for key, row in zip(keys, rows, strict=True) if key not in chosen]
+    for own, row in zip(keys, rows, strict=True):
+        if own in chosen:
+            first.setdefault(own, row)
+    train = [row for own, row in zip(keys, rows, strict=True) if own not in chosen]
     return Split(train=train, held_out=list(first.values()))
 
 
-def repeat_notes(rows: Sequence[Row]) -> list[str]:
-    """Remarks on repeated rows and on prompts with more than one reference answer."""
+def repeat_notes(rows: Sequence[Row], *, key: Key | None = None) -> list[str]:
+    """Remarks on repeated rows and on prompts with more than one reference answer.
+
+    key: as for `hold_out`.
+    """
     first: dict[Hashable, dict[str, Row]] = {}
     equal: list[tuple[Row, Row]] = []
     conflicts: dict[Hashable, tuple[Row, Row]] = {}
     for row in rows:
-        key = prompt_key(row)
-        seen = first.setdefault(key, {})
+        own = (key or prompt_key)(row)
+        seen = first.setdefault(own, {})
         gold = json.dumps(row.ground_truth, sort_keys=True, ensure_ascii=False, default=str)
         if gold in seen:
             equal.append((seen[gold], row))
         else:
             if seen:
-                conflicts.setdefault(key, (next(iter(seen.values())), row))
+                conflicts.setdefault(own, (next(iter(seen.values())), row))
             seen[gold] = row
     notes: list[str] = []
     if equal:
@@ -94,12 +100,13 @@ def repeat_notes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def overlap_notes(train: Sequence[Row], val: Sequence[Row]) -> list[str]:
-    """A remark on validation prompts that are also in the training data."""
+def overlap_notes(train: Sequence[Row], val: Sequence[Row], *, key: Key | None = None) -> list[str]:
+    """A remark on validation prompts that are also in the training data. key: as for `hold_out`."""
+    key = key or prompt_key
     places: dict[Hashable, Row] = {}
     for row in train:
-        places.setdefault(prompt_key(row), row)
-    both = [(row, places[key]) for row in val if (key := prompt_key(row)) in places]
+        places.setdefault(key(row), row)
+    both = [(row, places[own]) for row in val if (own := key(row)) in places]
     if not both:
         return []
     held, trained = both[0]
@@ -114,6 +121,12 @@ def prompt_key(row: Row) -> Hashable:
     if isinstance(row.prompt, str):
         return (("user", row.prompt.strip()),)
     return tuple((message["role"], message["content"].strip()) for message in row.prompt)
+
+
+def row_key(row: Row) -> Hashable:
+    """Equal for rows with the same prompt, reference answer and columns."""
+    told = [row.ground_truth, row.data_source, row.columns, row.extra_info]
+    return (prompt_key(row), json.dumps(told, sort_keys=True, ensure_ascii=False, default=str))
 
 
 def name_of(sources: Sequence[str]) -> str:

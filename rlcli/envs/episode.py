@@ -25,15 +25,18 @@ class EpisodeFailedError(Exception):
 class EnvFacts:
     """What an environment is, as its process describes it.
 
-    form: functions, steps or methods. schemas: of its tools. num_tasks: of its own; None: it has
-    none. scores: whether it gives the reward. floor: reward of an episode without any.
+    form: functions, steps or methods. schemas: of its tools. has_tasks: whether it makes tasks.
+    num_tasks: of its own; None: without end. scores: whether it gives the reward. floor: reward of
+    an episode without any. knows_answers: whether it has the right replies to tasks.
     """
 
     form: str
     schemas: Sequence[Mapping[str, Any]]
+    has_tasks: bool
     num_tasks: int | None
     scores: bool
     floor: float
+    knows_answers: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,30 +1,30 @@
-"""From a user's file to an environment: plain functions, a reset/step class, or TRL's form.
+"""From a target to an environment: plain functions, a reset/step class, or TRL's form.
 
-Imported by the environment process, so it stays light.
+A target is a user's file, or an environment of another library. Imported by the environment
+process, which may run in another Python, so it needs the standard library alone.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+
+from rlcli.envs.sources import SOURCES, EnvLoadError, load_source, nearest, split_source
+from rlcli.rewards.user_file import UserFileError, load_file
 
 Form = Literal["functions", "steps", "methods"]
 """functions: a file of tools. steps: a class with reset and step. methods: TRL's form, a class with
 reset whose other public methods are tools."""
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILTIN = "builtin:"
+PYTHON_TOOL = "python"
+"""Target of the built-in tool that runs code in the sandbox."""
 PRIVATE = "_"
-
-
-class EnvLoadError(Exception):
-    """A file that cannot be loaded, or has no environment; the message names file and line."""
 
 
 def find_file(target: str) -> tuple[Path, str]:
@@ -40,32 +40,56 @@ def find_file(target: str) -> tuple[Path, str]:
     if not colon:
         place, name = target, ""
     if not place.endswith(".py"):
-        raise EnvLoadError(f"{target} is not FILE.py or FILE.py:CLASS.")
+        raise EnvLoadError(_unknown(target))
     path = Path(os.path.expanduser(place)).absolute()
     if not path.is_file():
         raise EnvLoadError(f"there is no file {path}.")
     return path, name
 
 
-class Loaded:
-    """An environment's file. Raises: EnvLoadError."""
+def absolute_target(target: str) -> str:
+    """A target whose file is absolute; any other target as it is."""
+    if target.startswith(BUILTIN) or split_source(target) is not None:
+        return target
+    place, colon, name = target.rpartition(":")
+    if not colon:
+        place, name = target, ""
+    if not place.endswith(".py"):
+        return target
+    return f"{Path(os.path.expanduser(place)).absolute()}{colon}{name}"
 
-    def __init__(self, target: str, args: Mapping[str, Any], *, is_tools: bool) -> None:
-        self.file, name = find_file(target)
+
+def _unknown(target: str) -> str:
+    """Why a target names no environment."""
+    prefix, colon, _ = target.partition(":")
+    hint = nearest(prefix, SOURCES) if colon else ""
+    forms = ", ".join(source.written for source in SOURCES.values())
+    return f"{target} is not FILE.py:CLASS, FILE.py, or one of {forms}. {hint}".rstrip()
+
+
+class Loaded:
+    """An environment, loaded. timeout_s: of one step or tool. Raises: EnvLoadError."""
+
+    def __init__(
+        self, target: str, args: Mapping[str, Any], *, is_tools: bool, timeout_s: float = 30.0
+    ) -> None:
+        self.file: Path | None = None
         self.args = dict(args)
-        module = _load(self.file)
         self.factory: Callable[..., Any] | None = None
         self.functions: dict[str, Callable[..., Any]] = {}
         if is_tools:
             self.form: Form = "functions"
-            self.functions = _functions_of(module)
-            if not self.functions:
-                raise EnvLoadError(
-                    f"{self.file}: there is no function to call. Define one, with type hints and "
-                    "a docstring."
-                )
+            for part in split_tools(target):
+                self._add_tools(part, timeout_s)
             return
-        self.factory = self._class_of(module, name)
+        found = split_source(target)
+        if found is not None:
+            self.form = "steps"
+            self.factory = load_source(*found, self.args)
+            self.args = {}
+            return
+        self.file, name = find_file(target)
+        self.factory = self._class_of(_load(self.file), name)
         self.form = "steps" if _has(self.factory, "step") else "methods"
         if self.form == "methods":
             self.functions = _methods_of(self.factory)
@@ -75,6 +99,25 @@ class Loaded:
                     "methods that are tools."
                 )
 
+    def _add_tools(self, target: str, timeout_s: float) -> None:
+        """Add the functions of one file, or the built-in tool."""
+        if target == PYTHON_TOOL:
+            from rlcli.envs.python_tool import python_tool
+
+            found = {PYTHON_TOOL: python_tool(timeout_s)}
+        else:
+            self.file, _ = find_file(target)
+            found = _functions_of(_load(self.file))
+            if not found:
+                raise EnvLoadError(
+                    f"{self.file}: there is no function to call. Define one, with type hints and "
+                    "a docstring."
+                )
+        for name, function in found.items():
+            if name in self.functions:
+                raise EnvLoadError(f"two tools have the name {name}. Rename the one in {target}.")
+            self.functions[name] = function
+
     def create(self) -> Any:
         """A new environment."""
         assert self.factory is not None
@@ -82,8 +125,18 @@ class Loaded:
 
     @property
     def has_tasks(self) -> bool:
-        """Whether the class has tasks of its own: `__len__` and `task(index, seed)`."""
-        return _has(self.factory, "__len__") and _has(self.factory, "task")
+        """Whether the class has tasks of its own: `task(index, seed)`."""
+        return _has(self.factory, "task")
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the number of its own tasks is limited: `__len__`."""
+        return self.has_tasks and _has(self.factory, "__len__")
+
+    @property
+    def knows_answers(self) -> bool:
+        """Whether the class has the right reply to a task: `answer(task)`."""
+        return self.form == "steps" and _has(self.factory, "answer")
 
     @property
     def scores(self) -> bool:
@@ -115,8 +168,13 @@ class Loaded:
             return str(self.file)
 
     def _schema(self, function: Callable[..., Any]) -> dict[str, Any]:
-        from transformers.utils import get_json_schema
-
+        try:
+            from transformers.utils import get_json_schema
+        except ImportError as error:
+            raise EnvLoadError(
+                f"{self.where(function)}: {function.__name__} needs transformers to be offered as "
+                f"a tool: {sys.executable} -m pip install transformers"
+            ) from error
         try:
             return get_json_schema(function)
         except Exception as error:  # DocstringParsingException, TypeHintParsingException and others
@@ -157,12 +215,9 @@ def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[s
     return {name: value for name, value in offered.items() if name in parameters}
 
 
-def last_line(error: BaseException, file: Path) -> str:
-    """The last line of a traceback, and the line of `file` where it came from."""
-    message = traceback.format_exception_only(error)[-1].strip()
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
-    return f"{message[:500]} ({file.name}:{lines[-1]})" if lines else message[:500]
+def split_tools(target: str) -> list[str]:
+    """The targets of `--tools`, which are separated by commas."""
+    return [part.strip() for part in target.split(",") if part.strip()]
 
 
 def _has(thing: Any, name: str) -> bool:
@@ -188,21 +243,7 @@ def _methods_of(cls: Any) -> dict[str, Callable[..., Any]]:
 
 
 def _load(path: Path) -> ModuleType:
-    # Its own folder is searched first, as when a script is run: users split files.
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"environment_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        where = error.filename or path
-        raise EnvLoadError(f"{where}:{error.lineno}: SyntaxError: {error.msg}") from error
-    except BaseException as error:  # a user's file may raise anything, SystemExit too
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        line = lines[-1] if lines else 1
-        raise EnvLoadError(f"{path}:{line}: cannot be loaded: {last_line(error, path)}") from error
-    return module
+        return load_file(path, kind="environment")
+    except UserFileError as error:
+        raise EnvLoadError(str(error)) from error

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,9 @@ from rlcli.rewards.process import exit_reason, start_worker
 
 START_LIMIT_S = 120.0
 """Seconds to import an environment."""
+MAX_RESETS = 8
+"""Episodes that a process resets side by side."""
+OLDEST_PYTHON = (3, 11)
 
 
 class EnvError(Exception):
@@ -45,12 +52,14 @@ class EnvLostError(Exception):
 class EnvSpec:
     """An environment, and how to run it. keep_env: environment variables it may see.
 
-    args: keywords of the class. is_tools: the target is a file of functions.
+    args: keywords of the class. is_tools: the target is a file of functions. python: the Python
+    that runs it; None: this one.
     """
 
     target: str
     args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     is_tools: bool = False
+    python: str | None = None
     workers: int = 1
     concurrency: int = 64
     timeout_s: float = 30.0
@@ -70,13 +79,18 @@ class EnvProcess:
             "args": dict(spec.args),
             "is_tools": spec.is_tools,
             "threads": spec.concurrency,
+            "timeout_s": spec.timeout_s,
         }
         words = (str(os.getpid()), json.dumps(given))
+        if spec.python is not None:
+            check_python(spec.python)
         self._process, self._connection = start_worker(
-            "rlcli.envs.worker", *words, log=log, keep=spec.keep_env
+            "rlcli.envs.worker", *words, log=log, keep=spec.keep_env, python=spec.python
         )
         self._numbers = count(1)
-        self._lock, self._resets = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
+        # a reset may take all of a core: its limit must not pay for those of many others
+        self._resets = threading.Semaphore(MAX_RESETS)
         started: Future[Any] = Future()
         self._pending: dict[int, Future[Any]] = {0: started}
         self._is_dead = False
@@ -104,8 +118,7 @@ class EnvProcess:
 
     def request(self, op: str, timeout_s: float, **given: Any) -> Any:
         """The result of one operation. Raises: EnvError, EnvTimeoutError, EnvLostError."""
-        # the process resets one episode at a time: waiting for another one is no time of its own
-        with self._resets if op == "reset" else nullcontext():
+        with self._resets if op in ("reset", "opening", "answers") else nullcontext():
             return self._request(op, timeout_s, given)
 
     def _request(self, op: str, timeout_s: float, given: Mapping[str, Any]) -> Any:
@@ -161,6 +174,38 @@ class EnvProcess:
         for future in left:
             lost = EnvLostError(text, is_innocent=is_innocent, is_alone=is_alone)
             future.set_exception(lost)
+
+
+@cache
+def check_python(python: str) -> None:
+    """Raises: ConfigError unless this is a Python that can run an environment."""
+    try:
+        answer = subprocess.run([python, "--version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"env.python={python} cannot be run: {error}.") from error
+    version = re.search(r"(\d+)\.(\d+)", answer.stdout)
+    if version is None or (int(version[1]), int(version[2])) < OLDEST_PYTHON:
+        found = answer.stdout.strip() or answer.returncode
+        raise ConfigError(
+            f"env.python={python} is {found}; environments need Python 3.11 or newer."
+        )
+
+
+def find_python(name: str) -> str:
+    """The path of a Python: of a program on PATH, a file, or the folder of an environment.
+
+    Raises: ConfigError.
+    """
+    path = Path(os.path.expanduser(name)).absolute()  # a link of an environment must stay one
+    if path.is_dir():
+        path = path / "bin" / "python"
+    found = str(path) if path.is_file() else shutil.which(name)
+    if found is None:
+        raise ConfigError(
+            f"env.python={name}: there is no such Python. Make one: python3 -m venv FOLDER, and "
+            "FOLDER/bin/pip install what the environment imports."
+        )
+    return found
 
 
 class EnvPool:

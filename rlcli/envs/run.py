@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from rlcli.envs.process import EnvPool, EnvSpec
 from rlcli.envs.tasks import EnvRows, begun_rows, describe_environment, own_rows, spec_of
 from rlcli.errors import ConfigError
 from rlcli.rewards.combination import mixes_environment
+from rlcli.terminal.i18n import translator
+from rlcli.terminal.text import progress_line
 
 if TYPE_CHECKING:
     from rlcli.envs.dialogue import Dialogue
@@ -33,8 +35,12 @@ class Environment:
     spec: EnvSpec
     facts: EnvFacts
 
-    def rows(self, config: Config) -> EnvRows:
-        """Rows of a run without a data file. Raises: ConfigError."""
+    def rows(self, config: Config, *, only_val: bool = False, limit: int | None = None) -> EnvRows:
+        """Rows of a run without a data file. Raises: ConfigError.
+
+        only_val: leave out the rows to train on. limit: of the rows to evaluate on.
+        """
+        limits = [each for each in (limit, config.data.val_limit) if each and each > 0]
         env = config.env
         return own_rows(
             self.spec,
@@ -42,13 +48,20 @@ class Environment:
             num_train=env.tasks,
             num_val=env.val_tasks,
             seed=config.run.seed,
+            only_val=only_val,
+            val_limit=min(limits, default=None),
+            show=_progress(config),
         )
 
     def begin(self, rows: Sequence[Row], config: Config) -> list[Row]:
         """Rows of a data file with the messages that reset adds. Raises: ConfigError."""
         if self.facts.form == "functions":
             return [*rows]
-        return begun_rows(self.spec, rows, seed=config.run.seed)
+        return begun_rows(self.spec, rows, seed=config.run.seed, show=_progress(config))
+
+
+def _progress(config: Config) -> Callable[[str], None]:
+    return progress_line(translator(config.run.lang))
 
 
 def find_environment(resolved: Resolved) -> Environment | None:
@@ -63,10 +76,10 @@ def find_environment(resolved: Resolved) -> Environment | None:
     spec = spec_of(config.env)
     facts = describe_environment(spec)
     key = "env.path" if config.env.path is not None else "env.tools"
-    if facts.num_tasks is not None and config.data.train:
+    if facts.has_tasks and config.data.train:
         raise ConfigError(
-            f"{resolved.where('data.train')}, but {resolved.where(key)} has "
-            f"{facts.num_tasks} tasks of its own. Remove data.train."
+            f"{resolved.where('data.train')}, but {resolved.where(key)} has tasks of its own.\n"
+            "Remove data.train."
         )
     if facts.scores:
         _check_mix(resolved, key)

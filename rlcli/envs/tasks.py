@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rlcli.data.readers import Row
 from rlcli.envs.episode import EnvFacts, describe
-from rlcli.envs.process import EnvError, EnvLostError, EnvPool, EnvSpec, EnvTimeoutError
+from rlcli.envs.process import (
+    MAX_RESETS,
+    EnvError,
+    EnvLostError,
+    EnvPool,
+    EnvSpec,
+    EnvTimeoutError,
+)
 from rlcli.errors import ConfigError
 from rlcli.types import Message
 
@@ -22,7 +31,17 @@ if TYPE_CHECKING:
 
 TASK, SEED, OPENING = "env_task", "env_seed", "env_opening"
 """Keys of extra_info: a row's task and seed for reset, and the messages that reset returned."""
-ROWS_PER_REQUEST = 64
+TASK_NAME = "id"
+"""Key of a task by which the environment finds it again; it does not make tasks different."""
+TASKS_PER_REQUEST = 16
+HELD_OUT_FROM = 2**30
+"""Index of the first held-out task of an environment whose tasks have no end."""
+TRIED_TASKS = 16
+"""Tasks of each data source whose right answers are tried."""
+MAX_LUCKY = 0.2
+"""Share of these above which a made-up answer must not earn what the right one does."""
+SILENT_S = 2.0
+"""Seconds before progress is shown."""
 MAX_HELD_OUT = 5
 """Of an environment's own tasks at most one in so many is held out."""
 
@@ -44,6 +63,7 @@ def spec_of(env: EnvConfig) -> EnvSpec:
         target=target,
         args=env.args,
         is_tools=env.path is None,
+        python=env.python,
         workers=env.workers,
         concurrency=env.concurrency,
         timeout_s=env.timeout_s,
@@ -55,7 +75,7 @@ def spec_of(env: EnvConfig) -> EnvSpec:
 @contextmanager
 def opened(spec: EnvSpec) -> Iterator[EnvPool]:
     """Environment processes for a while. Raises: ConfigError when the environment fails."""
-    pool = EnvPool(replace(spec, workers=1))
+    pool = EnvPool(spec)
     try:
         yield pool
     except (EnvError, EnvLostError, EnvTimeoutError) as error:
@@ -70,25 +90,46 @@ def describe_environment(spec: EnvSpec) -> EnvFacts:
         return describe(pool)
 
 
-def own_rows(spec: EnvSpec, facts: EnvFacts, *, num_train: int, num_val: int, seed: int) -> EnvRows:
-    """The rows of an environment without a data file. Raises: ConfigError."""
+def own_rows(
+    spec: EnvSpec,
+    facts: EnvFacts,
+    *,
+    num_train: int,
+    num_val: int,
+    seed: int,
+    only_val: bool = False,
+    val_limit: int | None = None,
+    show: Callable[[str], None] = lambda text: None,
+) -> EnvRows:
+    """The rows of an environment without a data file. Raises: ConfigError.
+
+    only_val: leave out the rows to train on. val_limit: rows to evaluate on at most; those beyond
+    are not begun. show: takes progress.
+    """
     with opened(spec) as pool:
-        if facts.num_tasks is None:
+        if facts.has_tasks:
+            rows, notes = _split_tasks(pool, facts.num_tasks, num_train, num_val, seed, show)
+        else:
             rows = {
                 name: [_row(name, i, {}, _seed(seed, name, i)) for i in range(count)]
                 for name, count in (("train", num_train), ("val", num_val))
             }
             notes = []
-        else:
-            rows, notes = _split_tasks(pool, facts.num_tasks, num_train, num_val, seed)
-        return EnvRows(
-            train=_with_openings(pool, rows["train"]),
-            val=_with_openings(pool, rows["val"]),
-            notes=notes,
-        )
+        if facts.knows_answers and not only_val:
+            notes += check_answers(pool, rows["train"])
+        train, val = [] if only_val else rows["train"], rows["val"][:val_limit]
+        begun = _with_openings(pool, [*train, *val], show)
+        num = len(train)
+        return EnvRows(train=begun[:num], val=begun[num:], notes=notes)
 
 
-def begun_rows(spec: EnvSpec, rows: Sequence[Row], *, seed: int) -> list[Row]:
+def begun_rows(
+    spec: EnvSpec,
+    rows: Sequence[Row],
+    *,
+    seed: int,
+    show: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
     """Rows of a data file with what reset adds to them. Raises: ConfigError."""
     seeded = [
         replace(
@@ -102,23 +143,71 @@ def begun_rows(spec: EnvSpec, rows: Sequence[Row], *, seed: int) -> list[Row]:
         for row in rows
     ]
     with opened(spec) as pool:
-        return _with_openings(pool, seeded)
+        return _with_openings(pool, seeded, show)
+
+
+def check_answers(pool: EnvPool, rows: Sequence[Row]) -> list[str]:
+    """Remarks on the rewards of right and made-up answers to some tasks of each data source.
+
+    Raises: ConfigError for a source that rewards both alike.
+    """
+    by_source: dict[str, list[Row]] = {}
+    for row in rows:
+        some = by_source.setdefault(row.data_source, [])
+        if len(some) < TRIED_TASKS:
+            some.append(row)
+    notes: list[str] = []
+    for source, some in by_source.items():
+        found = _for_each(pool, "answers", some)
+        notes += _judge_answers(source or pool.spec.target, found)
+    return notes
+
+
+def _judge_answers(source: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    pairs = [(each["right"], max(each["wrong"])) for each in found if each["right"] is not None]
+    if not pairs:
+        return [f"{source} has no right answers, so its reward was not checked against them."]
+    lucky = [(right, wrong) for right, wrong in pairs if wrong >= right]
+    if len(lucky) > MAX_LUCKY * len(pairs):
+        right, wrong = lucky[0]
+        raise ConfigError(
+            f"{source} rewards made-up answers like right ones: in {len(lucky)} of {len(pairs)} "
+            f"tasks tried (the right answer got {right:g}, a made-up one {wrong:g}).\n"
+            "A model learns nothing from this reward. Use another data set, or other settings."
+        )
+    if lucky:
+        return [
+            f"{source}: in {len(lucky)} of {len(pairs)} tasks tried a made-up answer got the "
+            "reward of the right one."
+        ]
+    return []
 
 
 def _split_tasks(
-    pool: EnvPool, num_tasks: int, num_train: int, num_val: int, seed: int
+    pool: EnvPool,
+    num_tasks: int | None,
+    num_train: int,
+    num_val: int,
+    seed: int,
+    show: Callable[[str], None],
 ) -> tuple[dict[str, list[Row]], list[str]]:
-    if not num_tasks:
+    if num_tasks == 0:
         raise ConfigError(f"{pool.spec.target}: len() of the environment is 0: it has no tasks.")
-    held = min(num_val, num_tasks // MAX_HELD_OUT)
-    wanted = {
-        "train": range(min(num_train, num_tasks - held)),
-        "val": range(num_tasks - held, num_tasks),
-    }
+    if num_tasks is None:
+        wanted = {
+            "train": range(num_train),
+            "val": range(HELD_OUT_FROM, HELD_OUT_FROM + num_val),
+        }
+    else:
+        held = min(num_val, num_tasks // MAX_HELD_OUT)
+        wanted = {
+            "train": range(min(num_train, num_tasks - held)),
+            "val": range(num_tasks - held, num_tasks),
+        }
     rows: dict[str, list[Row]] = {}
     for name, indices in wanted.items():
         numbers = [(index, seed) for index in indices]
-        found = _in_parts(numbers, lambda some: _ask(pool, "tasks", len(some), numbers=some))
+        found = _make_tasks(pool, numbers, show)
         rows[name] = [
             _row(name, index, _task(pool, given), _seed(seed, "task", index))
             for index, given in zip(indices, found, strict=True)
@@ -126,7 +215,8 @@ def _split_tasks(
     known = {_key(row) for row in rows["train"]}
     kept = [row for row in rows["val"] if _key(row) not in known]
     notes = []
-    if (unused := num_tasks - held - len(rows["train"])) > 0:
+    unused = 0 if num_tasks is None else wanted["val"].start - len(rows["train"])
+    if unused:
         notes.append(f"{unused} of {num_tasks} tasks are not used: env.tasks is {num_train}.")
     if dropped := len(rows["val"]) - len(kept):
         notes.append(f"{dropped} held-out tasks repeat tasks of training and are left out.")
@@ -134,7 +224,9 @@ def _split_tasks(
 
 
 def _key(row: Row) -> str:
-    return json.dumps(row.extra_info[TASK], sort_keys=True, default=str)
+    task = row.extra_info[TASK]
+    told = {key: value for key, value in task.items() if key != TASK_NAME} or task
+    return json.dumps(told, sort_keys=True, default=str)
 
 
 def _task(pool: EnvPool, given: Any) -> Mapping[str, Any]:
@@ -162,10 +254,9 @@ def _seed(*parts: Any) -> int:
     return zlib.crc32(repr(parts).encode())
 
 
-def _with_openings(pool: EnvPool, rows: Sequence[Row]) -> list[Row]:
+def _with_openings(pool: EnvPool, rows: Sequence[Row], show: Callable[[str], None]) -> list[Row]:
     """Rows whose prompts have what reset returned: text joins the last user message."""
-    given = [(row.extra_info[TASK], row.extra_info[SEED]) for row in rows]
-    openings = _in_parts(given, lambda some: _ask(pool, "openings", len(some), tasks=some))
+    openings = _for_each(pool, "opening", rows, show)
     return [
         replace(
             row,
@@ -174,6 +265,77 @@ def _with_openings(pool: EnvPool, rows: Sequence[Row]) -> list[Row]:
         )
         for row, opening in zip(rows, openings, strict=True)
     ]
+
+
+def _make_tasks(
+    pool: EnvPool, numbers: Sequence[tuple[int, int]], show: Callable[[str], None]
+) -> list[Any]:
+    """Tasks by (index, seed), made side by side. Raises: ConfigError."""
+    starts = range(0, len(numbers), TASKS_PER_REQUEST)
+
+    def ask(part: int) -> list[Any]:
+        some = numbers[starts[part] : starts[part] + TASKS_PER_REQUEST]
+        limit_s = pool.spec.timeout_s * len(some)
+        return pool.shared(part).request("tasks", limit_s, numbers=some)
+
+    def shown(done: int) -> None:
+        made = min(done * TASKS_PER_REQUEST, len(numbers))
+        show(f"environments: {made} of {len(numbers)} tasks made")
+
+    parts = _side_by_side(pool, ask, len(starts), shown, clear=lambda: show(""))
+    return [task for part in parts for task in part]
+
+
+def _for_each(
+    pool: EnvPool,
+    op: str,
+    rows: Sequence[Row],
+    show: Callable[[str], None] = lambda text: None,
+) -> list[Any]:
+    """Results of one request for each row, side by side. Raises: ConfigError."""
+    # those that are answered side by side share the process's time
+    limit_s = pool.spec.timeout_s * max(1, min(MAX_RESETS, len(rows)))
+
+    def ask(number: int) -> Any:
+        extra = rows[number].extra_info
+        try:
+            return pool.shared(number).request(
+                op, limit_s, episode=number, task=extra[TASK], seed=extra[SEED]
+            )
+        except (EnvError, EnvLostError, EnvTimeoutError) as error:
+            raise ConfigError(f"{pool.spec.target}: {rows[number].id}: {error}") from error
+
+    def shown(done: int) -> None:
+        show(f"environments: {done} of {len(rows)} episodes begun")
+
+    return _side_by_side(pool, ask, len(rows), shown, clear=lambda: show(""))
+
+
+def _side_by_side(
+    pool: EnvPool,
+    ask: Callable[[int], Any],
+    count: int,
+    show: Callable[[int], None],
+    *,
+    clear: Callable[[], None],
+) -> list[Any]:
+    """ask(0), ask(1), ... in env.concurrency threads. show: takes how many are done."""
+    for slot in range(min(pool.spec.workers, count)):
+        pool.shared(slot)  # here: a process dies with the thread that started it
+    started, is_shown = time.monotonic(), False
+    found: list[Any] = []
+    threads = ThreadPoolExecutor(pool.spec.concurrency, thread_name_prefix="begin")
+    try:
+        for result in threads.map(ask, range(count)):
+            found.append(result)
+            if time.monotonic() - started > SILENT_S:
+                show(len(found))
+                is_shown = True
+    finally:
+        threads.shutdown(cancel_futures=True)
+        if is_shown:
+            clear()
+    return found
 
 
 def _joined(row: Row, opening: Sequence[Message], target: str) -> tuple[Message, ...]:
@@ -190,14 +352,3 @@ def _joined(row: Row, opening: Sequence[Message], target: str) -> tuple[Message,
             "prompt. Return the first message, or give --data."
         )
     return tuple(messages)
-
-
-def _in_parts(items: Sequence[Any], ask: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
-    found: list[Any] = []
-    for start in range(0, len(items), ROWS_PER_REQUEST):
-        found += ask(items[start : start + ROWS_PER_REQUEST])
-    return found
-
-
-def _ask(pool: EnvPool, op: str, count: int, **given: Any) -> list[Any]:
-    return pool.shared(0).request(op, pool.spec.timeout_s * count, **given)

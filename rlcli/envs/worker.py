@@ -1,32 +1,36 @@
 """An environment process: loads one environment and holds many episodes of it.
 
 Runs as `python -m rlcli.envs.worker CONNECTION_FD PARENT_PID SPEC`, SPEC as JSON: target, args,
-is_tools, threads. Requests and replies are JSON: {"id", "op", ...} and {"id", "result"} or
-{"id", "error"}. Resets run one at a time, with `random` seeded; steps and tools run in threads.
+is_tools, threads, timeout_s. Requests and replies are JSON: {"id", "op", ...} and {"id", "result"}
+or {"id", "error"}. Requests are handled in threads; `random` has one state for each episode.
 """
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
-import math
 import os
-import random
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from io import TextIOWrapper
 from typing import Any
 
-from rlcli.envs.loading import EnvLoadError, Loaded, accepted, last_line
+from rlcli.envs import seeding
+from rlcli.envs.coroutines import Coroutines
+from rlcli.envs.loading import Loaded, accepted
+from rlcli.envs.replies import Reply, finite, read_messages, read_step, to_json
+from rlcli.envs.seeding import EpisodeRandom, drawing_from
+from rlcli.envs.sources import EnvLoadError
 from rlcli.rewards.parent_pipe import ParentGone, ParentPipe
+from rlcli.rewards.user_file import last_line
 from rlcli.system.hardware import be_killed_first, die_with_parent
 
-FIELDS = ("messages", "reward", "done", "parts")
-"""Of what step() returns."""
+GARBAGE = ("banana", "<answer>banana</answer>", "I do not know.")
+"""Replies that answer no task."""
 
 
 def main() -> None:
@@ -39,17 +43,31 @@ def main() -> None:
     if os.getppid() != int(parent_pid):
         os._exit(1)
     be_killed_first()
+    _keep_from_children(int(fd))
     pipe = ParentPipe(int(fd))
+    seeding.install()
     with suppress(ParentGone):
         try:
             given = json.loads(spec)
-            loaded = Loaded(given["target"], given["args"], is_tools=given["is_tools"])
+            threads = given.pop("threads")
+            loaded = Loaded(given.pop("target"), given.pop("args"), **given)
         except EnvLoadError as error:
             pipe.send(json.dumps({"id": 0, "error": str(error)}).encode())
             return
         pipe.send(json.dumps({"id": 0, "result": None}).encode())
-        _serve(pipe, Worker(loaded), threads=given["threads"])
+        _serve(pipe, Worker(loaded), threads=threads)
     os._exit(0)  # threads may still run a tool
+
+
+def _keep_from_children(fd: int) -> None:
+    """A process that a tool leaves behind must not hold the pipe: the parent waits for its end."""
+    os.set_inheritable(fd, False)
+
+    def close() -> None:
+        with suppress(OSError):
+            os.close(fd)
+
+    os.register_at_fork(after_in_child=close)
 
 
 def _serve(pipe: ParentPipe, worker: Worker, *, threads: int) -> None:
@@ -58,11 +76,11 @@ def _serve(pipe: ParentPipe, worker: Worker, *, threads: int) -> None:
     def answer(request: Mapping[str, Any]) -> None:
         number = request["id"]
         try:
-            message = _to_json({"id": number, "result": worker.handle(request)})
+            message = to_json({"id": number, "result": worker.handle(request)})
         except EnvLoadError as error:
-            message = _to_json({"id": number, "error": str(error)})
+            message = to_json({"id": number, "error": str(error)})
         except BaseException as error:  # an environment may raise anything, SystemExit too
-            message = _to_json({"id": number, "error": last_line(error, worker.loaded.file)})
+            message = to_json({"id": number, "error": worker.describe_error(error)})
         with lock, suppress(ParentGone):
             pipe.send(message.encode())
 
@@ -71,20 +89,30 @@ def _serve(pipe: ParentPipe, worker: Worker, *, threads: int) -> None:
             pool.submit(answer, json.loads(pipe.receive()))
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A live episode: its environment, generators and event loop."""
+
+    environment: Any
+    random: EpisodeRandom
+    coroutines: Coroutines
+
+
 class Worker:
     """Episodes of one environment, by number."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
-        self.episodes: dict[int, Any] = {}
-        self._lock = threading.Lock()
+        self.episodes: dict[int, _Held] = {}
+        self._shared = Coroutines()
 
     def handle(self, request: Mapping[str, Any]) -> Any:
         """The result of one request."""
         operations: dict[str, Callable[..., Any]] = {
             "describe": self._describe,
             "tasks": self._tasks,
-            "openings": self._openings,
+            "opening": self._opening,
+            "answers": self._answers,
             "reset": self._reset,
             "step": self._step,
             "call": self._call,
@@ -94,146 +122,110 @@ class Worker:
         given = {key: value for key, value in request.items() if key not in ("id", "op")}
         return operations[request["op"]](**given)
 
+    def describe_error(self, error: BaseException) -> str:
+        """The last line of a traceback, and the line of the user's file."""
+        file = self.loaded.file
+        return last_line(error, inside=str(file) if file else None)
+
     def _describe(self) -> dict[str, Any]:
         loaded = self.loaded
-        num_tasks = len(loaded.create()) if loaded.has_tasks else None
         return {
             "form": loaded.form,
             "schemas": loaded.schemas(),
-            "num_tasks": num_tasks,
+            "has_tasks": loaded.has_tasks,
+            "num_tasks": len(loaded.create()) if loaded.has_end else None,
             "scores": loaded.scores,
             "floor": loaded.floor,
+            "knows_answers": loaded.knows_answers,
         }
 
     def _tasks(self, numbers: Sequence[tuple[int, int]]) -> list[Any]:
         """Tasks by (index, seed)."""
         source = self.loaded.create()
-        return [source.task(index, seed) for index, seed in numbers]
-
-    def _openings(self, tasks: Sequence[tuple[Mapping[str, Any], int]]) -> list[Any]:
-        """What reset returns for each (task, seed)."""
         out = []
-        for task, seed in tasks:
-            out.append(self._reset(-1, task, seed))
-            self._close(-1)
+        for index, seed in numbers:
+            with drawing_from(EpisodeRandom(seed + index)):
+                out.append(self._shared.finish(source.task(index, seed)))
         return out
+
+    def _opening(self, episode: int, task: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
+        """What reset returns."""
+        try:
+            return self._reset(episode, task, seed)
+        finally:
+            self._close(episode)
+
+    def _answers(self, episode: int, task: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """Rewards of the right reply to a task, None where there is none, and of wrong ones."""
+        environment = self.loaded.create()
+        right = self._shared.finish(environment.answer(dict(task)))
+        if right is None:
+            return {"right": None, "wrong": []}
+        replies = [str(right), *GARBAGE]
+        first, *others = [self._reward_of(episode, task, seed, text) for text in replies]
+        return {"right": first, "wrong": others}
+
+    def _reward_of(self, episode: int, task: Mapping[str, Any], seed: int, text: str) -> float:
+        """Reward of the first step with a reply."""
+        reply = {"text": text, "tool_calls": [], "is_truncated": False}
+        try:
+            self._reset(episode, task, seed)
+            reward = self._step(episode, reply)["reward"]
+        finally:
+            self._close(episode)
+        return self.loaded.floor if reward is None else reward
 
     def _reset(self, episode: int, task: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
         if self.loaded.form == "functions":
             return []
-        # libraries draw from the one `random` of the process
-        with self._lock:
-            random.seed(seed)
-            if (numpy := sys.modules.get("numpy")) is not None:
-                numpy.random.seed(seed % 2**32)
-            environment = self.loaded.create()
-            self.episodes[episode] = environment
+        state = EpisodeRandom(seed)
+        with drawing_from(state):
+            held = _Held(self.loaded.create(), state, Coroutines(state))
+            self.episodes[episode] = held
+            reset = held.environment.reset
             offered = dict(task) if self.loaded.form == "methods" else {}
             offered = {"task": dict(task), "seed": seed, **offered}
             if self.loaded.form == "methods":
-                named = inspect.signature(environment.reset).parameters
+                named = inspect.signature(reset).parameters
                 offered = {k: v for k, v in offered.items() if k in task or k in named}
-            given = _finished(environment.reset(**accepted(environment.reset, offered)))
+            given = held.coroutines.finish(reset(**accepted(reset, offered)))
         is_pair = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)
         has_info = is_pair and "content" not in given[1]  # Gymnasium: observation, info
-        return _messages(given[0] if has_info else given)
+        return read_messages(given[0] if has_info else given)
 
     def _step(self, episode: int, reply: Mapping[str, Any]) -> dict[str, Any]:
-        return _read_step(_finished(self.episodes[episode].step(Reply(reply))))
+        held = self.episodes[episode]
+        with drawing_from(held.random):
+            return read_step(held.coroutines.finish(held.environment.step(Reply(reply))))
 
     def _call(self, episode: int, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        owner = self.episodes[episode] if self.loaded.form == "methods" else None
-        function = getattr(owner, name) if owner is not None else self.loaded.functions[name]
+        held = self.episodes[episode] if self.loaded.form == "methods" else None
+        function = getattr(held.environment, name) if held else self.loaded.functions[name]
+        coroutines = held.coroutines if held else self._shared
         try:
-            content = _finished(function(**arguments))
-            content = content if isinstance(content, str) else _to_json(content)
+            with drawing_from(held.random if held else None):
+                content = coroutines.finish(function(**arguments))
+            content = content if isinstance(content, str) else to_json(content)
         except BaseException as error:  # goes back to the model
-            return {"content": f"Error: {last_line(error, self.loaded.file)}", "failed": True}
+            return {"content": f"Error: {self.describe_error(error)}", "failed": True}
         return {"content": content, "failed": False}
 
     def _reward(self, episode: int) -> float | None:
-        value = _finished(self.episodes[episode].get_reward())
-        return None if value is None else _finite(value)
+        held = self.episodes[episode]
+        with drawing_from(held.random):
+            value = held.coroutines.finish(held.environment.get_reward())
+        return None if value is None else finite(value)
 
     def _close(self, episode: int) -> None:
-        environment = self.episodes.pop(episode, None)
-        if callable(getattr(environment, "close", None)):
-            _finished(environment.close())
-
-
-class Reply:
-    """What the model wrote in one turn, as step(reply) gets it: text and tool_calls."""
-
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        self.text: str = given["text"]
-        self.tool_calls: list[dict[str, Any]] = given["tool_calls"]
-        self.is_truncated: bool = given["is_truncated"]
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def _to_json(value: Any) -> str:
-    """JSON text; numpy's numbers and arrays as numbers and lists, anything else unknown as text."""
-    return json.dumps(value, ensure_ascii=False, default=_plain)
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def _finite(value: Any) -> float:
-    """Raises: ValueError for a reward that is not finite."""
-    score = float(value)
-    if not math.isfinite(score):
-        raise ValueError(f"a reward must be a finite number, got {score}")
-    return score
-
-
-def _finished(value: Any) -> Any:
-    return asyncio.run(value) if inspect.iscoroutine(value) else value
-
-
-def _messages(given: Any) -> list[dict[str, Any]]:
-    """Text is a user's message. Raises: TypeError for anything that is not a conversation."""
-    if given is None:
-        return []
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    if isinstance(given, Mapping):
-        given = [given]
-    out = []
-    for message in given:
-        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise TypeError(f"expected messages with role and content, got {message!r:.100}")
-        out.append({"role": str(message.get("role", "user")), **message})
-    return out
-
-
-def _read_step(given: Any) -> dict[str, Any]:
-    """What step() returned, in any of its forms, as messages, reward, done and parts."""
-    if isinstance(given, tuple):  # Gymnasium: observation, reward, terminated[, truncated], info
-        messages, reward, *ends = given
-        flags = [bool(end) for end in ends if not isinstance(end, Mapping)]
-        fields: dict[str, Any] = {"messages": messages, "reward": reward, "done": any(flags)}
-    elif isinstance(given, Mapping):
-        fields = dict(given)
-    elif isinstance(given, str):
-        fields = {"messages": given}
-    else:
-        fields = {name: getattr(given, name) for name in FIELDS if hasattr(given, name)}
-        if not fields:
-            raise TypeError(f"step returned {given!r:.100}, expected a dict with some of {FIELDS}")
-    if unknown := set(fields) - set(FIELDS):
-        raise TypeError(f"step returned {', '.join(sorted(unknown))}: not known")
-    reward = fields.get("reward")
-    parts = fields.get("parts") or {}
-    return {
-        "messages": _messages(fields.get("messages")),
-        "reward": None if reward is None else _finite(reward),
-        "done": bool(fields.get("done")),
-        "parts": {str(name): _finite(value) for name, value in parts.items()},
-    }
+        held = self.episodes.pop(episode, None)
+        if held is None:
+            return
+        try:
+            if callable(getattr(held.environment, "close", None)):
+                with drawing_from(held.random):
+                    held.coroutines.finish(held.environment.close())
+        finally:
+            held.coroutines.close()
 
 
 if __name__ == "__main__":

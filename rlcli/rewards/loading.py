@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
 import os
 import pickle
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from rlcli.rewards.rules import RULES, RUNS_CODE, load_rule, rule_name
 from rlcli.rewards.rules.undecided import InvalidReference, NoRule
 from rlcli.rewards.sandbox import find_sandbox
 from rlcli.rewards.signatures import UserFunction, adapt
+from rlcli.rewards.user_file import UserFileError, last_line, load_file
 
 Resolver = Callable[[str], Callable[..., Any]]
 """data_source to the function that scores its rows."""
@@ -95,18 +94,6 @@ def find_file(fn: str) -> Path | None:
     raise RewardError(f"reward.fn={fn}: there is no file {path}{hint}.")
 
 
-def last_line(error: BaseException, *, inside: str | None = None) -> str:
-    """The last line of the traceback, and the line of file `inside` where it came from."""
-    message = traceback.format_exception_only(error)[-1].strip()
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if inside in (None, frame.filename)
-    ]
-    where = f" ({Path(inside).name}:{lines[-1]})" if inside and lines else ""
-    return f"{message[:500]}{where}"
-
-
 def reply_to(
     call: Mapping[str, Any],
     resolve: Resolver,
@@ -140,7 +127,7 @@ def load_function(fn: str) -> UserFunction:
     place, name = split_target(fn)
     if path and path.suffix == PICKLED:
         return adapt(_unpickled(path), name=name, where=str(path))
-    module = _load_file(path) if path else _import_module(fn, place)
+    module = _load_module(path) if path else _import_module(fn, place)
     where = str(path or place)
     function = vars(module).get(name)
     if function is None:
@@ -154,34 +141,20 @@ def load_function(fn: str) -> UserFunction:
 def _unpickled(path: Path) -> Any:
     try:
         return pickle.loads(path.read_bytes())
-    except BaseException as error:  # as in _load_file
+    except BaseException as error:  # as a user's file may
         raise RewardError(f"{path}: cannot be loaded: {last_line(error)}") from error
 
 
-def _load_file(path: Path) -> ModuleType:
-    # Its own folder is searched first, as when a script is run: users split files.
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"reward_function_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise RewardError(f"{path}: expected a Python file that ends in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+def _load_module(path: Path) -> ModuleType:
     try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        where = error.filename or path
-        raise RewardError(f"{where}:{error.lineno}: {type(error).__name__}: {error.msg}") from error
-    except BaseException as error:  # a user's file may raise anything, SystemExit too
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        line = lines[-1] if lines else 1
-        raise RewardError(f"{path}:{line}: cannot be loaded: {last_line(error)}") from error
-    return module
+        return load_file(path, kind="reward_function")
+    except UserFileError as error:
+        raise RewardError(str(error)) from error
 
 
 def _import_module(fn: str, place: str) -> ModuleType:
     sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(place)
-    except BaseException as error:  # as above
+    except BaseException as error:  # as a user's file may
         raise RewardError(f"reward.fn={fn}: cannot import {place}: {last_line(error)}") from error

@@ -13,8 +13,9 @@ from typing import Any
 
 from rlcli.errors import RewardError
 from rlcli.rewards.in_process import keep_here
-from rlcli.rewards.loading import PICKLED, last_line
+from rlcli.rewards.loading import PICKLED
 from rlcli.rewards.signatures import adapt
+from rlcli.rewards.user_file import last_line
 
 
 def name_function(function: Callable[..., Any], folder: Path) -> tuple[str, list[str]]:

@@ -158,9 +158,11 @@ class ScoringProcess:
 
 
 def start_worker(
-    module: str, *words: str, log: Path | None, keep: Sequence[str] = ()
+    module: str, *words: str, log: Path | None, keep: Sequence[str] = (), python: str | None = None
 ) -> tuple[subprocess.Popen[bytes], Connection]:
     """(a process that runs `python -m module CONNECTION_FD words`, the connection to it).
+
+    python: another Python than this one. Of this one's packages it finds rlcli alone.
 
     It has no keys but those that `keep` names, and is in a session of its own, where Ctrl-C does
     not reach it. log: file for what it prints; none: nowhere.
@@ -169,17 +171,24 @@ def start_worker(
     fd = theirs.fileno()
     with open(log or os.devnull, "ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(fd), *words],
+            [*module_command(module, python), str(fd), *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             pass_fds=(fd,),
-            env=child_environment(os.environ, keep=keep),
+            env=child_environment(os.environ, keep=keep, is_other_python=python is not None),
             start_new_session=True,
         )
     theirs.close()
     LOG.debug("process %d started: %s", process.pid, " ".join((module, *words)))
     return process, connection
+
+
+def module_command(module: str, python: str | None) -> list[str]:
+    """The start of a command that runs a module of rlcli."""
+    if python is None:
+        return [sys.executable, "-P", "-m", module]
+    return [python, "-P", str(Path(__file__).with_name("boot.py")), module]
 
 
 def exit_reason(process: subprocess.Popen[Any], who: str) -> str:
@@ -195,16 +204,21 @@ def exit_reason(process: subprocess.Popen[Any], who: str) -> str:
 
 
 def child_environment(
-    environment: Mapping[str, str], *, keep: Sequence[str] = ()
+    environment: Mapping[str, str], *, keep: Sequence[str] = (), is_other_python: bool = False
 ) -> dict[str, str]:
     """The environment of a scoring process: no keys, one thread, modules found as here.
 
-    keep: variables that stay although they may hold a key.
+    keep: variables that stay although they may hold a key. is_other_python: modules are found as
+    that Python finds them.
     """
     kept = {key: value for key, value in environment.items() if key in keep or not is_secret(key)}
-    search = os.pathsep.join(path for path in sys.path if path)
     # Without a fixed hash seed, sympy's order of terms, and with it a verdict, may change.
-    return {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"} | kept | {"PYTHONPATH": search}
+    fixed = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+    if is_other_python:
+        ours = ("PYTHONPATH", "PYTHONHOME")
+        return fixed | {key: value for key, value in kept.items() if key not in ours}
+    search = os.pathsep.join(path for path in sys.path if path)
+    return fixed | kept | {"PYTHONPATH": search}
 
 
 def is_secret(name: str) -> bool:

@@ -13,7 +13,7 @@ from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.readers import Reading, Row, Scan, read_scan
 from rlcli.data.rendering import ChatFormat
-from rlcli.data.sets import hold_out, is_held_out, overlap_notes, repeat_notes
+from rlcli.data.sets import Key, hold_out, is_held_out, overlap_notes, repeat_notes, row_key
 from rlcli.distributed.process_count import check_processes, read_node
 from rlcli.envs.run import Environment, build_dialogue
 from rlcli.errors import (
@@ -116,7 +116,7 @@ def load_data(config: Config, environment: Environment | None = None) -> Data:
         return _load_files(config)
     if not config.data.train:
         made = environment.rows(config)
-        return Data(rows=made.train, held_out=[], val=limit_val(config, made.val), notes=made.notes)
+        return Data(rows=made.train, held_out=[], val=made.val, notes=made.notes)
     found = _load_files(config)
     rows, val = environment.begin(found.rows, config), environment.begin(found.val, config)
     return replace(found, rows=rows, val=val)
@@ -129,7 +129,7 @@ def _load_files(config: Config) -> Data:
     else:
         scan = _read(config, config.data.val)
         val = limit_val(config, scan.rows)
-        notes = [*train.notes, *scan.notes, *overlap_notes(train.rows, val)]
+        notes = [*train.notes, *scan.notes, *overlap_notes(train.rows, val, key=task_key(config))]
     return Data(rows=train.rows, held_out=train.held_out, val=val, notes=notes)
 
 
@@ -138,10 +138,11 @@ def load_train(config: Config) -> TrainData:
     if config.env.path is not None and not config.data.train:
         return TrainData(rows=[], held_out=[], notes=[])
     scan = _read(config, config.data.train)
-    notes = [*scan.notes, *repeat_notes(scan.rows)]
+    key = task_key(config)
+    notes = [*scan.notes, *repeat_notes(scan.rows, key=key)]
     if not is_held_out(config.data.val):
         return TrainData(rows=scan.rows, held_out=[], notes=notes)
-    split = hold_out(scan.rows)
+    split = hold_out(scan.rows, key=key)
     if split.held_out:
         notes.append(
             f"{len(split.held_out)} prompts of data.train are held out to evaluate on and not "
@@ -155,22 +156,29 @@ def load_train(config: Config) -> TrainData:
     return TrainData(rows=split.train, held_out=split.held_out, notes=notes)
 
 
-def load_val(config: Config, environment: Environment | None = None) -> list[Row]:
-    """Rows to evaluate on; [] if data.val is empty. Raises: as `load_data`."""
-    if environment is not None:
-        return _begun_val(config, environment)
+def task_key(config: Config) -> Key | None:
+    """Rows of one task: an environment sees the whole row, not its prompt alone."""
+    return row_key if config.env.path is not None else None
+
+
+def load_val(
+    config: Config, environment: Environment | None = None, *, limit: int | None = None
+) -> list[Row]:
+    """The first `limit` rows to evaluate on; [] if data.val is empty. Raises: as `load_data`."""
+    if environment is None:
+        return _file_val(config)[:limit]
+    if config.data.train:
+        return environment.begin(_file_val(config)[:limit], config)
+    return environment.rows(config, only_val=True, limit=limit).val
+
+
+def _file_val(config: Config) -> list[Row]:
+    """The rows of files to evaluate on."""
     if not config.data.val:
         return []
     if is_held_out(config.data.val):
         return limit_val(config, load_train(config).held_out)
     return limit_val(config, read_data(config, config.data.val))
-
-
-def _begun_val(config: Config, environment: Environment) -> list[Row]:
-    """The environment's rows to evaluate on, or those of the data with what reset adds."""
-    if not config.data.train:
-        return limit_val(config, environment.rows(config).val)
-    return environment.begin(load_val(config), config)
 
 
 def limit_val(config: Config, rows: list[Row]) -> list[Row]:

@@ -29,6 +29,7 @@ from rlcli.setup.resources import (
     load_train,
     load_val,
     open_model,
+    task_key,
 )
 from rlcli.system.hardware import usable_cores
 from rlcli.terminal.i18n import width
@@ -138,7 +139,7 @@ def _partial(resolved: Resolved, env: Mapping[str, str]) -> RunSummary:
     if without_data(config):
         num_train, num_val = config.env.tasks, config.env.val_tasks
     if train and val:
-        notes += overlap_notes(train, val)
+        notes += overlap_notes(train, val, key=task_key(config))
     model_dir = attempt(lambda: find_model(config, config.model.path, merges=False))
     if model_dir is not None:
         use: Use = "adapters" if config.lora.rank else "train"

@@ -227,3 +227,85 @@ def test_env_check_plays_an_environment_and_finds_one_that_ignores_its_seed(
     with pytest.raises(SystemExit):
         main(["env", "show", "guess.py:Guess", "-n", "3"])
     assert capsys.readouterr().out.count("+0=") == 3
+
+
+def env(*words: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(["env", *words])
+    return int(left.value.code or 0)
+
+
+def test_env_check_calls_the_tools_of_trls_form(capsys: pytest.CaptureFixture[str]) -> None:
+    assert env("check", "table.py:Table") == 0
+    assert "reward 1" in capsys.readouterr().out
+    Path("broken.py").write_text(TRL.replace('return "7"', "raise OSError('no table')"))
+    assert env("check", "broken.py:Table") == 0
+    assert "no table" in capsys.readouterr().out
+
+
+def test_env_check_takes_rows_of_data_for_an_environment_that_needs_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("needs.py").write_text(GUESS.replace("random.Random(seed)", "random.Random(task['k'])"))
+    Path("rows.jsonl").write_text('{"prompt": "Go. ", "k": 3}\n{"prompt": "Go. ", "k": 4}\n')
+    assert env("check", "needs.py:Guess") == 2
+    assert "--data FILE" in capsys.readouterr().err
+    assert env("check", "needs.py:Guess", "--data", "rows.jsonl") == 0
+    assert capsys.readouterr().out.count("3 turns") == 2
+
+
+def test_env_list_shows_what_is_installed_and_how_to_install_the_rest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert env("list", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "builtin:lookup" in found["builtin"]
+    for facts in found["libraries"].values():
+        assert facts["is_installed"] or "pip install" in facts["install"]
+    assert env("list", "openeny") == 2
+    assert "openenv" in capsys.readouterr().err
+
+
+def test_a_person_plays_an_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter(["no", "0", "look(k=5)", "done"])
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(lines))
+    assert env("play", "guess.py:Guess", "digits=1") == 0
+    said = capsys.readouterr().out
+    assert "3+4=" in said
+    assert "reward: 1" in said
+    assert env("play", "table.py:Table") == 0
+    said = capsys.readouterr().out
+    assert "tool: 7" in said
+    assert "reward: 1" in said
+
+
+def test_a_model_plays_an_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("guess.py:Guess", "--model", "builtin:quickstart", "-n", "2", "--max_turns", "2")
+    assert env("play", *words) == 0
+    assert capsys.readouterr().out.count("reward") == 2
+
+
+def test_eval_begins_no_more_rows_than_it_evaluates(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--preset", "quickstart", "--env", "guess.py:Guess", *SMALL[2:-1], "train.max_steps=1")
+    more = ("env.tasks=12", "env.val_tasks=4", "--output_dir", "run")
+    assert run(*words, *more) == 0
+    capsys.readouterr()
+    Path("guess.py").write_text(
+        GUESS.replace("self.goal = ", "open('begun', 'a').write('x'); self.goal = ")
+    )
+    with pytest.raises(SystemExit) as left:
+        main(["eval", "run", "--limit", "2", "--json"])
+    assert left.value.code == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 2
+    begun = len(Path("begun").read_text())
+    assert begun == 2 + 2  # once to be described as rows, once each as an episode
+
+
+def test_a_run_keeps_the_whole_path_of_its_environment() -> None:
+    words = ("--preset", "quickstart", "--env", "guess.py:Guess", *SMALL[2:-1], "env.tasks=12")
+    more = ("env.val_tasks=0", "run.save_every=1", "--output_dir", "run")
+    assert run(*words, *more, "train.max_steps=1") == 0
+    config = json.loads(Path("run/config.json").read_text())
+    assert Path(config["env"]["path"].rpartition(":")[0]).is_absolute()

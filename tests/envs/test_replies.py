@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlcli.envs.calls import ToolCall, parse_pythonic, problem_of
-from rlcli.envs.worker import _messages, _read_step, _to_json
+from rlcli.envs.replies import read_messages, read_step, to_json
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_values_that_json_lacks_are_failed_calls(text: str) -> None:
     ],
 )
 def test_a_step_may_return_any_form(given: Any, reward: float | None, done: bool) -> None:
-    found = _read_step(given)
+    found = read_step(given)
     assert (found["reward"], found["done"]) == (reward, done)
     assert [message["content"] for message in found["messages"]] in (["obs"], ["No."])
 
@@ -40,24 +40,24 @@ def test_a_step_may_return_any_form(given: Any, reward: float | None, done: bool
 @pytest.mark.parametrize("given", [None, 0.5, ["a"], object()])
 def test_a_step_that_returned_nothing_usable_is_an_error(given: Any) -> None:
     with pytest.raises(TypeError, match="step returned"):
-        _read_step(given)
+        read_step(given)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, np.float32("nan")])
 def test_a_reward_that_is_not_finite_is_an_error(value: Any) -> None:
     with pytest.raises(ValueError, match="finite"):
-        _read_step({"reward": value})
+        read_step({"reward": value})
     with pytest.raises(ValueError, match="finite"):
-        _read_step({"reward": 1.0, "parts": {"form": value}})
+        read_step({"reward": 1.0, "parts": {"form": value}})
 
 
 def test_numbers_of_numpy_stay_numbers() -> None:
-    assert _to_json({"n": np.int64(3), "a": np.array([1, 2])}) == '{"n": 3, "a": [1, 2]}'
+    assert to_json({"n": np.int64(3), "a": np.array([1, 2])}) == '{"n": 3, "a": [1, 2]}'
 
 
 def test_messages_of_a_tuple_are_all_kept() -> None:
     both = ({"role": "system", "content": "a"}, {"role": "user", "content": "b"})
-    assert [message["content"] for message in _messages(both)] == ["a", "b"]
+    assert [message["content"] for message in read_messages(both)] == ["a", "b"]
 
 
 def test_null_fits_an_optional_choice() -> None:

@@ -74,9 +74,7 @@ class Sandbox:
         """
         nonce = secrets.token_hex(16)
         empty = {"prefix": "", "modules": [], "stdlib": []}
-        limits = {**LIMITS, "CPU": math.ceil(limit_s) + 1}
-        if self.bwrap is None or not _counts_by_namespace():
-            limits["NPROC"] += _num_running(os.getuid() if self.uid is None else self.uid)
+        limits = self._limits(limit_s)
         sent = json.dumps({**empty, **job, "nonce": nonce, "limits": limits}).encode()
         said, complaint, is_late = self._run(sent, limit_s)
         if not said:
@@ -91,16 +89,38 @@ class Sandbox:
             raise SandboxFailed(verdict["unscored"])
         return Outcome(passed=verdict["passed"] is True, why=verdict["why"])
 
+    def run_program(self, code: str, *, limit_s: float) -> str:
+        """What a program prints, cut in the middle; it is stopped after `limit_s`.
+
+        Raises: SandboxFailed if the sandbox did not start.
+        """
+        job = {"code": code, "limits": self._limits(limit_s), "limit_s": limit_s}
+        sent = json.dumps(job).encode()
+        said, complaint, is_late = self._run(sent, limit_s + SELF_TEST_LIMIT_S, main="script")
+        if not said:
+            raise SandboxFailed(f"the sandbox did not start: {complaint or 'no reason'}")
+        if is_late or "output" not in said[-1]:
+            return f"The program was stopped after {limit_s:g} s."
+        return str(said[-1]["output"])
+
+    def _limits(self, limit_s: float) -> dict[str, int]:
+        limits = {**LIMITS, "CPU": math.ceil(limit_s) + 1}
+        if self.bwrap is None or not _counts_by_namespace():
+            limits["NPROC"] += _num_running(os.getuid() if self.uid is None else self.uid)
+        return limits
+
     def test_itself(self) -> None:
         """Raises: SandboxFailed when even right code does not pass."""
         outcome = self.grade(SELF_TEST, limit_s=SELF_TEST_LIMIT_S)
         if not outcome.passed:
             raise SandboxFailed(f"right code does not pass there: {outcome.why}")
 
-    def _run(self, sent: bytes, limit_s: float) -> tuple[list[dict[str, Any]], str, bool]:
-        """(what the tester said, the last line of its complaints, whether the time was up)."""
+    def _run(
+        self, sent: bytes, limit_s: float, *, main: str = "tester"
+    ) -> tuple[list[dict[str, Any]], str, bool]:
+        """(what the program inside said, its last complaint, whether the time was up)."""
         is_late = False
-        with self._place() as place, self._start(place) as process:
+        with self._place() as place, self._start(place, main) as process:
             try:
                 out, complaints = process.communicate(sent, timeout=limit_s)
             except subprocess.TimeoutExpired:
@@ -112,8 +132,8 @@ class Sandbox:
         said = [json.loads(line) for line in out.splitlines()]
         return said, complaints.decode(errors="replace").strip().rpartition("\n")[2], is_late
 
-    def _start(self, place: str) -> subprocess.Popen[bytes]:
-        program = [self.python, "-s", "-S", "-B", "-c", inside_program()]
+    def _start(self, place: str, main: str) -> subprocess.Popen[bytes]:
+        program = [self.python, "-s", "-S", "-B", "-c", inside_program(main)]
         try:
             return subprocess.Popen(
                 [*self._box(), *program] if self.bwrap else program,

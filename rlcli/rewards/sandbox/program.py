@@ -8,8 +8,8 @@ from typing import Any
 
 PACKAGE = "rlcli.rewards.sandbox.inside"
 INSIDE = Path(__file__).with_name("inside")
-MODULES = ("wire", "calls", "solution", "tester")
-"""What is sent into the sandbox, in the order of their imports."""
+MODULES = ("wire", "calls", "solution")
+"""What is sent into the sandbox, in the order of their imports; the last one sent runs."""
 BOOT = """\
 import sys, types
 sys.path[:] = [path for path in sys.path if path]
@@ -27,10 +27,13 @@ SELF_TEST: dict[str, Any] = {
 
 
 @cache
-def inside_program() -> str:
-    """The program that runs inside, as one text: the sandbox sees none of our files."""
+def inside_program(main: str = "tester") -> str:
+    """The program that runs inside, as one text: the sandbox sees none of our files.
+
+    main: the module that runs, tester or script.
+    """
     added = [
         f"add({f'{PACKAGE}.{name}'!r}, {(INSIDE / f'{name}.py').read_text(encoding='utf-8')!r})"
-        for name in MODULES
+        for name in (*MODULES, main)
     ]
     return "\n".join([BOOT, *added]) + ".main()\n"

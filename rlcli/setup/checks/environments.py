@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from rlcli.config.episodes import EnvConfig
 from rlcli.config.resolved import Resolved
+from rlcli.envs.loading import absolute_target, split_tools
+from rlcli.envs.process import find_python
 from rlcli.errors import ConfigError
 
 
@@ -26,6 +29,7 @@ def settle_environment(resolved: Resolved) -> Resolved:
             f"{resolved.where(key)} needs the native sampler so far, got "
             f"{resolved.where('rollout.engine')}. Use rollout.engine=native."
         )
+    resolved = resolved.override(_absolute(env))
     if env.path is None or "data.train" in resolved.explicit:
         return resolved
     if "data.val" in resolved.explicit and config.data.val:
@@ -34,3 +38,15 @@ def settle_environment(resolved: Resolved) -> Resolved:
             "Remove data.val. env.val_tasks is the number of tasks to evaluate on."
         )
     return resolved.override({"data.train": [], "data.val": []}, origin=resolved.sources[key])
+
+
+def _absolute(env: EnvConfig) -> dict[str, str]:
+    """Paths that a run goes on with in another folder."""
+    found: dict[str, str] = {}
+    if env.path is not None:
+        found["env.path"] = absolute_target(env.path)
+    if env.tools is not None:
+        found["env.tools"] = ",".join(map(absolute_target, split_tools(env.tools)))
+    if env.python is not None:
+        found["env.python"] = find_python(env.python)
+    return found

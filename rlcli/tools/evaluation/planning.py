@@ -107,7 +107,7 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
     environment = find_environment(resolved)
     if environment is not None:
         _check_given(request, config, environment)
-    rows = load_val(config, environment)[: request.limit]
+    rows = load_val(config, environment, limit=request.limit)
     if not rows:
         raise ConfigError(f"{request.target} names no data of its own. Add --data FILE.")
     reward_dir = find_reward_model(resolved)
