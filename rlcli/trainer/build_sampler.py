@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rlcli.distributed.collectives import Ranks
     from rlcli.engines.torch_engine import TorchEngine
     from rlcli.models.causal_lm import CausalLM
-    from rlcli.rollout.base import Sampler
+    from rlcli.rollout.base import TurnSampler
     from rlcli.rollout.native import NativeSampler
     from rlcli.rollout.vllm.engine import VllmSettings
     from rlcli.rollout.vllm.replica import Replica
@@ -82,7 +82,7 @@ def build_vllm(
     servers: Sequence[Replica],
     *,
     tell: Callable[[str], None],
-) -> Sampler:
+) -> TurnSampler:
     """vLLM, in this process or served, held against the trainer after each new weights.
 
     servers: what `find_servers` found. tell: that one, or the engine, was started again.
