@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlcli.cli.main import main
+from rlcli.config.names import FLAG_KEYS, MAPPING_KEYS, OWN_KEYS
 from rlcli.config.peer_names import as_option, peer_names, settings_for, suggestion
-from rlcli.config.verl_keys import FLAG_KEYS, MAPPING_KEYS, OWN_KEYS
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "hints" / "options.jsonl"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import zlib
@@ -28,6 +29,9 @@ from rlcli.trainer.build_engine import compute_dtype, set_up_cpu
 from rlcli.trainer.build_sampler import make_sampler
 from rlcli.types import Reward, Rollout
 
+LOG = logging.getLogger(__name__)
+
+
 Progress = Callable[[str, int, int], None]
 """Called with (phase, responses done, responses in total)."""
 
@@ -46,18 +50,19 @@ def run_evaluation(
     plan: EvalPlan,
     *,
     env: Mapping[str, str],
-    tell: Callable[[str], None],
     progress: Progress,
 ) -> Sampled:
     """n responses per prompt, sampled and scored; the reward first, which is likelier to fail.
 
-    tell: what loading finds. Raises: RewardError, ModelError; Paused when a judge is done with us.
+    What loading finds is logged.
+
+    Raises: RewardError, ModelError; Paused when a judge is done with us.
     """
     reward, lang = plan.config.reward, plan.config.run.lang
     scorer = None
     if plan.environment is None or not plan.environment.facts.scores:
         for note in probe_reward(reward, env=env, lang=lang):
-            tell(note)
+            LOG.info(note)
         scorer = build_scorer(
             reward, env=env, lang=lang, model_dir=plan.reward_dir, device=plan.device
         )
@@ -66,7 +71,7 @@ def run_evaluation(
     try:
         if plan.checkpoint is not None:
             scorer.load_state(kept_scale(plan.checkpoint))
-        sampler = _build_sampler(plan, tell)
+        sampler = _build_sampler(plan)
         try:
             return _sample_and_score(plan, sampler, scorer, progress)
         finally:
@@ -75,7 +80,7 @@ def run_evaluation(
         scorer.close()
 
 
-def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler | EpisodeSampler:
+def _build_sampler(plan: EvalPlan) -> NativeSampler | EpisodeSampler:
     config, device = plan.config, plan.device
     dtype = compute_dtype(config, device)
     if plan.checkpoint is None:
@@ -87,7 +92,7 @@ def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler
         policy, adapters = load_policy(config, plan.checkpoint, device=device, dtype=dtype)
     set_up_cpu(device, policy.model.num_parameters())
     for note in policy.notes:
-        tell(note)
+        LOG.info(note)
     # adapters are float32 on weights that need not be
     is_mixed = adapters is not None and dtype is torch.bfloat16
     native = make_sampler(
