@@ -57,9 +57,10 @@ def parse_xml(text: str) -> Calls:
 def parse_llama(text: str) -> Calls:
     """A text that is one JSON object, `{"name": ..., "parameters": {...}}` (Llama 3)."""
     found = _Found()
-    bare = text.strip().removeprefix("<|python_tag|>").strip()
-    if bare.startswith("{"):
-        found.add_json(bare)
+    bare = text.strip()
+    tagged = bare.removeprefix("<|python_tag|>").strip()
+    if tagged != bare or _JSON_CALL.match(tagged):
+        found.add_json(tagged)
     return found.calls()
 
 
@@ -84,7 +85,7 @@ def parse_pythonic(text: str) -> Calls:
     """A text that is `[name(key=value), ...]` (Llama 3.2 and 4)."""
     found = _Found()
     bare = text.strip()
-    if not bare.startswith("["):
+    if not _PYTHON_CALL.match(bare):
         return found.calls()
     try:
         tree = ast.parse(bare, mode="eval").body
@@ -96,6 +97,32 @@ def parse_pythonic(text: str) -> Calls:
         found.add(name, arguments)
     return found.calls()
 
+
+def without_thoughts(text: str) -> str:
+    """A text without what it has in <think>: a call that was only thought of is not made."""
+    return _CALL_OR_THOUGHT.sub(lambda match: match[1] or "", text)
+
+
+def looks_like_call(text: str, names: Sequence[str]) -> bool:
+    """Whether a text without a call in the right form has one in another. names: of the tools."""
+    if any(mark in text for mark in _MARKS):
+        return True
+    return any(match[1] in names for match in _NAMED_CALL.finditer(text))
+
+
+_JSON_CALL = re.compile(
+    r'\{(?=.*"(?:name|function)"\s*:)(?=.*"(?:parameters|arguments)"\s*:)'
+    r'\s*"(?:type|name|function|parameters|arguments)"\s*:',
+    re.DOTALL,
+)
+"""A JSON object that is meant as a call; any other one is an answer."""
+_PYTHON_CALL = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
+_CALL_OR_THOUGHT = re.compile(r"(<tool_call>.*?</tool_call>)|<think>.*?(?:</think>|\Z)", re.DOTALL)
+_MARKS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
+_NAMED_CALL = re.compile(
+    r"(?:\{\s*\"name\"\s*:\s*\"|<function=|\[\s*)([A-Za-z_][\w.-]*)"
+    r"(?=\"\s*,\s*\"(?:arguments|parameters)\"|>|\s*\()"
+)
 
 FORMATS: Mapping[str, Parse] = {
     "hermes": parse_hermes,

@@ -11,15 +11,25 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlcli.envs.calls import FORMATS, Calls, Schema, ToolCall, sample_call, with_types
+from rlcli.envs.calls import (
+    FORMATS,
+    Calls,
+    Schema,
+    ToolCall,
+    looks_like_call,
+    sample_call,
+    with_types,
+    without_thoughts,
+)
 from rlcli.errors import ModelError
 from rlcli.types import Message
 
 WRITTEN = "Xq7"
 """The made-up turn: no template writes this itself."""
 CUT_MARK = "\n[cut]\n"
+_OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
 _THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
-_TURN = re.compile(rf"(?:<think>\s*(?:</think>\s*)?)?{WRITTEN}")
+_THOUGHT_FIRST = re.compile(r"\A<think>\s*(?:</think>\s*)?")
 
 
 class Dialogue:
@@ -43,12 +53,14 @@ class Dialogue:
         replies_are_tools: bool,
     ) -> None:
         self._tokenizer, self._schemas = tokenizer, schemas
+        self._names = [schema["function"]["name"] for schema in schemas]
         self._end_ids = set(end_ids)
         self._kwargs = {**template_kwargs, **({"tools": list(schemas)} if schemas else {})}
         self._max_reply_tokens = max_reply_tokens
         self._special = _special_texts(tokenizer)
         self._has_template = bool(tokenizer.chat_template)
         self.notes: list[str] = []
+        self._turn_is_call = False
         self._end_id = self._find_end(end_ids) if self._has_template else next(iter(end_ids))
         if self._has_template:
             self._probe(replies_are_tools)
@@ -62,11 +74,17 @@ class Dialogue:
         if ids and ids[-1] in self._end_ids:
             ids.pop()
         text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        if self.tool_format != "response":  # a tokenizer's own parser knows thoughts
+            before = self._tokenizer.decode(list(prompt_ids[-8:]), skip_special_tokens=False)
+            opening = _OPEN_THOUGHT.search(before)
+            text = without_thoughts(f"{opening[0] if opening else ''}{text}")
         try:
             found = self._parse_text(text, prompt_ids)
             calls = [with_types(call, self._schemas) for call in found.calls]
         except Exception as error:  # no text of the model may end the run
             return Calls(failures=[_first_line(error)])
+        if not calls and not found.failures and looks_like_call(text, self._names):
+            return Calls(failures=["the call is not in the form that this model's calls have"])
         return Calls(calls=calls, failures=found.failures)
 
     def go_on(
@@ -110,18 +128,23 @@ class Dialogue:
     ) -> list[Mapping[str, Any]]:
         """A made-up question and turn, then the replies."""
         turn: dict[str, Any] = {"role": "assistant", "content": WRITTEN}
-        known = [schema["function"]["name"] for schema in self._schemas]
+        known = self._names
         if not known:
             replies = [{**reply, "role": _role(reply["role"])} for reply in replies]
         tools = [reply for reply in replies if reply["role"] == "tool"]
         if tools:
             # a name that the model made up is text of the model: it must not reach the template
             names = [call.name if call.name in known else known[0] for call in calls] or known[:1]
+            arguments = {WRITTEN: 1} if self._turn_is_call else {}
+            turn["content"] = "" if self._turn_is_call else WRITTEN
             turn["tool_calls"] = [
                 {
                     "type": "function",
                     "id": f"call{number:05d}",
-                    "function": {"name": names[min(number, len(names) - 1)], "arguments": {}},
+                    "function": {
+                        "name": names[min(number, len(names) - 1)],
+                        "arguments": arguments,
+                    },
                 }
                 for number in range(len(tools))
             ]
@@ -163,33 +186,68 @@ class Dialogue:
         return prompt_indices[min(prompt_indices)]
 
     def _probe(self, replies_are_tools: bool) -> None:
-        """Raises: ModelError unless the template goes on behind a turn as it stands."""
-        role = "tool" if replies_are_tools else "user"
-        reply: Message = {"role": role, "content": "Rz5"}
-        if replies_are_tools:
-            reply = {**reply, "name": self._schemas[0]["function"]["name"]}
-        try:
-            opened = self._render([{"role": "user", "content": "U"}], opens=True)
-            whole = self._render(self._conversation([reply], ()), opens=True)
-            between = self._between([reply], ())
-        except Exception as error:
-            what = "tools" if replies_are_tools else "a second turn"
-            raise self._refusal(f"it has no place for {what}: {_first_line(error)}") from error
-        if "Rz5" not in between:
-            raise self._refusal(f"it leaves out messages of the role {role}")
-        if self._schemas and self._schemas[0]["function"]["name"] not in opened:
-            raise self._refusal("it does not show the tools to the model")
-        if not whole.startswith(opened + WRITTEN):
-            bare = _THOUGHT.sub("", opened)
-            if not whole.startswith(bare) or not _TURN.match(whole, len(bare)):
-                raise self._refusal("it rewrites what stands before a turn")
+        """Raises: ModelError unless the template goes on behind a turn as it stands.
+
+        A template that writes no text beside a call is tried with a turn that is a call.
+        """
+        if not replies_are_tools:
+            if why := self._misfit("user"):
+                raise self._refusal(why)
+            self._turn_is_call = bool(self._schemas) and self._misfit("tool") is not None
+            self._turn_is_call = self._turn_is_call and self._is_fit_with_calls()
+        elif why := self._misfit("tool"):
+            if not self._is_fit_with_calls():
+                raise self._refusal(why)
+            self._turn_is_call = True
+        if self._drops_thoughts("tool" if replies_are_tools else "user"):
             self.notes.append(
                 "the chat template takes thoughts out of earlier turns; episodes keep every turn "
                 "as it was written."
             )
+
+    def _is_fit_with_calls(self) -> bool:
+        self._turn_is_call = True
+        is_fit = self._misfit("tool") is None
+        self._turn_is_call = False
+        return is_fit
+
+    def _opened(self) -> str:
+        return self._render([{"role": "user", "content": "U"}], opens=True)
+
+    def _drops_thoughts(self, role: str) -> bool:
+        whole = self._render(self._conversation([self._made_up_reply(role)], ()), opens=True)
+        return not whole.startswith(self._opened())
+
+    def _made_up_reply(self, role: str) -> Message:
+        reply = {"role": role, "content": "Rz5"}
+        return {**reply, "name": self._names[0]} if role == "tool" else reply
+
+    def _misfit(self, role: str) -> str | None:
+        """Why the template cannot go on behind a turn with a reply of this role; None: it can."""
+        reply = self._made_up_reply(role)
+        try:
+            opened = self._opened()
+            whole = self._render(self._conversation([reply], ()), opens=True)
+            between = self._between([reply], ())
+        except Exception as error:
+            what = "tools" if role == "tool" else "a second turn"
+            return f"it has no place for {what}: {_first_line(error)}"
+        if "Rz5" not in between:
+            return f"it leaves out messages of the role {role}"
+        if self._names and self._names[0] not in opened:
+            return "it does not show the tools to the model"
+        turn = whole.removeprefix(opened)
+        if turn == whole:
+            bare = _THOUGHT.sub("", opened)
+            turn = _THOUGHT_FIRST.sub("", whole.removeprefix(bare))
+        written, _, _ = turn.partition(WRITTEN)
+        end_text = self._tokenizer.convert_ids_to_tokens(self._end_id)
+        if turn == whole or (written and not (self._turn_is_call and end_text not in written)):
+            return "it rewrites what stands before a turn"
         ids, behind = self._encode(whole), self._encode(between)
         if ids[len(ids) - len(behind) :] != behind:
-            raise self._refusal("its text between turns is not a sequence of whole tokens")
+            return "its text between turns is not a sequence of whole tokens"
+        return None
 
     def _find_format(self, wanted: str) -> str:
         """How this model writes calls: of the template's own, the first that reads them back."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rlcli.envs.dialogue import Dialogue
     from rlcli.envs.sampler import EpisodeSampler
     from rlcli.rewards.base import Scorer
-    from rlcli.rollout.native import NativeSampler
+    from rlcli.rollout.base import TurnSampler
 
 SCORERS = {"reward.fn": "rule_score", "reward.model": "rm_score", "reward.judge.enabled": "judge"}
 """Setting of another reward -> its part of a mix."""
@@ -137,7 +137,7 @@ def build_dialogue(
 
 
 def episode_sampler(
-    sampler: NativeSampler,
+    sampler: TurnSampler,
     environment: Environment,
     dialogue: Dialogue,
     config: Config,
@@ -145,12 +145,17 @@ def episode_sampler(
     log: Path | None = None,
 ) -> EpisodeSampler:
     """`sampler` with the environment between its turns. log: file for what environments print."""
-    from rlcli.envs.sampler import EpisodeLimits, EpisodeSampler
+    from rlcli.envs.episode_row import EpisodeLimits, EpisodeParts
+    from rlcli.envs.sampler import EpisodeSampler
 
     env = config.env
-    limits = EpisodeLimits(max_turns=env.max_turns, max_turn_tokens=env.max_turn_tokens)
-    pool = EnvPool(environment.spec, log=log)
-    return EpisodeSampler(sampler, pool, environment.facts, dialogue, limits)
+    parts = EpisodeParts(
+        pool=EnvPool(environment.spec, log=log),
+        facts=environment.facts,
+        dialogue=dialogue,
+        limits=EpisodeLimits(max_turns=env.max_turns, max_turn_tokens=env.max_turn_tokens),
+    )
+    return EpisodeSampler(sampler, parts, max_num_seqs=config.rollout.max_num_seqs)
 
 
 def episode_scorer(scorer: Scorer | None) -> Scorer:

@@ -1,10 +1,9 @@
-"""Forward passes of a causal language model: flat tokens, padded batches, logits, decoding."""
+"""Forward passes of a causal language model: flat tokens, padded batches, logits."""
 
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,11 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from rlcli.models.packed_attention import DecodeLayout, Layout, round_up_tokens
+from rlcli.models.packed_attention import Layout
 
 T = TypeVar("T")
-DROP_SHARE = 8
-"""Finished rows are dropped once they exceed 1 in 8, because moving the KV cache costs time."""
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -171,98 +168,3 @@ class _Outputs(BaseModelOutputWithPast):
         if name.startswith("__"):
             raise AttributeError(name)
         return None
-
-
-def decode(
-    lm: CausalLM,
-    prompts: Sequence[Sequence[int]],
-    group: Sequence[int],
-    *,
-    max_new_tokens: int,
-    pad_token_id: int,
-) -> Any:
-    """Generator of (logits of unfinished rows, their row numbers); send it (tokens, ended).
-
-    group: prompt index of each row.
-    """
-    if lm.packed:
-        return _decode_packed(
-            lm, prompts, group, max_new_tokens=max_new_tokens, pad_token_id=pad_token_id
-        )
-    return _decode_padded(lm.model, [prompts[g] for g in group], pad_token_id=pad_token_id)
-
-
-def _decode_packed(
-    lm: CausalLM,
-    prompts: Sequence[Sequence[int]],
-    group: Sequence[int],
-    *,
-    max_new_tokens: int,
-    pad_token_id: int,
-) -> Any:
-    """`decode` on flat tokens: each prompt is computed once, finished rows leave the batch."""
-    device = lm.device
-    layout = DecodeLayout(
-        [len(p) for p in prompts], group, max_new_tokens=max_new_tokens, device=device
-    )
-    ids = torch.tensor([token for p in prompts for token in p], device=device)
-    hidden = lm.hidden(ids, layout.prefill.position_ids, layout)
-    last = layout.prefill.prompts.lengths.cumsum(0) - 1
-    logits = lm.logits(hidden[last])[layout.group_R]
-    rows = torch.arange(len(group), device=device)
-    positions = layout.prefill.prompts.lengths[layout.group_R]
-    done = torch.zeros(len(group), dtype=torch.bool, device=device)
-    while True:
-        live = (~done).nonzero()[:, 0]
-        tokens, ended = yield logits[live], rows[live]
-        padding = tokens.new_full(done.shape, pad_token_id)
-        padding[live] = tokens
-        done[live] = ended
-        kept = round_up_tokens(int((~done).sum()))
-        if (len(done) - kept) * DROP_SHARE >= len(done):
-            keep = done.int().argsort(stable=True)[:kept].sort().values
-            layout.keep(keep)
-            rows, positions, padding = rows[keep], positions[keep], padding[keep]
-            done = done[keep]
-        layout.advance()
-        logits = lm.logits(lm.hidden(padding, positions[None], layout))
-        positions = positions + 1
-
-
-def _decode_padded(model: Any, prompts: Sequence[Sequence[int]], *, pad_token_id: int) -> Any:
-    """`decode` with the model's own cache, for architectures that cannot run on flat tokens.
-
-    Prompts are left-padded. Finished rows stay in the batch with padding as input, because rows
-    cannot be removed from an unknown type of cache.
-    """
-    device = model.device
-    width = max(len(p) for p in prompts)
-    ids = torch.full((len(prompts), width), pad_token_id, device=device)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-        mask[row, width - len(prompt) :] = 1
-    live = torch.arange(len(prompts), device=device)
-    cache: Any = None
-    accepted = inspect.signature(model.forward).parameters
-    # transformers 5.24 renamed the argument and the output; a checkpoint's own code may use either
-    # name with any version of transformers
-    cache_name = "cache" if "cache" in accepted else "past_key_values"
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    while True:
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            **last_only,
-            **({cache_name: cache} if cache is not None else {}),
-        )
-        cache = out.cache if "cache" in out else out.past_key_values
-        logits: Tensor = out.logits[:, -1].float()
-        tokens, ended = yield logits[live], live
-        ids = torch.full((len(prompts), 1), pad_token_id, device=device)
-        ids[live, 0] = tokens
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-        live = live[~ended]

@@ -82,7 +82,7 @@ AttentionInterface.register(ATTENTION, attend_by_layout)
 AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)  # layouts mask themselves
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> Tensor:
     gqa = q.shape[1] != k.shape[1]
     if gqa and q.is_cuda:
         # grouped heads with a mask would select the kernel that stores all scores
@@ -91,11 +91,11 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) ->
     if q.device.type == "cpu" and v.dtype is torch.bfloat16:
         # its backward pass takes twice as long as float32
         with torch.autocast("cpu", enabled=False):
-            return _sdpa(q.float(), k.float(), v.float(), mask, scale).bfloat16()
+            return masked_attention(q.float(), k.float(), v.float(), mask, scale).bfloat16()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=gqa)
 
 
-class _Block:
+class PaddedBlock:
     """Index map between flat tokens and a padded block of rows, padded on one side."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device, *, left: bool) -> None:
@@ -122,8 +122,10 @@ class _Block:
 class _Bucket:
     """Responses of similar length, padded only to the longest in the bucket."""
 
-    def __init__(self, rows: Tensor, responses: _Block, prompts: _Block, group_R: Tensor) -> None:
-        self.block = _Block(responses.lengths[rows].tolist(), rows.device, left=False)
+    def __init__(
+        self, rows: Tensor, responses: PaddedBlock, prompts: PaddedBlock, group_R: Tensor
+    ) -> None:
+        self.block = PaddedBlock(responses.lengths[rows].tolist(), rows.device, left=False)
         starts = responses.lengths.cumsum(0) - responses.lengths
         self.flat = starts[rows][self.block.row] + self.block.column
         self.group = group_R[rows]
@@ -159,8 +161,8 @@ class GroupLayout:
         device: torch.device,
     ) -> None:
         read_lengths = [max(0, length - 1) for length in response_lengths]
-        self.prompts = _Block(prompt_lengths, device, left=True)
-        self.responses = _Block(read_lengths, device, left=False)
+        self.prompts = PaddedBlock(prompt_lengths, device, left=True)
+        self.responses = PaddedBlock(read_lengths, device, left=False)
         self.group_R = torch.tensor(group, dtype=torch.long, device=device)
         self.num_prompt_tokens = len(self.prompts.row)
         p, r = self.prompts, self.responses
@@ -170,7 +172,7 @@ class GroupLayout:
         self.num_tokens = len(positions)
         self.num_padding = round_up_tokens(self.num_tokens) - self.num_tokens
         self.position_ids = F.pad(positions, (0, self.num_padding))[None]
-        self.predicts_N = self._predicting_index(_Block(response_lengths, device, left=False))
+        self.predicts_N = self._predicting_index(PaddedBlock(response_lengths, device, left=False))
         self._buckets = self._by_length(read_lengths, device)
         self._masks: dict[int | None, tuple[Tensor, list[Tensor]]] = {}
 
@@ -178,7 +180,7 @@ class GroupLayout:
         """Leave response tokens out of predicts_N; is_target_N: False for those, in order."""
         self.predicts_N = self.predicts_N[is_target_N]
 
-    def _predicting_index(self, targets: _Block) -> Tensor:
+    def _predicting_index(self, targets: PaddedBlock) -> Tensor:
         p, r = self.prompts, self.responses
         flat = torch.zeros(r.rows, r.width, dtype=torch.long, device=p.row.device)
         flat[r.row, r.column] = torch.arange(len(r.row), device=p.row.device)
@@ -229,7 +231,7 @@ class GroupLayout:
         of_prompt, of_responses = self._masks_for(window)
         n = self.num_prompt_tokens
         qp, kp, vp = (self.prompts.pad(x[:n]) for x in (q, k, v))
-        of_prompts = self.prompts.flatten(_sdpa(qp, kp, vp, of_prompt, scale))
+        of_prompts = self.prompts.flatten(masked_attention(qp, kp, vp, of_prompt, scale))
         parts, order = [of_prompts], [torch.arange(n, device=q.device)]
         for bucket, mask in zip(self._buckets, of_responses, strict=True):
             flat = n + bucket.flat
@@ -237,7 +239,7 @@ class GroupLayout:
             cut = self.prompts.width - bucket.prompt_width
             keys = torch.cat([kp[:, :, cut:][bucket.group], kr], dim=2)
             values = torch.cat([vp[:, :, cut:][bucket.group], vr], dim=2)
-            parts.append(bucket.block.flatten(_sdpa(qr, keys, values, mask, scale)))
+            parts.append(bucket.block.flatten(masked_attention(qr, keys, values, mask, scale)))
             order.append(flat)
         padding = parts[0].new_zeros(self.num_padding, *parts[0].shape[1:])
         if len(parts) <= 2:
@@ -245,27 +247,19 @@ class GroupLayout:
         return torch.cat([torch.cat(parts)[torch.cat(order).argsort()], padding])
 
 
-class DecodeLayout:
-    """Sampling state: KV cache of R rollouts, with each group's prompt computed once.
+class CachedLayout:
+    """Keys and values of rows that decode side by side, one query per row.
 
-    Prompts are right-aligned, so every unfinished row writes the same column at each step. Buffers
-    grow with the responses; `keep` drops finished rows.
+    Tokens before the first decoded one are right-aligned in prompt_width columns, so every
+    unfinished row writes the same column at each step. Buffers grow with the responses; `keep`
+    drops finished rows. visible_R: which columns of [rows, prompt_width] have a token.
     """
 
-    def __init__(
-        self,
-        prompt_lengths: Sequence[int],
-        group: Sequence[int],
-        *,
-        max_new_tokens: int,
-        device: torch.device,
-    ) -> None:
-        self.prefill = GroupLayout(prompt_lengths, [], [], device)
-        self.group_R = torch.tensor(group, dtype=torch.long, device=device)
-        self.prompt_width = self.prefill.prompts.width
+    def __init__(self, visible_R: Tensor, *, max_new_tokens: int) -> None:
+        self.visible_R = visible_R
+        self.prompt_width = visible_R.shape[1]
         self.last_column = self.prompt_width + max_new_tokens
         self.column: int | None = None
-        self.visible_R = self.prefill.prompts.mask[self.group_R]
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._bias: Tensor | None = None
@@ -288,6 +282,11 @@ class DecodeLayout:
                 old[: len(rows), :, :filled] = old[:, :, :filled].index_select(0, rows)
                 buffers[layer] = old[: len(rows)]
 
+    @property
+    def buffers(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """(keys, values) of each layer, each [rows, KV, columns, head]."""
+        return {layer: (keys, self._values[layer]) for layer, keys in self._keys.items()}
+
     def attend(
         self,
         layer: int,
@@ -298,12 +297,10 @@ class DecodeLayout:
         scale: float | None,
         window: int | None,
     ) -> Tensor:
-        """In prefill, prompts attend to themselves; then one query per row attends to its past."""
-        if self.column is None:
-            self._store_prompts(layer, k, v)
-            return self.prefill.attend(layer, q, k, v, scale=scale, window=window)
+        """One query per row attends to the row's past and to itself."""
         keys, values = self._room(layer)
         at = self.column
+        assert at is not None
         keys[:, :, at], values[:, :, at] = k, v
         start = 0 if window is None else max(0, at + 1 - window)
         n, num_kv = keys.shape[:2]
@@ -315,13 +312,10 @@ class DecodeLayout:
         )
         return out.reshape(n, q.shape[1], -1)
 
-    def _store_prompts(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def _empty(self, block: Tensor) -> Tensor:
+        """A buffer for [rows, KV, columns, head] like this block, with room for some steps."""
         width = min(self.prompt_width + 64, self.last_column)
-        for buffers, flat in ((self._keys, k), (self._values, v)):
-            block = self.prefill.prompts.pad(flat[: self.prefill.num_tokens])
-            room = block.new_empty(self.num_rows, block.shape[1], width, block.shape[3])
-            room[:, :, : self.prompt_width] = block[self.group_R]
-            buffers[layer] = room
+        return block.new_empty(self.num_rows, block.shape[1], width, block.shape[3])
 
     def _room(self, layer: int) -> tuple[Tensor, Tensor]:
         assert self.column is not None
@@ -341,3 +335,39 @@ class DecodeLayout:
             bias[:, 0, 0, : self.prompt_width].masked_fill_(~self.visible_R, float("-inf"))
             self._bias = bias
         return self._bias
+
+
+class DecodeLayout(CachedLayout):
+    """`CachedLayout` that begins with prompts, each computed once for its group."""
+
+    def __init__(
+        self,
+        prompt_lengths: Sequence[int],
+        group: Sequence[int],
+        *,
+        max_new_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.prefill = GroupLayout(prompt_lengths, [], [], device)
+        self.group_R = torch.tensor(group, dtype=torch.long, device=device)
+        super().__init__(self.prefill.prompts.mask[self.group_R], max_new_tokens=max_new_tokens)
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """In prefill, prompts attend to themselves; then see CachedLayout."""
+        if self.column is not None:
+            return super().attend(layer, q, k, v, scale=scale, window=window)
+        for buffers, flat in ((self._keys, k), (self._values, v)):
+            block = self.prefill.prompts.pad(flat[: self.prefill.num_tokens])
+            room = self._empty(block)
+            room[:, :, : self.prompt_width] = block[self.group_R]
+            buffers[layer] = room
+        return self.prefill.attend(layer, q, k, v, scale=scale, window=window)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -13,6 +15,20 @@ from rlcli.types import Prompt, Rollout
 
 OnFinish = Callable[[int, Rollout], None]
 """Called as each rollout ends, with its index in the final list."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextTurn:
+    """What a rollout goes on with. token_ids: those that follow its last turn. max_tokens: of the
+    next turn; at most SamplingParams.max_tokens."""
+
+    token_ids: tuple[int, ...]
+    max_tokens: int
+
+
+GoOn = Callable[[int, Rollout], "Future[NextTurn | None]"]
+"""Called as each turn of a rollout ends, with the rollout's index and the tokens of this turn
+alone. Gives the next turn once the environment has replied; None: the rollout is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +79,29 @@ class Sampler(Protocol):
         the prompts beside it: ranks that share the prompts of a step sample what one would.
         """
         ...
+
+
+class TurnSampler(Sampler, Protocol):
+    """A sampler whose rollouts may have several turns."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        seed: int,
+        prompt_indices: Sequence[int] | None = None,
+        on_finish: OnFinish | None = None,
+        go_on: GoOn | None = None,
+    ) -> list[Rollout]:
+        """See Sampler. With go_on, params.max_tokens bounds the first turn, and what is returned
+        and given to on_finish is the last turn of each rollout."""
+        ...
+
+
+def seed_of_turn(seed: int, turn: int) -> int:
+    """The seed of a later turn (1, 2, ...) in a call of `generate`."""
+    return zlib.crc32(repr((seed, "turn", turn)).encode())
 
 
 def finished_rollout(

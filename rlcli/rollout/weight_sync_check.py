@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlcli.errors import SamplerError
-from rlcli.rollout.base import OnFinish, Sampler, SamplingParams
+from rlcli.rollout.base import GoOn, OnFinish, SamplingParams, TurnSampler
 from rlcli.rollout.collate import ScoredRollouts, collate
 from rlcli.types import Batch, Prompt, Reward, Rollout
 
@@ -66,7 +66,7 @@ class VerifiedSampler:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: TurnSampler,
         trainer: Trainer,
         prompts: Sequence[Prompt],
         *,
@@ -114,10 +114,16 @@ class VerifiedSampler:
         seed: int,
         prompt_indices: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
+        go_on: GoOn | None = None,
     ) -> list[Rollout]:
-        """See Sampler."""
+        """See TurnSampler."""
         return self.sampler.generate(
-            prompts, params, seed=seed, prompt_indices=prompt_indices, on_finish=on_finish
+            prompts,
+            params,
+            seed=seed,
+            prompt_indices=prompt_indices,
+            on_finish=on_finish,
+            go_on=go_on,
         )
 
     def sleep(self) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rlcli.distributed.collectives import Ranks
     from rlcli.distributed.live_ranks import LiveRanks
     from rlcli.rewards.base import Peers, Scorer
+    from rlcli.rollout.base import Sampler
     from rlcli.trainer.run import Run
 
 
@@ -128,17 +129,16 @@ def _build_run(
 
     from rlcli.algos.algorithm import Algorithm
     from rlcli.distributed.collectives import ALONE
-    from rlcli.rollout.native import NativeSampler
     from rlcli.trainer.run import Run
 
     config, ranks = plan.config, ranks or ALONE
     torch.manual_seed(config.run.seed)
     algorithm = Algorithm(config, corrects_sampler=config.algorithm.corrects_sampler)
-    engine, sampler, model_notes = build_models(plan, algorithm, ranks, run_dir.path)
+    engine, turn_sampler, model_notes = build_models(plan, algorithm, ranks, run_dir.path)
+    sampler: Sampler = turn_sampler
     if plan.environment is not None and plan.dialogue is not None:
         log = run_dir.path / "env.log"
-        assert isinstance(sampler, NativeSampler)  # preflight lets no other in
-        sampler = episode_sampler(sampler, plan.environment, plan.dialogue, config, log=log)
+        sampler = episode_sampler(turn_sampler, plan.environment, plan.dialogue, config, log=log)
     if ranks.is_first:
         monitor, tracker_notes = _monitor(
             plan, run_dir, stop or StopRequest(), quiet=quiet, num_ranks=ranks.size

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rlcli.engines.critic import Critic
     from rlcli.engines.torch_engine import TorchEngine
     from rlcli.models.causal_lm import CausalLM
-    from rlcli.rollout.base import Sampler
+    from rlcli.rollout.base import TurnSampler
     from rlcli.trainer.run_plan import Plan
 
 
@@ -63,7 +63,7 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 def build_models(
     plan: Plan, algorithm: Algorithm, ranks: Ranks, run_dir: Path
-) -> tuple[TorchEngine, Sampler, list[str]]:
+) -> tuple[TorchEngine, TurnSampler, list[str]]:
     """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute.
 
     DeepSpeed and FSDP compute in bfloat16 weights, of which they keep float32 ones in shares.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rlcli.distributed.collectives import Ranks
     from rlcli.engines.torch_engine import TorchEngine
     from rlcli.models.causal_lm import CausalLM
-    from rlcli.rollout.base import Sampler
+    from rlcli.rollout.base import TurnSampler
     from rlcli.rollout.native import NativeSampler
     from rlcli.rollout.vllm.engine import VllmSettings
     from rlcli.rollout.vllm.replica import Replica
@@ -80,7 +80,7 @@ def build_vllm(
     engine: TorchEngine,
     dtype: torch.dtype,
     servers: Sequence[Replica],
-) -> Sampler:
+) -> TurnSampler:
     """vLLM, in this process or served, held against the trainer after each new weights.
 
     servers: what `find_servers` found.

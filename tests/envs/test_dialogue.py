@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from chat_templates import CODER, LAST_ONLY, NO_TOOLS, QWEN, THINKING, schema, tokenizer_with
+from chat_templates import (
+    CODER,
+    LAST_ONLY,
+    LLAMA,
+    MISTRAL,
+    NO_TOOLS,
+    QWEN,
+    THINKING,
+    schema,
+    tokenizer_with,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,6 +85,85 @@ def test_the_form_of_calls_is_that_of_the_template() -> None:
     assert list(calls) == [ToolCall(name="look", arguments={"k": 5})]
 
 
+@pytest.mark.parametrize(
+    ("template", "name", "written"),
+    [
+        (LLAMA, "llama", '{"name": "look", "parameters": {"k": 5}}'),
+        (
+            MISTRAL,
+            "mistral",
+            '[TOOL_CALLS][{"name": "look", "arguments": {"k": 5}, "id": "call00000"}]',
+        ),
+    ],
+)
+def test_a_template_without_text_beside_a_call_holds_episodes(
+    template: str, name: str, written: str
+) -> None:
+    """Prompt, call and the tokens between are those of one rendering of everything."""
+    talk, tokenizer = dialogue(template), tokenizer_with(template)
+    assert talk.tool_format == name
+    asked = {"role": "user", "content": "what is 5?"}
+    function = {"name": "look", "arguments": {"k": 5}}
+    call = {"type": "function", "id": "call00000", "function": function}
+    spoken = {"role": "assistant", "content": "", "tool_calls": [call]}
+    reply = {"role": "tool", "name": "look", "content": "7", "tool_call_id": "call00000"}
+    options: Any = {"tools": SCHEMAS, "add_generation_prompt": True, "tokenize": False}
+    prompt = encode(tokenizer.apply_chat_template([asked], **options))
+    turn = [*encode(written), END]
+    found = talk.parse(turn, prompt)
+    assert list(found.calls) == [ToolCall(name="look", arguments={"k": 5})]
+    between = talk.go_on(turn, [reply], found.calls)
+    whole = encode(tokenizer.apply_chat_template([asked, spoken, reply], **options))
+    assert [*prompt, *turn, *between] == whole
+
+
+HERMES = '<tool_call>\n{"name": "look", "arguments": {"k": 5}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "calls"),
+    [
+        ("", f"<think>I could {HERMES}</think>No.", 0),
+        ("", f"<think>I could {HERMES}", 0),
+        ("assistant\n<think>\n", f"I could {HERMES}", 0),
+        ("assistant\n<think>\n", f"Well. {HERMES}</think>{HERMES}", 1),
+        ("", f"<think>Hm.</think>{HERMES}", 1),
+        ("", HERMES.replace("5}", '5, "t": "<think>"}'), 1),
+    ],
+)
+def test_a_call_that_was_only_thought_of_is_not_made(prompt: str, text: str, calls: int) -> None:
+    found = dialogue(QWEN).parse([*encode(text), END], encode(prompt))
+    assert (len(found.calls), len(found.failures)) == (calls, 0)
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "failures"),
+    [
+        ("llama", '{"answer": 5}', 0),
+        ("llama", "{a set}", 0),
+        ("llama", '{"name": "Bob", "age": 5}', 0),
+        ("llama", '{"name": "look", "parameters": {"k": }}', 1),
+        ("llama", HERMES, 1),
+        ("pythonic", "[1, 2, 3]", 0),
+        ("pythonic", "[see](http://here)", 0),
+        ("pythonic", "[a] or [b]", 0),
+        ("pythonic", "[look(5)]", 1),
+        ("pythonic", '{"name": "look", "arguments": {"k": 5}}', 1),
+        ("hermes", "[look(k=5)]", 1),
+        ("hermes", 'It is {"name": "look", "arguments": {"k": 5}}.', 1),
+        ("hermes", 'It is {"name": "Bob", "arguments": {"k": 5}}.', 0),
+        ("hermes", "<function=look><parameter=k>5</parameter></function>", 1),
+        ("hermes", "5</tool_call>", 1),
+        ("mistral", "[1, 2]", 0),
+    ],
+)
+def test_answers_are_told_from_calls_that_cannot_be_read(
+    form: str, text: str, failures: int
+) -> None:
+    found = dialogue(None, tool_format=form).parse([*encode(text), END], ())
+    assert (len(found.calls), len(found.failures)) == (0, failures)
+
+
 def test_thoughts_that_the_template_drops_are_kept_and_told() -> None:
     assert "thoughts" in dialogue(THINKING).notes[0]
     assert dialogue(QWEN).notes == []
@@ -123,7 +212,7 @@ def test_a_long_reply_is_cut_in_the_middle_and_marked() -> None:
 @given(
     turn=st.lists(st.integers(0, 259), max_size=30),
     content=st.text(max_size=40),
-    template=st.sampled_from([QWEN, THINKING, None]),
+    template=st.sampled_from([QWEN, THINKING, LLAMA, MISTRAL, None]),
 )
 def test_any_turn_is_kept_and_gone_on_from(
     turn: list[int], content: str, template: str | None
@@ -139,4 +228,7 @@ def test_any_turn_is_kept_and_gone_on_from(
     assert between == (ended if turn[-1:] == [END] else (END, *ended))
 
 
-_TALKS = {template: dialogue(template, tool_format="hermes") for template in (QWEN, THINKING, None)}
+_TALKS = {
+    template: dialogue(template, tool_format="hermes")
+    for template in (QWEN, THINKING, LLAMA, MISTRAL, None)
+}

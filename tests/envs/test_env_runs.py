@@ -174,7 +174,6 @@ def test_dynamic_sampling_draws_more_episodes() -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("rollout.engine=vllm",), "native sampler"),
         (("--env", "guess.py:Guess"), "both given"),
         (("--tools", "nothing.py"), "no file"),
         (("--tools", "untyped.py"), "untyped.py:1"),

@@ -211,8 +211,10 @@ def test_the_check_moves_no_random_state_and_no_mode() -> None:
 def test_wrong_packed_attention_falls_back_to_padded_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = packed_attention._sdpa
-    monkeypatch.setattr(packed_attention, "_sdpa", lambda q, *rest: right(q * 1.1, *rest))
+    right = packed_attention.masked_attention
+    monkeypatch.setattr(
+        packed_attention, "masked_attention", lambda q, *rest: right(q * 1.1, *rest)
+    )
     lm = prepare(build_tiny("qwen3"))
     assert not lm.packed
     assert "packed training" in lm.notes[0]

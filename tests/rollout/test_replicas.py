@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fake_vllm import PARAMS, PROMPTS, Answering, Words
 
-from rlcli.rollout.base import SamplingParams
 from rlcli.rollout.vllm.client import address_of
 from rlcli.rollout.vllm.engine import VllmSettings
 from rlcli.rollout.vllm.replica import Replica
 from rlcli.rollout.vllm.server_sampler import ServerSampler
 from rlcli.terminal.logs import collected
-from rlcli.types import Prompt
-
-PARAMS = SamplingParams(n=3, max_tokens=4)
-PROMPTS = [Prompt(id=str(i), messages=(), token_ids=(7, i)) for i in range(4)]
-
-
-class Answering(BaseHTTPRequestHandler):
-    """Says two tokens, made of the seed."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        token = body.get("seed", 0) % 100
-        choice = {
-            "token_ids": [token, 2],
-            "logprobs": {"token_logprobs": [-0.5, -0.25]},
-            "finish_reason": "stop",
-        }
-        self.say({"choices": [choice], "results": []})
-
-    def say(self, content: Any) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 class ProcessExited(Answering):
@@ -52,13 +22,6 @@ class ProcessExited(Answering):
 
     def do_POST(self) -> None:
         self.close_connection = True
-
-
-class Words:
-    """A tokenizer of numbers."""
-
-    def decode(self, token_ids: Any, **_: Any) -> str:
-        return " ".join(map(str, token_ids))
 
 
 @pytest.fixture

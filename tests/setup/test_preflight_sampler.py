@@ -125,6 +125,7 @@ def test_rollouts_of_vllm_are_corrected_for_where_that_is_right(
     ("settings", "words"),
     [
         (["rollout.top_k=20", "rollout.temperature=0.7"], r"log-probs after the cut only"),
+        (["env.tools=builtin:lookup", "rollout.tensor_parallel=2"], r"tensor_parallel=2 .*wait"),
         (["lora.rank=600"], r"lora\.rank=600 .*up to rank 512"),
         (["lora.rank=4", "lora.targets=[q_proj,embed_tokens]"], r"linear layers inside the model"),
     ],

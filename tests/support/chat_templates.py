@@ -43,6 +43,42 @@ CODER = QWEN.replace(
 {%- endfor %}{{ '</function>\\n</tool_call>' }}
 """,
 )
+LLAMA = """\
+{%- for message in messages %}
+{%- if message.role == 'tool' %}
+{{- '<|im_start|>ipython\\n' + (message.content | tojson) + '<|im_end|>' }}
+{%- elif message.tool_calls %}
+{%- if message.tool_calls | length != 1 %}{{ raise_exception('one call only') }}{% endif %}
+{%- set call = message.tool_calls[0].function %}
+{{- '<|im_start|>assistant\\n{"name": "' + call.name + '", "parameters": ' }}
+{{- (call.arguments | tojson) + '}<|im_end|>' }}
+{%- else %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if loop.first and tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}
+{{- message.content + '<|im_end|>' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+"""No text beside a call, and one call in a turn, as in Llama 3.1."""
+MISTRAL = """\
+{%- for message in messages %}
+{%- if message.role == 'user' %}
+{%- if loop.first and tools %}{{ '[AVAILABLE_TOOLS]' + (tools | tojson) }}{% endif %}
+{{- '[INST]' + message.content + '[/INST]' }}
+{%- elif message.role == 'tool' %}
+{{- '[TOOL_RESULTS]{"content": ' + (message.content | tojson) + ', "call_id": "' }}
+{{- message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+{%- elif message.tool_calls %}
+{{- '[TOOL_CALLS][' }}
+{%- for call in message.tool_calls %}
+{%- if call.id | length != 9 %}{{ raise_exception('call ids have 9 characters') }}{% endif %}
+{{- (', ' if not loop.first else '') + '{"name": "' + call.function.name + '", "arguments": ' }}
+{{- (call.function.arguments | tojson) + ', "id": "' + call.id + '"}' }}
+{%- endfor %}
+{{- ']<|im_end|>' }}
+{%- else %}{{ ' ' + message.content + '<|im_end|>' }}{%- endif %}
+{%- endfor %}"""
+"""No text beside calls, which have ids, and no words that open a turn, as in Mistral 7B v0.3."""
 NO_TOOLS = """\
 {%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content }}
 {{- '<|im_end|>\\n' }}{%- endfor %}

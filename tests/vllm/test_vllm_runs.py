@@ -109,3 +109,20 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["vllm", pytest.param("vllm_server", marks=NIGHTLY)],
+)
+def test_episodes_with_tools_are_sampled_as_the_trainer_sees_them(
+    tmp_path: Path, engine: str
+) -> None:
+    more = ("--preset", "quickstart-tools", f"rollout.engine={engine}", "--max_steps", "2")
+    lines = train(tmp_path / "run", *more, "run.eval_every=0")
+    steps = [line for line in lines if "reward_mean" in line]
+    assert len(steps) == 2
+    for line in steps:
+        assert line["episode/turns_mean"] > 1.0
+        assert line["env/failed"] == 0
+        assert line["sampler/logprob_diff_max"] < 1e-4

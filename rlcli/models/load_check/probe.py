@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlcli.models.forward import CausalLM, decode
+from rlcli.models.decode import make_decoder
+from rlcli.models.forward import CausalLM
 from rlcli.models.packed_attention import GroupLayout
 
 PROMPT_LENGTHS, GROUP, RESPONSE_LENGTHS = (3, 7), (0, 0, 1), (3, 2, 3)
@@ -60,9 +61,9 @@ class Probe:
         """Distributions from the sampler's passes, token by token."""
         prompts = [prompt.tolist() for prompt in self.prompts]
         longest, pad = max(RESPONSE_LENGTHS), self.pad_token_id
-        steps = decode(self.lm, prompts, GROUP, max_new_tokens=longest, pad_token_id=pad)
+        decoder = make_decoder(self.lm, prompts, GROUP, max_new_tokens=longest, pad_token_id=pad)
         logits_by_row: list[list[Tensor]] = [[] for _ in GROUP]
-        logits, live = next(steps)
+        logits, live = decoder.begin()
         while True:
             numbers = live.tolist()
             for number, row in zip(numbers, logits, strict=True):
@@ -73,8 +74,8 @@ class Probe:
             tokens = [self.responses[n][t - 1] for n, t in zip(numbers, at, strict=True)]
             ended = [t == RESPONSE_LENGTHS[n] for n, t in zip(numbers, at, strict=True)]
             device = self.lm.device
-            logits, live = steps.send(
-                (torch.stack(tokens).to(device), torch.tensor(ended, device=device))
+            logits, live = decoder.step(
+                torch.stack(tokens).to(device), torch.tensor(ended, device=device)
             )
         return _probabilities(torch.stack([row for rows in logits_by_row for row in rows]))
 

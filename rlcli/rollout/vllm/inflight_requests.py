@@ -12,6 +12,7 @@ from typing import Any
 
 from rlcli.errors import SamplerError
 from rlcli.rollout.vllm.client import Call, ServerFailedError, ServerRefusedError
+from rlcli.rollout.vllm.open_rows import OpenRows
 from rlcli.rollout.vllm.replica import HEALTH_PROBE, Replica
 from rlcli.rollout.vllm.requests import SampleRequest
 
@@ -40,7 +41,8 @@ class Flight:
     """The requests of one call of `generate`.
 
     body: a request's. group: requests of one prompt, which one server answers where it can: it
-    remembers the prompt. on_death: told of a server that is dead; afterwards one at least lives.
+    remembers the prompt. The server of a turn answers the later ones, too. on_death: told of a
+    server that is dead; afterwards one at least lives.
     """
 
     def __init__(
@@ -54,19 +56,25 @@ class Flight:
     ) -> None:
         self.replicas, self.body, self.on_death = replicas, body, on_death
         self.group, self.max_num_seqs = group, max_num_seqs
-        self._answers: SimpleQueue[Answer] = SimpleQueue()
+        self._answers: SimpleQueue[Answer | None] = SimpleQueue()  # None: an environment's reply
         self._waiting: deque[SampleRequest] = deque()
         self._busy: Counter[Replica] = Counter()
         self._homes: dict[int, Replica] = {}
+        self._row_homes: dict[int, Replica] = {}
         self._shunned: dict[int, Replica] = {}
         self._tries: Counter[int] = Counter()
 
-    def run(self, asked: Sequence[SampleRequest]) -> Iterator[tuple[SampleRequest, Any]]:
-        """Yield each request with its response, as they finish. Raises: SamplerError."""
-        self._waiting.extend(asked)
-        num_left = len(asked)
+    def run(self, rows: OpenRows) -> Iterator[tuple[SampleRequest, Any]]:
+        """Yield each request of the rows with its response, which is put into the rows before the
+        next one. Raises: SamplerError."""
+        rows.on_reply = lambda: self._answers.put(None)
+        self._waiting.extend(rows.asked.values())
         looked_s = time.monotonic()
-        while num_left:
+        while True:
+            # first, while the server has their rows' keys and values
+            self._waiting.extendleft(reversed(rows.next_requests()))
+            if rows.are_over:
+                return
             self._send_out()
             if time.monotonic() - looked_s > PULSE_S:
                 looked_s = time.monotonic()
@@ -75,12 +83,17 @@ class Flight:
                 answer = self._answers.get(timeout=PULSE_S)
             except Empty:
                 continue
+            if answer is None:
+                continue
             if answer.asked is not None:
                 self._busy[answer.replica] -= 1
             if answer.error is not None:
                 self._deal_with(answer, answer.error)
             elif answer.asked is not None:
-                num_left -= 1
+                index = answer.asked.index
+                self._row_homes[index] = answer.replica
+                self._shunned.pop(index, None)
+                self._tries.pop(index, None)
                 yield answer.asked, answer.content
 
     def abort(self) -> None:
@@ -97,7 +110,14 @@ class Flight:
             self._ask(replica, one)
 
     def _place_for(self, one: SampleRequest) -> Replica | None:
-        """The replica with the same prompt, else the least busy, but not one that failed before."""
+        """The replica with the same prompt, else the least busy, but not one that failed before.
+
+        A later turn goes to its row's replica even if that is busy: anywhere else all of it would
+        be read again.
+        """
+        row_home = self._row_homes.get(one.index)
+        if row_home is not None and not row_home.is_down:
+            return row_home
         free = [
             replica
             for replica in self.replicas
@@ -140,6 +160,7 @@ class Flight:
         if one is not None:
             self._waiting.append(one)
             self._homes.pop(one.index // self.group, None)
+            self._row_homes.pop(one.index, None)
         if replica.is_down or answer.start != replica.starts:
             return
         if isinstance(error, ServerRefusedError):

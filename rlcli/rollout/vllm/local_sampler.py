@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from rlcli.errors import SamplerError
-from rlcli.rollout.base import OnFinish, SamplingParams
+from rlcli.rollout.base import GoOn, OnFinish, SamplingParams
 from rlcli.rollout.vllm.adapter import write_adapter
 from rlcli.rollout.vllm.engine import VllmSettings, load_vllm, start_engine
+from rlcli.rollout.vllm.open_rows import OpenRows
 from rlcli.rollout.vllm.requests import SampleRequest, answered, wanted
 from rlcli.rollout.vllm.versions import free_memory, let_go, part
 from rlcli.types import Prompt, Rollout
@@ -85,6 +86,7 @@ class VllmSampler:
         seed: int,
         prompt_indices: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
+        go_on: GoOn | None = None,
     ) -> list[Rollout]:
         """params.n rollouts per prompt, prompts in order.
 
@@ -92,22 +94,16 @@ class VllmSampler:
         missing with the same seeds. Raises: SamplerError if it fails again.
         """
         asked = wanted(prompts, params, seed=seed, prompt_indices=prompt_indices)
-        done: dict[int, Rollout] = {}
-
-        def take(index: int, rollout: Rollout) -> None:
-            done[index] = rollout
-            if on_finish is not None:
-                on_finish(index, rollout)
-
+        rows = OpenRows(asked, on_finish=on_finish, go_on=go_on)
         try:
-            self._sample(asked, params, take)
+            self._sample(rows, params)
         except EngineFailedError as error:
             self._start_again(str(error))
             try:
-                self._sample([one for one in asked if one.index not in done], params, take)
+                self._sample(rows, params)
             except EngineFailedError as again:
                 raise SamplerError(f"vLLM failed twice in one step: {again}") from again
-        return [done[index] for index in range(len(asked))]
+        return rows.rollouts()
 
     def close(self) -> None:
         """Shut the engine down."""
@@ -118,19 +114,19 @@ class VllmSampler:
         if self._adapter_folder is not None:
             self._adapter_folder.cleanup()
 
-    def _sample(
-        self, asked: Sequence[SampleRequest], params: SamplingParams, take: OnFinish
-    ) -> None:
+    def _sample(self, rows: OpenRows, params: SamplingParams) -> None:
         running: dict[str, SampleRequest] = {}
         self._wake("kv_cache")
         try:
-            for one in asked:
+            for one in list(rows.asked.values()):
                 running[self._ask(one, params)] = one
-            while running:
-                for output in self._step():
+            while not rows.are_over:
+                for output in self._step() if running else ():
                     if output.finished:
                         one = running.pop(output.request_id)
-                        take(one.index, self._rollout(one.prompt, output.outputs[0], params))
+                        rows.take(one, self._rollout(one.prompt, output.outputs[0], params))
+                for one in rows.next_requests(waits=not running):
+                    running[self._ask(one, params)] = one
         except BaseException:
             with suppress(Exception):
                 self.engine.abort_request(list(running))
@@ -152,7 +148,7 @@ class VllmSampler:
             top_p=params.top_p,
             top_k=max(params.top_k, 0),
             seed=None if is_greedy else one.seed,
-            max_tokens=params.max_tokens,
+            max_tokens=one.max_tokens,
             stop_token_ids=list(self.eos_token_ids),
             ignore_eos=True,
             detokenize=False,

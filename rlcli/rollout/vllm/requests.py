@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlcli.errors import SamplerError
-from rlcli.rollout.base import SamplingParams, finished_rollout
+from rlcli.rollout.base import NextTurn, SamplingParams, finished_rollout, seed_of_turn
 from rlcli.rollout.stop import StopTexts
 from rlcli.types import Prompt, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """A request for one response. index: its position in the result."""
+    """A request for one response, or one turn of it. index: its position in the result.
+
+    prompt: in a later turn, with everything before this turn.
+    """
 
     index: int
     prompt: Prompt
     seed: int
+    max_tokens: int
+    turn: int = 0
+
+    def next_turn(self, last: Rollout, after: NextTurn) -> SampleRequest:
+        """The request that follows. last: the response to this one."""
+        ids = (*self.prompt.token_ids, *last.token_ids, *after.token_ids)
+        return SampleRequest(
+            index=self.index,
+            prompt=replace(self.prompt, token_ids=ids),
+            seed=seed_of_turn(self.seed, self.turn + 1),
+            max_tokens=after.max_tokens,
+            turn=self.turn + 1,
+        )
 
 
 def wanted(
@@ -36,6 +52,7 @@ def wanted(
             index=number * params.n + member,
             prompt=prompt,
             seed=zlib.crc32(repr((seed, place, member)).encode()),
+            max_tokens=params.max_tokens,
         )
         for number, (prompt, place) in enumerate(zip(prompts, prompt_indices, strict=True))
         for member in range(params.n)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from rlcli.errors import SamplerError
-from rlcli.rollout.base import OnFinish, SamplingParams
+from rlcli.rollout.base import GoOn, OnFinish, SamplingParams
 from rlcli.rollout.vllm.adapter import PARTS
 from rlcli.rollout.vllm.client import address_of
 from rlcli.rollout.vllm.engine import VllmSettings
 from rlcli.rollout.vllm.inflight_requests import Flight
 from rlcli.rollout.vllm.local_sampler import Weights
+from rlcli.rollout.vllm.open_rows import OpenRows
 from rlcli.rollout.vllm.replica import OnWait, Replica, Update
 from rlcli.rollout.vllm.requests import SampleRequest, answered, wanted
 from rlcli.rollout.vllm.server import Server
@@ -147,6 +148,7 @@ class ServerSampler:
         seed: int,
         prompt_indices: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
+        go_on: GoOn | None = None,
     ) -> list[Rollout]:
         """params.n rollouts per prompt, prompts in order.
 
@@ -154,6 +156,7 @@ class ServerSampler:
         the same seeds. Raises: SamplerError if that fails too.
         """
         asked = wanted(prompts, params, seed=seed, prompt_indices=prompt_indices)
+        rows = OpenRows(asked, on_finish=on_finish, go_on=go_on)
         flight = Flight(
             self.replicas,
             lambda one, replica: self._body(one, params, model=replica.model(self.version)),
@@ -161,16 +164,13 @@ class ServerSampler:
             max_num_seqs=self.settings.max_num_seqs,
             on_death=self._lost,
         )
-        done: dict[int, Rollout] = {}
         try:
-            for one, answer in flight.run(asked):
-                rollout = done[one.index] = self._rollout(one.prompt, answer, params)
-                if on_finish is not None:
-                    on_finish(one.index, rollout)
+            for one, answer in flight.run(rows):
+                rows.take(one, self._rollout(one.prompt, answer, params))
         except BaseException:
             flight.abort()
             raise
-        return [done[index] for index in range(len(asked))]
+        return rows.rollouts()
 
     def sleep(self) -> None:
         """Does nothing: the servers have their own memory."""
@@ -188,7 +188,7 @@ class ServerSampler:
             "top_p": params.top_p,
             "top_k": max(params.top_k, 0),
             "seed": None if is_greedy else one.seed,
-            "max_tokens": params.max_tokens,
+            "max_tokens": one.max_tokens,
             "stop_token_ids": list(self.eos_token_ids),
             "ignore_eos": True,
             "logprobs": 0,

@@ -24,11 +24,6 @@ def settle_environment(resolved: Resolved) -> Resolved:
             f"{resolved.where('env.path')} and {resolved.where('env.tools')} are both given: an "
             "environment has its own tools. Keep one."
         )
-    if config.rollout.engine in ("vllm", "vllm_server"):
-        raise ConfigError(
-            f"{resolved.where(key)} needs the native sampler so far, got "
-            f"{resolved.where('rollout.engine')}. Use rollout.engine=native."
-        )
     resolved = resolved.override(_absolute(env))
     if env.path is None or "data.train" in resolved.explicit:
         return resolved

@@ -96,9 +96,10 @@ def _check_fit(resolved: Resolved) -> None:
 def _misfit(resolved: Resolved) -> tuple[str, str] | None:
     """A setting that vLLM cannot sample for, and why."""
     config = resolved.config
-    if config.env.is_on:
-        key = "env.path" if config.env.path is not None else "env.tools"
-        return key, "episodes need the native sampler so far"
+    in_process = config.rollout.engine != "vllm_server"
+    if config.env.is_on and in_process and config.rollout.tensor_parallel > 1:
+        why = "processes that share a model would wait for each other's environments"
+        return "rollout.tensor_parallel", why
     if config.rollout.temperature != 1.0:
         for key in ("rollout.top_p", "rollout.top_k"):
             if cuts(resolved, key):
