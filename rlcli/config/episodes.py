@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from rlcli.config.base import Count, NonNegative, Positive, PositiveFloat, Section
+from rlcli.config.base import (
+    Count,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+)
 
 
 class EnvConfig(Section):
     """An environment or tools, between the turns of the policy."""
 
     path: str | None = None
-    """Environment, FILE.py:CLASS: reset and step, or TRL's form (reset, tools, get_reward)."""
+    """Environment: FILE.py:CLASS, agent:COMMAND or verifiers:NAME."""
     tools: str | None = None
     """File of typed functions that the policy may call, or builtin:lookup."""
+    python: str | None = None
+    """Python that runs the environment, with packages of its own; none: this one."""
     args: dict[str, Any] = {}
     """Arguments of the environment's class: env.args.size=5."""
     tasks: Positive = 256
@@ -34,6 +43,10 @@ class EnvConfig(Section):
     """Environment processes of each rank."""
     concurrency: Count = 64
     """Episodes of a rank that may be in the environment at once, as threads of its processes."""
+    batch_wait_s: NonNegativeFloat = 1.0
+    """Seconds that calls of agents wait for those of other agents, to be sampled together."""
+    agent_scores: bool = True
+    """Whether agents give the reward: the last line that they print; else --reward scores."""
     tool_format: Literal["auto", "hermes", "xml", "llama", "mistral", "pythonic"] = "auto"
     """How calls are written; auto: as the chat template does (hermes without one)."""
     keep_env: list[str] = []

@@ -180,6 +180,7 @@ FLAG_KEYS: dict[str, str] = {
     "data": "data.train",
     "env": "env.path",
     "tools": "env.tools",
+    "env_python": "env.python",
     "val_data": "data.val",
     "epochs": "train.epochs",
     "max_steps": "train.max_steps",

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.readers import Row
+from rlcli.envs.agent_run import Agent, agent_sampler, find_agent, is_agent
 from rlcli.envs.episode import EnvFacts
 from rlcli.envs.process import EnvPool, EnvSpec
 from rlcli.envs.tasks import EnvRows, begun_rows, describe_environment, own_rows, spec_of
 from rlcli.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rlcli.envs.agent_sampler import AgentSampler
     from rlcli.envs.dialogue import Dialogue
     from rlcli.envs.sampler import EpisodeSampler
     from rlcli.rewards.base import Scorer
@@ -49,8 +51,8 @@ class Environment:
         return begun_rows(self.spec, rows, seed=config.run.seed)
 
 
-def find_environment(resolved: Resolved) -> Environment | None:
-    """The environment of a run; None without one.
+def find_environment(resolved: Resolved) -> Environment | Agent | None:
+    """The environment or the agent of a run; None without one.
 
     Raises: ConfigError for a file that is not there or does not load (with file and line), a tool
     without types or docstring, and settings that contradict what the environment has.
@@ -58,8 +60,19 @@ def find_environment(resolved: Resolved) -> Environment | None:
     config = resolved.config
     if not config.env.is_on:
         return None
+    if is_agent(config.env.path):
+        found = find_agent(config)
+        _check_fit(resolved, found.facts)
+        return found
     spec = spec_of(config.env)
     facts = describe_environment(spec)
+    _check_fit(resolved, facts)
+    return Environment(spec=spec, facts=facts)
+
+
+def _check_fit(resolved: Resolved, facts: EnvFacts) -> None:
+    """Raises: ConfigError for settings that contradict what the environment has."""
+    config = resolved.config
     key = "env.path" if config.env.path is not None else "env.tools"
     if facts.num_tasks is not None and config.data.train:
         raise ConfigError(
@@ -73,11 +86,10 @@ def find_environment(resolved: Resolved) -> Environment | None:
                     f"{resolved.where(name)} and {resolved.where(key)} both give the reward. "
                     f"Leave {name} out."
                 )
-    return Environment(spec=spec, facts=facts)
 
 
 def build_dialogue(
-    config: Config, environment: Environment, tokenizer: Any, *, end_ids: Sequence[int]
+    config: Config, environment: Environment | Agent, tokenizer: Any, *, end_ids: Sequence[int]
 ) -> Dialogue:
     """The turns of a tokenizer. Raises: ModelError if its template cannot hold them."""
     from rlcli.envs.dialogue import Dialogue
@@ -89,19 +101,21 @@ def build_dialogue(
         tool_format=config.env.tool_format,
         template_kwargs=config.data.chat_template_kwargs,
         max_reply_tokens=config.env.max_reply_tokens,
-        replies_are_tools=environment.facts.form != "steps",
+        replies_are_tools=environment.facts.form in ("functions", "methods"),
     )
 
 
 def episode_sampler(
     sampler: NativeSampler,
-    environment: Environment,
+    environment: Environment | Agent,
     dialogue: Dialogue,
     config: Config,
     *,
     log: Path | None = None,
-) -> EpisodeSampler:
+) -> EpisodeSampler | AgentSampler:
     """`sampler` with the environment between its turns. log: file for what environments print."""
+    if isinstance(environment, Agent):
+        return agent_sampler(sampler, environment, config, log=log)
     from rlcli.envs.sampler import EpisodeLimits, EpisodeSampler
 
     env = config.env

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -37,8 +37,10 @@ def collate(collected: ScoredRollouts, *, needs: frozenset[str]) -> Batch:
     """This rank's rollouts as tensors. Unscored rows stay, with valid_B 0.
 
     valid_B is also 0 for groups with fewer than two scores, if the estimator compares within
-    groups, and for prompts whose greedy rollout is unscored, if it uses one (ReMax).
+    groups, and for prompts whose greedy rollout is unscored, if it uses one (ReMax). Each
+    conversation of an episode is a row, with the episode's reward.
     """
+    collected = _by_conversation(collected)
     rollouts, rewards = collected.rollouts, collected.rewards
     groups = groups_of(collected)
     place = {prompt_id: index for index, prompt_id in enumerate(groups)}
@@ -74,6 +76,19 @@ def collate(collected: ScoredRollouts, *, needs: frozenset[str]) -> Batch:
         parts=_collate_parts(rewards) if "parts" in needs else {},
         share=_share_of(collected, groups),
     )
+
+
+def _by_conversation(collected: ScoredRollouts) -> ScoredRollouts:
+    """Episodes of several conversations as one rollout for each of them."""
+    if not any(rollout.more for rollout in collected.rollouts):
+        return collected
+    pairs = [
+        (row, reward)
+        for rollout, reward in zip(collected.rollouts, collected.rewards, strict=True)
+        for row in (rollout, *rollout.more)
+    ]
+    rollouts, rewards = zip(*pairs, strict=True)
+    return replace(collected, rollouts=rollouts, rewards=rewards)
 
 
 def _written(rollouts: Sequence[Rollout], mask_BT: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from rlcli.data.readers import Reading, Row, Scan, read_scan
 from rlcli.data.rendering import ChatFormat
 from rlcli.data.sets import hold_out, is_held_out, overlap_notes, repeat_notes
 from rlcli.distributed.process_count import check_processes, read_node
+from rlcli.envs.agent_run import Agent
 from rlcli.envs.run import Environment, build_dialogue
 from rlcli.errors import (
     ConfigError,
@@ -107,7 +108,7 @@ class Data(TrainData):
     val: list[Row]
 
 
-def load_data(config: Config, environment: Environment | None = None) -> Data:
+def load_data(config: Config, environment: Environment | Agent | None = None) -> Data:
     """All rows of a run. Raises: DataError; DataNotFoundError if a file is missing.
 
     environment: makes the rows of a run without data, and begins those of a run with data.
@@ -155,7 +156,7 @@ def load_train(config: Config) -> TrainData:
     return TrainData(rows=split.train, held_out=split.held_out, notes=notes)
 
 
-def load_val(config: Config, environment: Environment | None = None) -> list[Row]:
+def load_val(config: Config, environment: Environment | Agent | None = None) -> list[Row]:
     """Rows to evaluate on; [] if data.val is empty. Raises: as `load_data`."""
     if environment is not None:
         return _begun_val(config, environment)
@@ -166,7 +167,7 @@ def load_val(config: Config, environment: Environment | None = None) -> list[Row
     return limit_val(config, read_data(config, config.data.val))
 
 
-def _begun_val(config: Config, environment: Environment) -> list[Row]:
+def _begun_val(config: Config, environment: Environment | Agent) -> list[Row]:
     """The environment's rows to evaluate on, or those of the data with what reset adds."""
     if not config.data.train:
         return limit_val(config, environment.rows(config).val)
@@ -194,7 +195,7 @@ def _read(config: Config, files: Sequence[str], *, base: Path | None = None) -> 
     return read_scan(files, reading, base=base)
 
 
-def chat_format(config: Config, environment: Environment | None = None) -> ChatFormat:
+def chat_format(config: Config, environment: Environment | Agent | None = None) -> ChatFormat:
     """Options for rendering this run's messages. environment: its tools are shown."""
     data = config.data
     kwargs = data.chat_template_kwargs
@@ -265,7 +266,7 @@ def open_model(config: Config, folder: Path, use: Use, *, where: str) -> OpenedM
 
 
 def open_dialogue(
-    config: Config, environment: Environment | None, model: OpenedModel
+    config: Config, environment: Environment | Agent | None, model: OpenedModel
 ) -> Dialogue | None:
     """The turns of the model's tokenizer. Raises: ModelError if its template has none."""
     if environment is None:

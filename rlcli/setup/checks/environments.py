@@ -5,6 +5,10 @@ from __future__ import annotations
 from rlcli.config.resolved import Resolved
 from rlcli.errors import ConfigError
 
+AGENTS = ("agent:", "verifiers:")
+SCORERS = ("reward.fn", "reward.model", "reward.judge.enabled")
+SCORES = "env.agent_scores"
+
 
 def settle_environment(resolved: Resolved) -> Resolved:
     """`resolved`, without a preset's data where the environment makes its tasks.
@@ -26,6 +30,8 @@ def settle_environment(resolved: Resolved) -> Resolved:
             f"{resolved.where(key)} needs the native sampler so far, got "
             f"{resolved.where('rollout.engine')}. Use rollout.engine=native."
         )
+    if env.path is not None and env.path.startswith(AGENTS):
+        resolved = _settle_scores(resolved)
     if env.path is None or "data.train" in resolved.explicit:
         return resolved
     if "data.val" in resolved.explicit and config.data.val:
@@ -34,3 +40,11 @@ def settle_environment(resolved: Resolved) -> Resolved:
             "Remove data.val. env.val_tasks is the number of tasks to evaluate on."
         )
     return resolved.override({"data.train": [], "data.val": []}, origin=resolved.sources[key])
+
+
+def _settle_scores(resolved: Resolved) -> Resolved:
+    """`resolved` with env.agent_scores off if another scorer is named."""
+    given = [name for name in SCORERS if name in resolved.explicit and resolved.value(name)]
+    if not given or SCORES in resolved.explicit:
+        return resolved
+    return resolved.override({SCORES: False}, origin=resolved.sources[given[0]])

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rlcli.envs.agent_sampler import AgentSampler
 from rlcli.envs.run import episode_sampler, episode_scorer
 from rlcli.envs.sampler import EpisodeSampler
 from rlcli.errors import RlcliError
@@ -75,7 +76,9 @@ def run_evaluation(
         scorer.close()
 
 
-def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler | EpisodeSampler:
+def _build_sampler(
+    plan: EvalPlan, tell: Callable[[str], None]
+) -> NativeSampler | EpisodeSampler | AgentSampler:
     config, device = plan.config, plan.device
     dtype = compute_dtype(config, device)
     if plan.checkpoint is None:
@@ -104,7 +107,10 @@ def _build_sampler(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler
 
 
 def _sample_and_score(
-    plan: EvalPlan, sampler: NativeSampler | EpisodeSampler, scorer: Scorer, progress: Progress
+    plan: EvalPlan,
+    sampler: NativeSampler | EpisodeSampler | AgentSampler,
+    scorer: Scorer,
+    progress: Progress,
 ) -> Sampled:
     total = len(plan.prompts) * plan.n
     params = SamplingParams(

@@ -15,6 +15,7 @@ from rlcli.config.rewards import RewardConfig
 from rlcli.config.schema import Config, defaults
 from rlcli.data.prompts import EncodedPrompts, encode_prompts
 from rlcli.data.readers import Row
+from rlcli.envs.agent_run import Agent
 from rlcli.envs.run import Environment, find_environment
 from rlcli.errors import (
     ConfigError,
@@ -83,7 +84,7 @@ class EvalPlan:
     folder: Path
     model_config: Any
     tokenizer: Any
-    environment: Environment | None
+    environment: Environment | Agent | None
     dialogue: Dialogue | None
     prompts: Sequence[Prompt]
     dropped: int
@@ -142,7 +143,7 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
 
 
 def _encode(
-    config: Config, rows: Sequence[Row], tokenizer: Any, environment: Environment | None
+    config: Config, rows: Sequence[Row], tokenizer: Any, environment: Environment | Agent | None
 ) -> EncodedPrompts:
     """Raises: DataError with a cure that this command knows."""
     data = config.data
