@@ -35,6 +35,10 @@ START_LIMIT_S = 120.0
 """Seconds until an agent's first call: it imports its packages, beside many others."""
 MAX_ATTEMPTS = 2
 PARTS = "parts"
+UNLIKE = (
+    "conversations of one task begin with different tokens; with a chat template, or the same "
+    "first word, they would not"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,11 +248,8 @@ class _Episode:
         head = heads.setdefault(group, rows[0].prompt_ids[0])
         if all(row.prompt_ids[0] == head for row in rows):
             return True
-        self.reward = Reward(
-            value=None,
-            error="conversations of one task begin with different tokens; a chat template, or the "
-            "same first words, would make them alike",
-        )
+        if self.reward is None or self.reward.value is not None:
+            self.reward = Reward(value=None, error=UNLIKE)
         return False
 
     def scored(self, params: SamplingParams) -> Rollout:

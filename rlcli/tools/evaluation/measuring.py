@@ -67,7 +67,10 @@ def run_evaluation(
     try:
         if plan.checkpoint is not None:
             scorer.load_state(kept_scale(plan.checkpoint))
-        sampler = _build_sampler(plan, tell)
+        native = build_policy(plan, tell)
+        sampler: NativeSampler | EpisodeSampler | AgentSampler = native
+        if plan.environment is not None and plan.dialogue is not None:
+            sampler = episode_sampler(native, plan.environment, plan.dialogue, plan.config)
         try:
             return _sample_and_score(plan, sampler, scorer, progress)
         finally:
@@ -76,9 +79,8 @@ def run_evaluation(
         scorer.close()
 
 
-def _build_sampler(
-    plan: EvalPlan, tell: Callable[[str], None]
-) -> NativeSampler | EpisodeSampler | AgentSampler:
+def build_policy(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler:
+    """The sampler of the planned model. tell: what loading finds."""
     config, device = plan.config, plan.device
     dtype = compute_dtype(config, device)
     if plan.checkpoint is None:
@@ -93,7 +95,7 @@ def _build_sampler(
         tell(note)
     # adapters are float32 on weights that need not be
     is_mixed = adapters is not None and dtype is torch.bfloat16
-    native = make_sampler(
+    return make_sampler(
         policy,
         plan.tokenizer,
         plan.model_config,
@@ -101,9 +103,6 @@ def _build_sampler(
         max_num_seqs=config.rollout.max_num_seqs,
         autocast_dtype=dtype if is_mixed else None,
     )
-    if plan.environment is None or plan.dialogue is None:
-        return native
-    return episode_sampler(native, plan.environment, plan.dialogue, config)
 
 
 def _sample_and_score(

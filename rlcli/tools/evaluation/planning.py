@@ -142,6 +142,39 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
     )
 
 
+def plan_policy(request: Request, cwd: Path) -> EvalPlan:
+    """The target's model without data and reward, to sample from.
+
+    Raises: UsageError with the cure.
+    """
+    resolved, checkpoint, model = _settings(request, cwd)
+    device = _device(resolved.config)
+    in_run = checkpoint is not None
+    folder = model_folder(resolved.config, checkpoint) if in_run else _model_dir(resolved.config)
+    opened = open_model(resolved.config, folder, "read", where=model)
+    if not in_run:
+        resolved = _fit_lengths(resolved, opened.positions, request.settings)
+    check_context(resolved, opened.positions)
+    return EvalPlan(
+        model=model,
+        config=resolved.config,
+        checkpoint=checkpoint,
+        folder=folder,
+        model_config=opened.config,
+        tokenizer=opened.tokenizer,
+        environment=None,
+        dialogue=None,
+        prompts=(),
+        dropped=0,
+        device=device,
+        reward_dir=None,
+        k=request.k,
+        n=1,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        notes=resolved.notes,
+    )
+
+
 def _encode(
     config: Config, rows: Sequence[Row], tokenizer: Any, environment: Environment | Agent | None
 ) -> EncodedPrompts:
