@@ -137,7 +137,7 @@ class AgentHost:
     def _read(self, agent: _Agent, name: str) -> None:
         """Take what an agent has printed."""
         stream = getattr(agent.process, name)
-        while True:
+        while not stream.closed:  # its end may have been found in the same round
             try:
                 data = os.read(stream.fileno(), KEPT_BYTES)
             except BlockingIOError:
@@ -166,8 +166,7 @@ class AgentHost:
     def _finish(self, agent: _Agent) -> None:
         for name in ("stdout", "stderr"):
             stream = getattr(agent.process, name)
-            if not stream.closed:
-                self._read(agent, name)
+            self._read(agent, name)
             if not stream.closed:  # a process that it has left behind holds it
                 self._selector.unregister(stream)
                 stream.close()

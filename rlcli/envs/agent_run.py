@@ -91,7 +91,7 @@ def find_agent(config: Config) -> Agent:
     if python is None:
         raise ConfigError(
             f"{target} needs a Python with verifiers 0.4, which cannot share this one.\n"
-            "python3 -m venv vf && vf/bin/pip install verifiers uv, then --env_python "
+            "python3 -m venv vf && vf/bin/pip install verifiers==0.4.0 uv, then --env_python "
             "vf/bin/python."
         )
     file = str(Path(__file__).with_name("verifiers_agent.py"))
