@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -96,9 +96,21 @@ def find_agent(config: Config) -> Agent:
         )
     file = str(Path(__file__).with_name("verifiers_agent.py"))
     name = target.removeprefix(VERIFIERS)
-    argv = [os.path.expanduser(python), file, name, json.dumps(dict(config.env.args))]
+    argv = [os.path.expanduser(python), file, name, json.dumps(_nested(config.env.args))]
     num_tasks = _count_tasks(target, [*argv, "--describe"], config.env.keep_env)
     return Agent(spec=spec, facts=_facts(config, num_tasks), argv=argv)
+
+
+def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as sections: {"a.b": 1} is {"a": {"b": 1}}."""
+    out: dict[str, Any] = {}
+    for key, value in args.items():
+        *path, name = key.split(".")
+        section = out
+        for each in path:
+            section = section.setdefault(each, {})
+        section[name] = value
+    return out
 
 
 def _facts(config: Config, num_tasks: int | None) -> EnvFacts:
