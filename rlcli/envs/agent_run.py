@@ -86,7 +86,7 @@ def find_agent(config: Config) -> Agent:
     target = config.env.path or ""
     spec = replace(spec_of(config.env), is_tools=False)
     if target.startswith(AGENT):
-        return Agent(spec=spec, facts=_facts(config, None), argv=command_of(target))
+        return Agent(spec=spec, facts=_agent_facts(config, None), argv=command_of(target))
     python = config.env.python
     if python is None:
         raise ConfigError(
@@ -98,7 +98,7 @@ def find_agent(config: Config) -> Agent:
     name = target.removeprefix(VERIFIERS)
     argv = [os.path.expanduser(python), file, name, json.dumps(_nested(config.env.args))]
     num_tasks = _count_tasks(target, [*argv, "--describe"], config.env.keep_env)
-    return Agent(spec=spec, facts=_facts(config, num_tasks), argv=argv)
+    return Agent(spec=spec, facts=_agent_facts(config, num_tasks), argv=argv)
 
 
 def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _facts(config: Config, num_tasks: int | None) -> EnvFacts:
+def _agent_facts(config: Config, num_tasks: int | None) -> EnvFacts:
     scores = config.env.agent_scores
     return EnvFacts(form=AGENT_FORM, schemas=(), num_tasks=num_tasks, scores=scores, floor=0.0)
 
