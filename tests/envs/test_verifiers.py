@@ -95,6 +95,10 @@ def save_model(folder: Path) -> None:
     )
     fast.chat_template = QWEN
     fast.save_pretrained(folder)
+    # as in Qwen's own: the class's default unk_token would make renderers miss <|endoftext|>
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"tokenizer_class": "Qwen2Tokenizer"}
+    file.write_text(json.dumps(settings | {"unk_token": None}))
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
