@@ -207,7 +207,7 @@ def measure(args: argparse.Namespace) -> None:
     config = with_values(
         Config(), {"rollout.n": args.n, "train.mini_batch_prompts": args.prompts // 4}
     )
-    with process_group(me, is_cuda=False, tell=print) as meeting:
+    with process_group(me, is_cuda=False, progress=print) as meeting:
         ranks = LiveRanks(me, meeting.store, args.rank)
         scorer: Any = Scorer()
         server = None

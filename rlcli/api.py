@@ -64,7 +64,7 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     request = request_of(config, settings)
     request, notes = _with_reward(request, reward)
-    resolved = fit_to_env(request.resolve().tell(*notes), None, os.environ)
+    resolved = fit_to_env(request.resolve().with_notes(*notes), None, os.environ)
     refuse_early(resolved, os.environ, is_dry=False)
     run_dir, resume = open_run_dir(resolved, Path.cwd())
     run_dir.probe(resumes=resume != "no")
@@ -140,6 +140,7 @@ def evaluate(
         RlcliError: As on the command line, and if no response could be scored.
     """
     from rlcli.terminal.i18n import translator
+    from rlcli.terminal.logs import collected
     from rlcli.terminal.text import progress_line
     from rlcli.tools.evaluation.measuring import check_scored, run_evaluation, saved_rows, summarize
     from rlcli.tools.evaluation.planning import Request, plan_evaluation
@@ -172,15 +173,15 @@ def evaluate(
             settings={key: checked.value(key) for key in given},
         )
         plan = plan_evaluation(request, Path.cwd(), os.environ)
-        notes += plan.notes
         show = progress_line(translator(checked.config.run.lang))
-        sampled = run_evaluation(
-            plan,
-            env=os.environ,
-            tell=notes.append,
-            progress=lambda phase, done, total: show(f"{phase}: {done} of {total}"),
-        )
+        with collected(prints=False) as logged:
+            sampled = run_evaluation(
+                plan,
+                env=os.environ,
+                progress=lambda phase, done, total: show(f"{phase}: {done} of {total}"),
+            )
         show("")
+        notes += [*plan.notes, *logged]
     check_scored(sampled)
     return Evaluation(
         summary={**summarize(plan, sampled), "notes": notes}, rollouts=saved_rows(sampled)

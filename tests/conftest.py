@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fast_selection import FastSelection
 from hypothesis import HealthCheck, settings
 from saved_models import TINY, save_tiny_model, save_tokenizer
 
@@ -22,6 +23,31 @@ settings.register_profile(
 settings.load_profile("steady")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_ = "leave out the tests that start processes, train, or are marked slow"
+    parser.addoption("--fast", action="store_true", help=help_)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fast"):
+        config.pluginmanager.register(FastSelection(config))
+
+
+LONGEST = ("distributed", "cli", "launcher", "run_dir", "trainer", "envs", "test_api.py")
+"""Rooms whose tests start processes: side by side, a long file that begins last runs alone."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(room_of(item.path), len(LONGEST)))
+
+
+def room_of(path: Path) -> str:
+    """The folder below tests that a file is in, or its own name."""
+    return path.relative_to(ROOT / "tests").parts[0] if path.is_relative_to(ROOT / "tests") else ""
 
 
 HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -292,6 +292,7 @@ def test_another_thread_can_train(here: Path) -> None:
     assert runs[0].state == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_reaches_the_programs_own_handler(
     here: Path, number: signal.Signals

@@ -115,8 +115,8 @@ def sort_words(words: Sequence[str], cwd: Path) -> tuple[list[str], list[Path], 
 
 
 def _stray(word: str, cwd: Path) -> str:
+    from rlcli.compat.verl.keys import ESTIMATORS_WITHOUT_PRESET
     from rlcli.config.presets import list_presets
-    from rlcli.config.verl_keys import ESTIMATORS_WITHOUT_PRESET
     from rlcli.run_dir.folder import list_runs
 
     if word in ESTIMATORS_WITHOUT_PRESET:

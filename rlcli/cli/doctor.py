@@ -64,14 +64,14 @@ def _examine() -> Mapping[str, Sequence[Finding]]:
 
 def _check_nodes() -> Mapping[str, Sequence[Finding]]:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # torch logs with C++ stacks
-    node, tell = read_nodes(os.environ), progress_line()
+    node, progress = read_nodes(os.environ), progress_line()
     from rlcli.launcher.job import Limits
     from rlcli.launcher.rendezvous import check_nodes, meeting_of
 
     try:
-        return {"nodes": check_nodes(meeting_of(node, Limits(), tell))}
+        return {"nodes": check_nodes(meeting_of(node, Limits(), progress))}
     finally:
-        tell("")
+        progress("")
 
 
 def read_nodes(env: Mapping[str, str]) -> NodeEnv:

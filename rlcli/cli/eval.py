@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,11 +16,15 @@ from rlcli.cli.progress import progress_bar
 from rlcli.errors import ConfigError
 from rlcli.hub import Hub
 from rlcli.system.signals import INTERRUPTED
+from rlcli.terminal.logs import collected
 from rlcli.terminal.text import wrap
 
 if TYPE_CHECKING:
     from rlcli.tools.evaluation.measuring import Sampled
     from rlcli.tools.evaluation.planning import Request
+
+LOG = logging.getLogger(__name__)
+
 
 Target = Annotated[
     str,
@@ -127,23 +131,13 @@ def _evaluate(request: Request, save: Path | None) -> tuple[dict[str, Any], Samp
     if file is not None:
         check_save(file)
     plan = plan_evaluation(request, Path.cwd(), os.environ)
-    notes = [*plan.notes]
-    for note in notes:
-        _tell(note)
-
-    def tell(note: str) -> None:
-        notes.append(note)
-        _tell(note)
-
-    with progress_bar() as progress:
-        sampled = run_evaluation(plan, env=os.environ, tell=tell, progress=progress)
+    with collected(prefix="note: ") as notes, progress_bar() as progress:
+        for note in plan.notes:
+            LOG.info(note)
+        sampled = run_evaluation(plan, env=os.environ, progress=progress)
     if file is not None:
         save_rows(file, saved_rows(sampled))
     return {**summarize(plan, sampled), "notes": notes}, sampled
-
-
-def _tell(note: str) -> None:
-    print(f"note: {note}", file=sys.stderr)
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
@@ -154,7 +148,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     )
     lines = wrap(head)
     for name, counted in report["counted"].items():
-        lines.append(f"{name:<9}{_score(report[name], report['ci95'][name], counted, rows)}")
+        lines.append(f"{name:<9}{_score_text(report[name], report['ci95'][name], counted, rows)}")
     lines += [f"ci: {report['ci_method']}"] if report["reward_mean"] is not None else []
     mean = report["reward_mean"]
     lines += [
@@ -167,7 +161,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _score(value: float | None, ends: list[float] | None, counted: int | None, rows: int) -> str:
+def _score_text(
+    value: float | None, ends: list[float] | None, counted: int | None, rows: int
+) -> str:
     if counted is None:
         return "none: the score of a judge or a reward model has no pass mark"
     if value is None or ends is None:

@@ -28,12 +28,13 @@ from rlcli.cli.rollouts import rollouts_app
 from rlcli.cli.runs import runs_app
 from rlcli.cli.train import train
 from rlcli.cli.usage import UsageProblem, translated, usage_message, without_language
-from rlcli.config.script_import import with_script
+from rlcli.compat.verl.script import with_script
 from rlcli.distributed.process_count import end_with_launcher
 from rlcli.distributed.rank_env import without_local_rank
 from rlcli.errors import RlcliError
 from rlcli.system.signals import INTERRUPTED
 from rlcli.terminal.i18n import language, translator
+from rlcli.terminal.logs import Shown, set_level, show_with, take_level, to_stderr
 
 app = typer.Typer(
     name="rlcli",
@@ -62,7 +63,11 @@ app.command()(report)
 
 
 @app.callback(invoke_without_command=True)
-def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+def root(
+    version: bool = typer.Option(False, "--version", help="Print the version."),
+    verbose: bool = typer.Option(False, "-v", "--verbose", help="Print debug messages too."),
+    quiet: bool = typer.Option(False, "-q", "--quiet", help="Print only warnings and results."),
+) -> None:
     """Post-train a language model with reinforcement learning."""
     if version:
         from rlcli import __version__
@@ -116,8 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_with_launcher(os.environ)
     _make_streams_safe()
-    words = [*(sys.argv[1:] if arguments is None else arguments)]
-    say = translator(language(words, os.environ))
+    words, level = take_level(sys.argv[1:] if arguments is None else arguments)
+    lang = language(words, os.environ)
+    set_level(level)
+    show_with(Shown(to_stderr, lang=lang))
+    say = translator(lang)
     try:
         words = without_local_rank(words)
         words = with_script(words, os.environ)

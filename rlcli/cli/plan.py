@@ -34,7 +34,7 @@ def plan(
 
     resolved = request.resolve()
     check_positions(resolved)
-    resolved = resolved.tell(*check_local_models(resolved), LOAD_CHECK_NOTE)
+    resolved = resolved.with_notes(*check_local_models(resolved), LOAD_CHECK_NOTE)
     print_plan(plan_run(resolved, Path.cwd(), memory_gib=memory_gib), as_json=as_json)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +17,15 @@ from rlcli.config.resolved import Resolved
 from rlcli.errors import Paused, RlcliError
 from rlcli.system.signals import INTERRUPTED
 from rlcli.terminal.i18n import translator
+from rlcli.terminal.logs import collected
 from rlcli.terminal.text import wrap
 
 if TYPE_CHECKING:
     from rlcli.tools.reward_test.planning import Request, TrialPlan
     from rlcli.tools.reward_test.running import Trial
+
+LOG = logging.getLogger(__name__)
+
 
 reward_app = typer.Typer(help="Try a reward before a run learns from it.", no_args_is_help=True)
 TRIAL = "The trial"
@@ -53,7 +56,6 @@ Canaries = Annotated[
     ),
 ]
 JsonOfTrial = Annotated[bool, typer.Option("--json", help=JSON_HELP, rich_help_panel=TRIAL)]
-Tell = Callable[[str], None]
 
 
 @reward_app.command("test")
@@ -91,12 +93,11 @@ def _try(resolved: Resolved, request: Request, save: Path | None, *, as_json: bo
     if file is not None:
         check_save(file)
     say = translator(resolved.config.run.lang)
-    notes: list[str] = []
-    tell = _teller(say, notes)
     plan = plan_trial(resolved, request, os.environ)
-    for note in plan.notes:
-        tell(note)
-    trial = _run(plan, tell)
+    with collected(prefix="note: ", lang=resolved.config.run.lang) as notes:
+        for note in plan.notes:
+            LOG.info(note)
+        trial = _run(plan)
     report = summarize(plan, trial)
     report |= {"verdicts": verdicts(report), "notes": notes}
     if file is not None:
@@ -109,17 +110,7 @@ def _try(resolved: Resolved, request: Request, save: Path | None, *, as_json: bo
     _end(trial, report)
 
 
-def _teller(say: Callable[[str], str], notes: list[str]) -> Tell:
-    """What prints a note on stderr, and keeps it for the report."""
-
-    def tell(note: str) -> None:
-        notes.append(note)
-        print(say(f"note: {note}"), file=sys.stderr)
-
-    return tell
-
-
-def _run(plan: TrialPlan, tell: Tell) -> Trial:
+def _run(plan: TrialPlan) -> Trial:
     from rlcli.tools.reward_test.running import run_trial
 
     if plan.combination.uses("judge"):
@@ -127,9 +118,9 @@ def _run(plan: TrialPlan, tell: Tell) -> Trial:
 
         asked = expected(plan)
         cost = "" if asked.cost_usd is None else f", about ${asked.cost_usd:.4f}"
-        tell(f"the judge is asked up to {asked.calls:,} times{cost}.")
+        LOG.info(f"the judge is asked up to {asked.calls:,} times{cost}.")
     with progress_bar() as progress:
-        return run_trial(plan, env=os.environ, tell=tell, progress=progress)
+        return run_trial(plan, env=os.environ, progress=progress)
 
 
 def _end(trial: Trial, report: dict[str, Any]) -> None:
@@ -161,21 +152,19 @@ def judge_check(
 
     resolved = request.resolve(use_api_reward=True)
     judge, lang = resolved.config.reward.judge, resolved.config.run.lang
-    notes: list[str] = []
-    tell = _teller(translator(lang), notes)
-    for note in check_judge(judge, os.environ, lang=lang):
-        tell(note)
-    try:
-        reports, found, error = check_judges(judge, os.environ, lang=lang, has_canaries=canaries)
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+    with collected(prefix="note: ", lang=lang) as notes:
+        for note in check_judge(judge, os.environ, lang=lang):
+            LOG.info(note)
+        try:
+            found = check_judges(judge, os.environ, lang=lang, has_canaries=canaries)
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+        reports, doubts, error = found
+        if not as_json:
+            print("\n".join(line for report in reports for line in judge_lines(report)))
+        for note in doubts:
+            LOG.warning(note)
     if as_json:
-        for note in found:
-            tell(note)
         print(json.dumps({"judges": reports, "notes": notes}, ensure_ascii=False))
-    else:
-        print("\n".join(line for report in reports for line in judge_lines(report)))
-        for note in found:
-            tell(note)
     if error is not None:
         raise error

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import typer
 
+from rlcli.config.names import translate
 from rlcli.config.peer_names import as_option, nearest, settings_for
-from rlcli.config.verl_keys import translate
 from rlcli.terminal.i18n import width
 
 UsageProblem: Any = typer.BadParameter.__mro__[2]

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlcli.compat.verl.keys import ESTIMATOR_PRESETS, ESTIMATORS_WITHOUT_PRESET
 from rlcli.config.presets import Preset, find_preset, list_presets, load_preset
 from rlcli.config.schema import AlgorithmConfig
 from rlcli.config.settings import Level
-from rlcli.config.verl_keys import ESTIMATOR_PRESETS, ESTIMATORS_WITHOUT_PRESET
 from rlcli.errors import ConfigError
 
 DEFAULT_ALGORITHM = "ppo"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
+from rlcli.config.names import RENAMED
 from rlcli.config.schema import defaults
-from rlcli.config.verl_keys import RENAMED
 
 _MISSING = object()
 NAMES = ("algorithm.name", "run.name", "run.output_dir", "run.resume")

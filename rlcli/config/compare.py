@@ -10,11 +10,11 @@ from typing import Any
 
 from rlcli.config.changes import changes
 from rlcli.config.files import find_file
+from rlcli.config.names import ENV_KEYS
 from rlcli.config.presets import Preset, find_preset
 from rlcli.config.resolved import Resolved
 from rlcli.config.resolver import resolve
 from rlcli.config.schema import defaults, field_of
-from rlcli.config.verl_keys import ENV_KEYS
 from rlcli.errors import ConfigError
 
 

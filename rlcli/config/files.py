@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from rlcli.config.names import FLAG_KEYS, OWN_KEYS, full_name, translate
 from rlcli.config.schema import Config
 from rlcli.config.value_parsing import flatten, load_yaml
-from rlcli.config.verl_keys import FLAG_KEYS, OWN_KEYS, full_name, translate
 from rlcli.errors import ConfigError
 
 VERL_BASES = ("ppo_trainer", "_self_")

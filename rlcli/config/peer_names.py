@@ -14,8 +14,9 @@ from typing import Final
 
 import yaml
 
+from rlcli.compat.verl.keys import NOT_USED
+from rlcli.config.names import ALIASES, FLAG_KEYS, SHORT_FORMS
 from rlcli.config.schema import defaults
-from rlcli.config.verl_keys import FLAG_KEYS, NOT_USED, SHORT_FORMS, VERL_KEYS
 
 CLOSE: Final = 0.86
 """Smallest difflib ratio at which one name is suggested for another (0.8 for lrr and lr)."""
@@ -70,7 +71,7 @@ def nearest(name: str) -> str | None:
     name = name.lstrip("+")
     if option := difflib.get_close_matches(name, FLAG_KEYS, n=1, cutoff=CLOSE):
         return FLAG_KEYS[option[0]]
-    known = [*defaults(), *VERL_KEYS, *NOT_USED, *(key for key in SHORT_FORMS if "." in key)]
+    known = [*defaults(), *ALIASES, *NOT_USED, *(key for key in SHORT_FORMS if "." in key)]
     head, _, last = name.rpartition(".")
     siblings = [key for key in known if head and key.rpartition(".")[0] == head]
     by_last = {key.rpartition(".")[2]: key for key in reversed(siblings)}

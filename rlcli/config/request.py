@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from rlcli.config.names import FLAG_KEYS
 from rlcli.config.resolved import Resolved
 from rlcli.config.resolver import resolve
 from rlcli.config.value_parsing import flatten, parse_value
-from rlcli.config.verl_keys import FLAG_KEYS
 from rlcli.errors import ConfigError
 
 Values = Mapping[str, Any]

@@ -57,7 +57,7 @@ class Resolved:
         sources = {key: shrunk(self.sources[key], "the data") for key in changed}
         return replace(self.override(changed), sources=self.sources | sources)
 
-    def tell(self, *notes: str) -> Resolved:
+    def with_notes(self, *notes: str) -> Resolved:
         """The same with more notes."""
         return replace(self, notes=[*self.notes, *notes])
 

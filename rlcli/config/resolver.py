@@ -10,18 +10,12 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from rlcli.compat.verl.keys import ESTIMATOR_KEY
 from rlcli.config import files as config_files
 from rlcli.config.algorithm_selection import Choice, Selection, algorithm_preset, select_algorithm
-from rlcli.config.peer_names import suggestion
-from rlcli.config.presets import Preset, load_preset
-from rlcli.config.resolved import Resolved, show
-from rlcli.config.schema import Config, defaults
-from rlcli.config.settings import Level, Setting, describe, fit, merge, resolve_references
-from rlcli.config.value_parsing import expand, flatten, one_line, parse_value, plain_text
-from rlcli.config.verl_keys import (
+from rlcli.config.names import (
     ADDRESS_KEYS,
     ENV_KEYS,
-    ESTIMATOR_KEY,
     FLAG_KEYS,
     PROMPT_KEYS,
     REFUSED,
@@ -31,6 +25,12 @@ from rlcli.config.verl_keys import (
     full_name,
     translate,
 )
+from rlcli.config.peer_names import suggestion
+from rlcli.config.presets import Preset, load_preset
+from rlcli.config.resolved import Resolved, show
+from rlcli.config.schema import Config, defaults
+from rlcli.config.settings import Level, Setting, describe, fit, merge, resolve_references
+from rlcli.config.value_parsing import expand, flatten, one_line, parse_value, plain_text
 from rlcli.config.verl_semantics import (
     VAL,
     is_from_run,

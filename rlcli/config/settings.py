@@ -9,16 +9,9 @@ from enum import IntEnum
 from functools import cache
 from typing import Any, Literal, cast, get_args, get_origin
 
+from rlcli.config.names import MAPPING_KEYS, OWN_KEYS, PROMPT_KEYS, full_name, spell, translate
 from rlcli.config.peer_names import suggestion
 from rlcli.config.schema import field_of
-from rlcli.config.verl_keys import (
-    MAPPING_KEYS,
-    OWN_KEYS,
-    PROMPT_KEYS,
-    full_name,
-    spell,
-    translate,
-)
 from rlcli.errors import ConfigError
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")

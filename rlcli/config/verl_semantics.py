@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from rlcli.compat.verl.keys import FUNCTION_KEY
 from rlcli.config.resolved import Resolved, show
 from rlcli.config.schema import HELD_OUT, defaults
 from rlcli.config.settings import Level, Setting
-from rlcli.config.verl_keys import FUNCTION_KEY
 from rlcli.errors import ConfigError
 
 FN = "reward.fn"
@@ -96,7 +96,7 @@ def _settle_loss_coef(resolved: Resolved, winners: Mapping[str, Setting]) -> Res
 
 
 def _not_used(resolved: Resolved, key: str, reason: str) -> Resolved:
-    return resolved.tell(f"not used: {key} ({reason}).").forget([key])
+    return resolved.with_notes(f"not used: {key} ({reason}).").forget([key])
 
 
 def resolve_function(winners: MutableMapping[str, Setting]) -> str | None:

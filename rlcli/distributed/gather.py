@@ -63,7 +63,7 @@ class Meeting:
 
     unit: `node` or `rank`. limit_s: timeout for the others; at most UNREACHABLE_S if number 0
     cannot be reached. least: so many are enough after last_call_s. is_service: `host` may be the
-    name of a service in front of number 0. tell: shows progress, on number 0 after quiet_s.
+    name of a service in front of number 0. progress: shows progress, on number 0 after quiet_s.
     """
 
     unit: str
@@ -76,7 +76,7 @@ class Meeting:
     last_call_s: float = 0.0
     quiet_s: float = 0.0
     is_service: bool = False
-    tell: Callable[[str], None] = lambda text: None
+    progress: Callable[[str], None] = lambda text: None
 
     def error(self, says: str, cure: str) -> MeetingError:
         """The error of this process: a finding, with its cure."""
@@ -119,7 +119,7 @@ class Meeting:
                     limit_s, since_s, refused_s = self.limit_s, begun_s, now_s
                 if now_s - since_s >= limit_s:
                     raise self.error(f"{says}; gave up after {limit_s:g} s", cure) from error
-            self.tell(f"waiting for {self.unit} 0 ({now_s - begun_s:.0f} s): {says}")
+            self.progress(f"waiting for {self.unit} 0 ({now_s - begun_s:.0f} s): {says}")
             time.sleep(POLL_S)
         address, limit = (self.host, self.port), timedelta(seconds=HANDSHAKE_S)
         try:
@@ -194,7 +194,7 @@ class Meeting:
                 raise TimeoutError
             store.add(f"beat/{entry}", 1)
             missing = store.get("missing").decode() if store.check(["missing"]) else "others"
-            self.tell(f"connected; {self.unit} 0 waits for {missing} ({waited_s:.0f} s)")
+            self.progress(f"connected; {self.unit} 0 waits for {missing} ({waited_s:.0f} s)")
             time.sleep(POLL_S)
         return store.get(key)
 
@@ -214,7 +214,7 @@ class Meeting:
                 break
             store.set("missing", text := named(missing, self.unit))
             if waited_s >= self.quiet_s:
-                self.tell(f"waiting for {text} at {self.host}:{self.port} ({waited_s:.0f} s)")
+                self.progress(f"waiting for {text} at {self.host}:{self.port} ({waited_s:.0f} s)")
             time.sleep(POLL_S)
         answer = json.dumps([secrets.token_hex(8), [asdict(member) for member in members]])
         for each in keys.values():

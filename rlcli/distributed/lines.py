@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection
-from contextlib import suppress
-
-from rlcli.terminal.i18n import translator
+from collections.abc import Collection
 
 SHOWN = 8
-
-
-def speaker(lang: str) -> Callable[[str], None]:
-    """Prints messages to stderr in `lang`, while there is no console."""
-    translate = translator(lang)
-
-    def tell(text: str) -> None:
-        with suppress(OSError, ValueError):  # the reader of stderr may be gone; the run goes on
-            print(translate(text), file=sys.stderr, flush=True)
-
-    return tell
 
 
 def named(numbers: Collection[int], unit: str = "rank") -> str:

@@ -76,7 +76,7 @@ def fit_to_env(resolved: Resolved, ranks: RankEnv | None, env: Mapping[str, str]
             f"{found.scheduler} started this on {found.nnodes} nodes, but {where}: each node "
             "would train a model of its own. Unset NNODES, or start one node."
         )
-    return resolved.tell(
+    return resolved.with_notes(
         f"{found.scheduler} gave this job {found.nnodes} nodes, but {where} is used."
     )
 
@@ -88,10 +88,10 @@ def _fit_to_ranks(resolved: Resolved, ranks: RankEnv) -> Resolved:
         resolved = resolved.override({"train.nnodes": ranks.num_nodes}, origin=origin)
     _refuse_servers(resolved, ranks.local_world_size or 1, num_gpus=None)
     if ranks.is_own:  # after the loss of a node, the agent's notes no longer hold
-        return resolved.tell(*ranks.notes) if is_whole else resolved
+        return resolved.with_notes(*ranks.notes) if is_whole else resolved
     if ranks.world_size == 1:
         return resolved
-    return resolved.tell(
+    return resolved.with_notes(
         f"{ranks.world_size} processes train together, started by {ranks.launcher}."
     )
 

@@ -42,22 +42,22 @@ ELSEWHERE = "192.0.2.1"
 
 @contextmanager
 def process_group(
-    ranks: RankEnv, *, is_cuda: bool, tell: Callable[[str], None]
+    ranks: RankEnv, *, is_cuda: bool, progress: Callable[[str], None]
 ) -> Iterator[RankGroup]:
     """Connect the ranks of the run by torch.distributed, and disconnect them at the end.
 
-    tell: shows which ranks are missing. Raises: LaunchError if the network keeps ranks apart;
+    progress: shows which ranks are missing. Raises: LaunchError if the network keeps ranks apart;
     RankLostError if one does not come.
     """
     choose_interface(ranks.master_addr, is_one_machine=ranks.is_one_machine)
-    meeting = _meeting(ranks, tell)
+    meeting = _meeting(ranks, progress)
     first, launcher_store = open_store(ranks)
     own = Member(number=ranks.rank, size=ranks.world_size, where=socket.gethostname())
     try:
         store, members = meeting.gather(first, own, key=secrets.token_hex(8))
     except MeetingError as error:
         raise RankLostError(str(error)) from error
-    meeting.tell("")
+    meeting.progress("")
     ranks = _with_local_rank(ranks, members)
     os.environ.update(ranks.variables())
     try:
@@ -99,7 +99,7 @@ def choose_interface(master: str, *, is_one_machine: bool = False) -> None:
             os.environ.setdefault(name, interface)
 
 
-def _meeting(ranks: RankEnv, tell: Callable[[str], None] = lambda text: None) -> Meeting:
+def _meeting(ranks: RankEnv, progress: Callable[[str], None] = lambda text: None) -> Meeting:
     return Meeting(
         unit="rank",
         number=ranks.rank,
@@ -110,7 +110,7 @@ def _meeting(ranks: RankEnv, tell: Callable[[str], None] = lambda text: None) ->
         is_service=is_pod(os.environ),
         least=ranks.world_size,
         quiet_s=QUIET_S,
-        tell=tell if ranks.rank == 0 else lambda text: None,
+        progress=progress if ranks.rank == 0 else lambda text: None,
     )
 
 

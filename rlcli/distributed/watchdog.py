@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -25,6 +26,9 @@ from rlcli.distributed.collectives import collectives_begun
 from rlcli.distributed.lines import named
 from rlcli.run_dir.heartbeat import Unchanged
 from rlcli.system.signals import STOPS, StopRequest
+
+LOG = logging.getLogger(__name__)
+
 
 FIRST_WARNING_S = 60.0
 BEAT_S = 10.0
@@ -56,7 +60,7 @@ class Heartbeats:
     """Sends this rank's heartbeats; on rank 0, reports ranks that are late or silent.
 
     Every rank begins the same collectives, so a rank that has begun fewer keeps the others waiting.
-    log: gets this rank's stacks shortly before the timeout. tell: shows the reports of rank 0.
+    log: gets this rank's stacks shortly before the timeout.
     """
 
     def __init__(
@@ -74,7 +78,6 @@ class Heartbeats:
         self._first_word_s, self._beat_s, self._patience_s = first_warning_s, beat_s, patience_s
         self._store = PrefixStore("watch", store)
         self._beats = PrefixStore("watch", own_line(store))
-        self.tell: Callable[[str], None] = lambda note: None
         self.given_up = ""
         """The ranks that were silent for too long, as a message; empty if none was."""
         self.late: frozenset[int] = frozenset()
@@ -227,11 +230,11 @@ class Heartbeats:
         self._next_word_s = 2 * max(late.values())
         if heard := sorted(reported - silent.keys()):
             first = self._heard[heard[0]]
-            self.tell(f"{named(heard)} in {first.name} for {first.seconds:.0f} s, others waiting")
+            LOG.warning(f"{named(heard)} in {first.name} for {first.seconds:.0f} s, others waiting")
         if unheard := sorted(reported & silent.keys()):
             first, since = self._heard[unheard[0]], min(silent[rank] for rank in unheard)
             seconds, who = first.seconds + since, named(unheard)
-            self.tell(f"{who} in {first.name} for {seconds:.0f} s, silent for {since:.0f} s")
+            LOG.warning(f"{who} in {first.name} for {seconds:.0f} s, silent for {since:.0f} s")
 
     def _behind(self, places: Mapping[int, int]) -> list[int]:
         """The ranks that have begun fewer collectives than others."""

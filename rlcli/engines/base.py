@@ -1,4 +1,4 @@
-"""What the loop asks of a training engine, and what an engine asks of an algorithm."""
+"""What the loop asks of a training engine."""
 
 from __future__ import annotations
 
@@ -9,80 +9,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rlcli.algos.algorithm import Algorithm
 from rlcli.run_dir.checkpoint import EngineState
-from rlcli.types import Advantages, AnnotatedBatch, Batch, Gather, StepRecord, TokenLoss
+from rlcli.types import Advantages, AnnotatedBatch, Batch, StepRecord
 
 Weights = Iterator[tuple[str, Tensor]]
-
-
-class PolicyObjective(Protocol):
-    """The maths of a run as an engine sees it: per-token losses and how they are summed up."""
-
-    @property
-    def needs_reference(self) -> bool: ...
-    @property
-    def needs_sum_pi_squared(self) -> bool: ...
-    @property
-    def uses_sampler_logprobs(self) -> bool: ...
-    @property
-    def compares_sampler(self) -> bool: ...
-    @property
-    def has_entropy_bonus(self) -> bool: ...
-    @property
-    def needs_advantage(self) -> bool: ...
-    @property
-    def reads_old_logprobs(self) -> bool: ...
-
-    def select(
-        self,
-        logprobs_BT: Tensor,
-        batch: AnnotatedBatch,
-        advantages: Advantages,
-        *,
-        draws_BT: Tensor,
-        gather: Gather,
-    ) -> Tensor | None:
-        """Tokens [B, T] that the loss selects, once per mini-batch over all ranks; None if none.
-
-        draws_BT: a random number in [0, 1) for each token.
-        """
-        ...
-
-    @property
-    def selects(self) -> bool:
-        """Whether `select` must be called with the mini-batch's current log-probs."""
-        ...
-
-    def policy_loss(
-        self,
-        logprobs_BT: Tensor,
-        entropy_BT: Tensor,
-        batch: AnnotatedBatch,
-        advantages: Advantages,
-        selected_BT: Tensor | None,
-    ) -> TokenLoss:
-        """Per-token loss of the policy, entropy bonus and KL term included."""
-        ...
-
-    def value_loss(
-        self, values_BT: Tensor, batch: AnnotatedBatch, advantages: Advantages, *, cliprange: float
-    ) -> TokenLoss:
-        """Per-token loss of the critic."""
-        ...
-
-    def count(self, mask_BT: Tensor) -> Tensor:
-        """[2]: tokens and non-empty rows of a mask; summed over ranks, the denominators."""
-        ...
-
-    def aggregate(self, values_BT: Tensor, mask_BT: Tensor, counts: Tensor) -> Tensor:
-        """One number from per-token values; micro-batches with the same counts add up."""
-        ...
 
 
 class TrainEngine(Protocol):
     """Weights, their optimizer, and the passes over the rows that this rank holds."""
 
-    def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
+    def annotate(self, batch: Batch, algorithm: Algorithm) -> AnnotatedBatch:
         """The batch plus old log-probs, reference log-probs and values, as far as needed."""
         ...
 
@@ -90,7 +27,7 @@ class TrainEngine(Protocol):
         self,
         batch: AnnotatedBatch,
         advantages: Advantages,
-        objective: PolicyObjective,
+        algorithm: Algorithm,
         *,
         step: int,
     ) -> StepRecord:

@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from rlcli.algos.algorithm import Algorithm
 from rlcli.config.schema import Config
 from rlcli.distributed.collectives import ALONE, Ranks, named_for_others
-from rlcli.engines.base import PolicyObjective
 from rlcli.engines.critic import Critic
 from rlcli.engines.logprobs import Extra, TokenStats, response_stats
 from rlcli.engines.micro_batches import (
@@ -135,7 +135,7 @@ class ForwardPasses:
         return out
 
     @named_for_others
-    def annotate(self, batch: Batch, objective: PolicyObjective) -> AnnotatedBatch:
+    def annotate(self, batch: Batch, algorithm: Algorithm) -> AnnotatedBatch:
         """The batch plus what the models say of it, computing only what the run reads.
 
         The sampler's own log-probs serve as old ones where it runs this very model in float32,
@@ -144,10 +144,10 @@ class ForwardPasses:
         rows = range(len(batch.lengths_B))
         sampled = old = batch.rollout_logprobs_BT.to(self.device)
         reference = values = squares = None
-        is_same = self.sampler_is_exact and not objective.compares_sampler
-        skip_pass = is_same or objective.uses_sampler_logprobs
-        skip_pass = skip_pass or self._is_on_policy(batch, objective)
-        if objective.needs_sum_pi_squared:
+        is_same = self.sampler_is_exact and not algorithm.compares_sampler
+        skip_pass = is_same or algorithm.uses_sampler_logprobs
+        skip_pass = skip_pass or self._is_on_policy(batch, algorithm)
+        if algorithm.needs_sum_pi_squared:
 
             def with_squares(packed: PackedRows) -> Sequence[Tensor]:
                 stats = self._stats(self.policy, packed, "sum_pi_squared")
@@ -158,8 +158,8 @@ class ForwardPasses:
             old = old if skip_pass else trainer_old
         elif not skip_pass:
             (old,) = self._sweep(batch, rows, self._logprobs)
-        if objective.needs_reference:
-            is_start = self._is_reference(objective)
+        if algorithm.needs_reference:
+            is_start = self._is_reference(algorithm)
             reference = old if is_start else self._reference_logprobs(batch, rows)
         if self.critic is not None:
             (values,) = self._sweep(batch, rows, lambda p: (self._values(p),))
@@ -217,14 +217,14 @@ class ForwardPasses:
             if moves:
                 model.to("cpu")
 
-    def _is_on_policy(self, batch: Batch, objective: PolicyObjective) -> bool:
+    def _is_on_policy(self, batch: Batch, algorithm: Algorithm) -> bool:
         """Whether every rollout is learned from once, by the very policy that sampled it.
 
         Without dropout its old log-probs are those of the update itself: the ratio is 1.
         """
         train = self.config.train
         is_once = train.ppo_epochs == 1 and batch.num_step_prompts <= train.mini_batch_prompts
-        reads = objective.reads_old_logprobs or objective.uses_sampler_logprobs
+        reads = algorithm.reads_old_logprobs or algorithm.uses_sampler_logprobs
         return self.is_whole and is_once and not reads
 
     @property
@@ -237,9 +237,9 @@ class ForwardPasses:
         """Whether the policy's weights have ever been changed."""
         return False
 
-    def _is_reference(self, objective: PolicyObjective) -> bool:
+    def _is_reference(self, algorithm: Algorithm) -> bool:
         """Whether the reference has the policy's old log-probs: a KL of 0, not of rounding."""
-        return not self.has_learned and not objective.uses_sampler_logprobs
+        return not self.has_learned and not algorithm.uses_sampler_logprobs
 
 
 @contextmanager

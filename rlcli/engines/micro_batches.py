@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rlcli.engines.base import PolicyObjective
+from rlcli.algos.algorithm import Algorithm
 from rlcli.models.packed_attention import GroupLayout
 from rlcli.types import Advantages, AllReduce, Batch
 
@@ -62,7 +62,7 @@ def mini_batches(
     advantages: Advantages,
     num_prompts: int,
     *,
-    objective: PolicyObjective,
+    algorithm: Algorithm,
     all_reduce: AllReduce,
     needs_advantage: bool,
 ) -> list[MiniBatch]:
@@ -82,7 +82,7 @@ def mini_batches(
     learning = [[row for row in some if acts[row] or not needs_advantage] for some in rows]
     counts_M3 = torch.stack(
         [
-            torch.cat([objective.count(mask_BT[some]), torch.tensor([len(few)]).to(mask_BT.device)])
+            torch.cat([algorithm.count(mask_BT[some]), torch.tensor([len(few)]).to(mask_BT.device)])
             for some, few in zip(rows, learning, strict=True)
         ]
     )

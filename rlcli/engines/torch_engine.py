@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rlcli.algos.algorithm import Algorithm
 from rlcli.config.schema import Config, TrainConfig
 from rlcli.distributed.collectives import named_for_others
-from rlcli.engines.base import PolicyObjective
 from rlcli.engines.export import TensorFiles, save_pretrained
 from rlcli.engines.forward_passes import ForwardPasses
 from rlcli.engines.logprobs import Extra
@@ -90,7 +90,7 @@ class TorchEngine(ForwardPasses):
         self,
         batch: AnnotatedBatch,
         advantages: Advantages,
-        objective: PolicyObjective,
+        algorithm: Algorithm,
         *,
         step: int,
     ) -> StepRecord:
@@ -103,7 +103,7 @@ class TorchEngine(ForwardPasses):
                 batch,
                 advantages,
                 size,
-                objective=objective,
+                algorithm=algorithm,
                 all_reduce=self.all_reduce,
                 needs_advantage=needs_advantage,
             )
@@ -112,34 +112,34 @@ class TorchEngine(ForwardPasses):
             some = cut(critic.mini_batch_prompts or train.mini_batch_prompts, needs_advantage=False)
             for _ in range(critic.epochs):
                 for mini in some:
-                    self._update_critic(batch, advantages, objective, mini, factor, meter)
+                    self._update_critic(batch, advantages, algorithm, mini, factor, meter)
         if self.critic is None or step >= critic.warmup_steps:
-            some = cut(train.mini_batch_prompts, needs_advantage=objective.needs_advantage)
+            some = cut(train.mini_batch_prompts, needs_advantage=algorithm.needs_advantage)
             for epoch in range(train.ppo_epochs):
                 for mini in some:
                     seed = (self.config.run.seed, step, epoch)
-                    self._update_policy(batch, advantages, objective, mini, factor, meter, seed)
+                    self._update_policy(batch, advantages, algorithm, mini, factor, meter, seed)
         return meter.record(self.ranks) | {"lr": train.lr * factor}
 
     def _update_policy(
         self,
         batch: AnnotatedBatch,
         advantages: Advantages,
-        objective: PolicyObjective,
+        algorithm: Algorithm,
         mini: MiniBatch,
         factor: float,
         meter: UpdateMetrics,
         seed: tuple[int, ...],
     ) -> None:
-        selected_BT = self._select(batch, advantages, objective, mini.rows, seed)
+        selected_BT = self._select(batch, advantages, algorithm, mini.rows, seed)
         self.policy.model.train()
         self.policy_updater.zero_grad()
         index = index_rows(batch)
         plan = self._plan(mini.learning, index)
-        is_unmoved = self._is_unmoved(objective, meter)
-        is_reference = is_unmoved and self._is_reference(objective)
+        is_unmoved = self._is_unmoved(algorithm, meter)
+        is_reference = is_unmoved and self._is_reference(algorithm)
         is_first = not meter.mini_batches["policy"]
-        extra: Extra = "entropy_grad" if objective.has_entropy_bonus else "entropy"
+        extra: Extra = "entropy_grad" if algorithm.has_entropy_bonus else "entropy"
         for micro in plan:
             packed = self._pack(batch, micro, index)
             stats = self._stats(self.policy, packed, extra)
@@ -157,9 +157,9 @@ class TorchEngine(ForwardPasses):
                 some = replace(some, old_logprobs_BT=logprobs_bT.detach())
             if is_reference:
                 some = replace(some, ref_logprobs_BT=logprobs_bT.detach())
-            token_loss = objective.policy_loss(logprobs_bT, entropy_bT, some, aims, chosen)
+            token_loss = algorithm.policy_loss(logprobs_bT, entropy_bT, some, aims, chosen)
             assert aims.loss_mask_BT is not None
-            loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, mini.counts)
+            loss = algorithm.aggregate(token_loss.loss_BT, aims.loss_mask_BT, mini.counts)
             self.policy_updater.backward(loss)
             meter.add_loss("policy", loss)
             meter.add_tokens(token_loss.stats_BT, aims.loss_mask_BT)
@@ -175,13 +175,13 @@ class TorchEngine(ForwardPasses):
         self._step(self.policy_updater, "policy", factor, meter)
         self._note_the_rest(batch, advantages, mini, meter)
 
-    def _is_unmoved(self, objective: PolicyObjective, meter: UpdateMetrics) -> bool:
+    def _is_unmoved(self, algorithm: Algorithm, meter: UpdateMetrics) -> bool:
         """Whether the policy is still what it was before the update: its ratio is exactly 1.
 
         Computed again it would be 1 but for rounding, whose sign decides the gradient of |lr|:
         other micro-batches, or ranks, would learn something else.
         """
-        is_known = self.is_whole and not objective.uses_sampler_logprobs
+        is_known = self.is_whole and not algorithm.uses_sampler_logprobs
         return is_known and not meter.has_moved("policy")
 
     def _note_the_rest(
@@ -202,7 +202,7 @@ class TorchEngine(ForwardPasses):
         self,
         batch: AnnotatedBatch,
         advantages: Advantages,
-        objective: PolicyObjective,
+        algorithm: Algorithm,
         mini: MiniBatch,
         factor: float,
         meter: UpdateMetrics,
@@ -221,14 +221,14 @@ class TorchEngine(ForwardPasses):
             width = packed.mask_bT.shape[1]
             some = take_rows(batch, micro.rows, width, self.device)
             aims = take_rows(advantages, micro.rows, width, self.device)
-            token_loss = objective.value_loss(
+            token_loss = algorithm.value_loss(
                 packed.unpack(values_N),
                 some,
                 aims,
                 cliprange=self.config.critic.cliprange_value,
             )
             assert aims.loss_mask_BT is not None
-            loss = objective.aggregate(token_loss.loss_BT, aims.loss_mask_BT, mini.counts)
+            loss = algorithm.aggregate(token_loss.loss_BT, aims.loss_mask_BT, mini.counts)
             self.critic_updater.backward(loss)
             meter.add_loss("critic", loss)
             meter.add_tokens(token_loss.stats_BT, aims.loss_mask_BT)
@@ -238,12 +238,12 @@ class TorchEngine(ForwardPasses):
         self,
         batch: AnnotatedBatch,
         advantages: Advantages,
-        objective: PolicyObjective,
+        algorithm: Algorithm,
         rows: Sequence[int],
         seed: tuple[int, ...],
     ) -> Tensor | None:
         """Tokens [B, T] that the loss selects, once per mini-batch over all ranks; None if none."""
-        if not objective.selects:
+        if not algorithm.selects:
             return None
         width = batch.token_ids_BT.shape[1]
         (now,) = self._sweep(batch, rows, self._logprobs)
@@ -251,7 +251,7 @@ class TorchEngine(ForwardPasses):
         aims = take_rows(advantages, rows, width, self.device)
         draws = _draw(batch, rows, seed).to(self.device)
         gather = self.ranks.gather_tensors
-        chosen = objective.select(now[list(rows)], some, aims, draws_BT=draws, gather=gather)
+        chosen = algorithm.select(now[list(rows)], some, aims, draws_BT=draws, gather=gather)
         assert chosen is not None
         out = torch.zeros_like(now, dtype=torch.bool)
         out[list(rows)] = chosen

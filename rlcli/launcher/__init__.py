@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rlcli.config.resolved import Resolved
 from rlcli.distributed.known_run import KnownRun, find_run
-from rlcli.distributed.lines import speaker
 from rlcli.distributed.process_count import check_processes, num_local, read_node
 from rlcli.distributed.rank_env import AGENT
 from rlcli.launcher.job import Job, Limits
@@ -55,20 +54,18 @@ def launch(
         preempt_exit_code=config.run.preempt_exit_code,
         limits=limits,
     )
-    tell, wait = speaker(config.run.lang), progress_line(translator(config.run.lang))
+    progress = progress_line(translator(config.run.lang))
     os.environ.update(inherited(notes))
     # with SIGCHLD ignored, as a parent may leave it, a rank's end would go unnoticed
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if found.node_rank > 0:
-        return _run_agent(job, None, tell, wait)
+        return _run_agent(job, None, progress)
     run_dir, run = find_run(resolved, cwd)
     with held(run_dir, resumes=run.resume != "no"):
-        return _run_agent(job, replace(run, is_held=True), tell, wait)
+        return _run_agent(job, replace(run, is_held=True), progress)
 
 
-def _run_agent(
-    job: Job, run: KnownRun | None, tell: Callable[[str], None], wait: Callable[[str], None]
-) -> int:
+def _run_agent(job: Job, run: KnownRun | None, progress: Callable[[str], None]) -> int:
     # torch reads the level once; it logs C++ stacks of errors that the agent reports
     level = os.environ.pop(LOG_LEVEL, "")
     os.environ[LOG_LEVEL] = level or "FATAL"
@@ -76,8 +73,8 @@ def _run_agent(
     from rlcli.launcher.rendezvous import open_store
 
     os.environ[LOG_LEVEL] = level or "ERROR"
-    store, address = open_store(job, wait)
-    agent = Agent(job, store, address, run=run, tell=tell)
+    store, address = open_store(job, progress)
+    agent = Agent(job, store, address, run=run)
     agent.run()
     return agent.code
 

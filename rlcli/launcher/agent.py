@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from rlcli.system.signals import BY_CTRL_C
 # torch logs every signal that it sends; the agent reports those that matter to a user
 logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
 logging.getLogger("torch.distributed.elastic").propagate = False
+LOG = logging.getLogger(__name__)
 RUN_ID = "rlcli"
 POLL_S = 0.05
 KILL_LIMIT_S = 10
@@ -67,7 +67,7 @@ class Agent(LocalElasticAgent):
     """The agent of one node. code: the exit code of the run, once it has ended.
 
     address: at which the ranks of this node reach `store`. run: the run whose directory this
-    process holds; None on nodes other than 0. tell: shows messages to the user.
+    process holds; None on nodes other than 0.
     """
 
     def __init__(
@@ -77,14 +77,13 @@ class Agent(LocalElasticAgent):
         address: str,
         *,
         run: KnownRun | None,
-        tell: Callable[[str], None],
     ) -> None:
         run_store = launcher_notes(store, RUN_ID)
         if run is not None:
             remember_run(run_store, Path.cwd(), run)
         self.code = 1
         self.signals = Signals()
-        self._job, self._tell, self._run_store = job, tell, run_store
+        self._job, self._run_store = job, run_store
         self._nodes = Nodes(job, _path) if job.launch.nnodes > 1 else None
         self._record = Record(run)
         self._budget = RestartBudget(job.limits.restarts, window_s=job.limits.window_s)
@@ -142,10 +141,12 @@ class Agent(LocalElasticAgent):
         processes = {
             worker.global_rank: handlers[worker.local_rank].proc for worker in worker_group.workers
         }
+        pids = {rank: process.pid for rank, process in processes.items()}
+        LOG.debug("ranks started, with their process ids: %s", pids)
         self._ranks = Processes(processes, node=self._job.launch.node_rank)
         is_watched = self._nodes is None or self._nodes.is_controller
         more = (self._ranks, self._nodes, self.signals)
-        watch = Watch(self._job, self._record, *more, tell=self._report)
+        watch = Watch(self._job, self._record, *more, report=self._report)
         self._watch = watch if is_watched else None
         return ids
 
@@ -197,7 +198,7 @@ class Agent(LocalElasticAgent):
         self._nodes.check_store()
         for node, why in self._nodes.lost.items():
             cause = f"node {node} is lost: {why}"
-            self._tell(f"{cause}. Start all nodes again with --resume auto.")
+            LOG.warning(f"{cause}. Start all nodes again with --resume auto.")
             return End(code=1, cause=cause)
         return None
 
@@ -256,7 +257,7 @@ class Agent(LocalElasticAgent):
         return self._watch is not None and is_over and not self._record.has_begun
 
     def _report(self, text: str) -> None:
-        self._tell(text)
+        LOG.warning(text)
         self._record.log(text)
 
 

@@ -36,7 +36,7 @@ LATE_CALL_S = 5
 """Seconds that further nodes have to join a restart, once it has train.min_nodes."""
 
 
-def meeting_of(node: NodeEnv, limits: Limits, tell: Callable[[str], None]) -> Meeting:
+def meeting_of(node: NodeEnv, limits: Limits, progress: Callable[[str], None]) -> Meeting:
     """Where and when the nodes meet."""
     return Meeting(
         unit="node",
@@ -48,7 +48,7 @@ def meeting_of(node: NodeEnv, limits: Limits, tell: Callable[[str], None]) -> Me
         least=node.min_nodes,
         last_call_s=limits.last_call_s,
         is_service=node.is_pod,
-        tell=tell,
+        progress=progress,
     )
 
 
@@ -83,15 +83,15 @@ def check_nodes(meeting: Meeting) -> list[Finding]:
     return [*meeting.compare(members), found]
 
 
-def open_store(job: Job, tell: Callable[[str], None]) -> tuple[TCPStore, str]:
+def open_store(job: Job, progress: Callable[[str], None]) -> tuple[TCPStore, str]:
     """(the store of the run, the address at which the ranks of this node reach it)."""
     if job.launch.nnodes == 1:
         store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False, timeout=STORE_LIMIT)
         return store, LOOPBACK
     try:
-        store, _, _ = gather_nodes(meeting_of(job.launch, job.limits, tell), "rlcli train")
+        store, _, _ = gather_nodes(meeting_of(job.launch, job.limits, progress), "rlcli train")
     finally:
-        tell("")
+        progress("")
     address = job.launch.master_addr
     if is_loopback_name(address) and job.launch.is_pod:  # only node 0 can use it
         address = reachable_address(address, is_service=True)

@@ -15,7 +15,7 @@ from rlcli.system.signals import INTERRUPTED
 
 
 class Watch:
-    """Decides when and how a start of the ranks has ended. tell: shows that rank 0 is silent."""
+    """Decides when and how a start of the ranks has ended. report: shows that rank 0 is silent."""
 
     def __init__(
         self,
@@ -25,14 +25,14 @@ class Watch:
         nodes: Nodes | None,
         signals: Signals,
         *,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         self._job = job
         self._record = record
         self._ranks = ranks
         self._nodes = nodes
         self._signals = signals
-        self._tell = tell
+        self._report = report
         self._silence: Silence | None = None
         self._next_report_s = job.limits.sign_s
         self._deaths: list[Death] = []
@@ -124,7 +124,7 @@ class Watch:
             return self._lost(text) if code is None else End(code=code, cause=text, has_left=True)
         if seconds >= self._next_report_s:
             self._next_report_s = 2 * seconds
-            self._tell(text)
+            self._report(text)
         return None
 
     def _lost(self, cause: str) -> End:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlcli.monitor.notebook import NotebookPanel, in_notebook
+from rlcli.terminal.logs import QUIET, is_quiet
 
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 HISTORY = 40
@@ -125,10 +127,12 @@ class RunConsole:
         """Whether stdout is a terminal that can redraw."""
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
-    def line(self, text: str, *, style: str | None = None) -> None:
-        """Print a line above the panel and write it to the log."""
-        # lines wrap on a terminal, but not in a pipe
-        self.console.print(Text(text, style=style or ""), soft_wrap=not self.console.is_terminal)
+    def line(self, text: str, *, style: str | None = None, level: int = logging.INFO) -> None:
+        """Print a line above the panel and write it to the log; --quiet prints warnings alone."""
+        if not is_quiet() or level >= QUIET:
+            # lines wrap on a terminal, but not in a pipe
+            wraps = self.console.is_terminal
+            self.console.print(Text(text, style=style or ""), soft_wrap=not wraps)
         self._log.write(text + "\n")
         self._log.flush()
 
@@ -137,7 +141,7 @@ class RunConsole:
         self._step, self._begun = step, (time.monotonic(), step)
         if in_notebook():  # ahead of is_live: a kernel's stdout may call itself a terminal
             self._live = NotebookPanel(self._panel)
-        elif self.is_live:
+        elif self.is_live and not is_quiet():
             self._live = Live(
                 get_renderable=self._panel, console=self.console, refresh_per_second=4
             )

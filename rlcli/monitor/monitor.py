@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -21,7 +22,10 @@ from rlcli.monitor.trackers import Trackers
 from rlcli.run_dir.folder import RunDir, State, in_words
 from rlcli.system.signals import StopRequest
 from rlcli.terminal.i18n import translator
+from rlcli.terminal.logs import Shown, show_with, to_stderr
 from rlcli.types import Response, Reward, StepRecord
+
+LOG = logging.getLogger(__name__)
 
 
 class HasEpoch(Protocol):
@@ -50,8 +54,9 @@ class Monitor:
         lang: str = "en",
     ) -> None:
         self.run_dir, self.console, self.stop = run_dir, console, stop
-        self._translate = translator(lang)
-        stop.acknowledged_by = lambda text: console.show_stopping(self._translate(text))
+        self._lang, translate = lang, translator(lang)
+        show_with(Shown(self._show, lang=lang))
+        stop.acknowledged_by = lambda text: console.show_stopping(translate(text))
         self.trackers = Trackers() if trackers is None else trackers
         self.prompts_per_epoch, self.epochs = prompts_per_epoch, epochs
         self._health = HealthLog(run_dir.path, health)
@@ -75,8 +80,16 @@ class Monitor:
         return self.stop.signal == signal.SIGINT
 
     def note(self, text: str) -> None:
-        """Show a note to the user."""
-        self.console.line(self._translate(text), style="yellow")
+        """Log a message for the user; the console shows it."""
+        LOG.info(text)
+
+    def _show(self, text: str, level: int) -> None:
+        self.console.line(text, style="yellow", level=level)
+
+    def close(self) -> None:
+        """Close the console; messages go to stderr from now on."""
+        show_with(Shown(to_stderr, lang=self._lang))
+        self.console.close()
 
     def begin(self, step: int) -> None:
         """Record that the first step is about to start."""

@@ -120,7 +120,7 @@ def plan_run(resolved: Resolved, cwd: Path, *, memory_gib: float | None = None) 
     if "critic" in needs_of(config):
         critic = find_shape(config.critic.path or config.model.path, source=config.model.hub)
     return make_memory_plan(
-        resolved.tell(*missing, *missing_val),
+        resolved.with_notes(*missing, *missing_val),
         num_prompts=num_prompts,
         num_val=num_val,
         shape=find_shape(config.model.path, source=config.model.hub),
@@ -182,7 +182,7 @@ def _resolve_batches(
     config, lines = checks.batch_arithmetic(resolved.config, num_prompts)
     *shrunk, step, run = lines
     batches = checks.batching(config, num_prompts)
-    return resolved.clamp_to_data(config).tell(*shrunk), [step, run], batches
+    return resolved.clamp_to_data(config).with_notes(*shrunk), [step, run], batches
 
 
 def _warnings(config: Config, machine: Machine, memory: MemoryPlan) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlcli.errors import UsageError
 from rlcli.report.page import page
 from rlcli.report.read import RunReport, read_run
+
+LOG = logging.getLogger(__name__)
+
 
 REPORT_FILE = "report.html"
 
@@ -30,13 +34,13 @@ def write_page(runs: Sequence[RunReport], file: Path) -> None:
         ) from error
 
 
-def write_report(run_dir: Path, *, tell: Callable[[str], None]) -> Path | None:
-    """RUN/report.html, or None and one note: a report must not fail the run it tells of."""
+def write_report(run_dir: Path) -> Path | None:
+    """RUN/report.html, or None and a warning: a report must not fail the run it tells of."""
     file = run_dir / REPORT_FILE
     try:
         write_page([read_run(run_dir)], file)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        tell(f"{file} is not written: {reason}")
+        LOG.warning(f"{file} is not written: {reason}")
         return None
     return file

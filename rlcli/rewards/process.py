@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import re
@@ -19,6 +20,9 @@ from typing import Any
 
 from rlcli.errors import RewardError
 from rlcli.rewards.protocol import READY, STARTED, UNSAFE
+
+LOG = logging.getLogger(__name__)
+
 
 START_LIMIT_S = 120.0
 """Seconds to import a reward: its clock has not started yet, but it may hang here as well."""
@@ -174,6 +178,7 @@ def start_worker(
             start_new_session=True,
         )
     theirs.close()
+    LOG.debug("process %d started: %s", process.pid, " ".join((module, *words)))
     return process, connection
 
 

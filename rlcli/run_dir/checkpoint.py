@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from rlcli.system.disk import DiskBudget, folder_bytes
+
+LOG = logging.getLogger(__name__)
+
 
 MANIFEST = "manifest.json"
 SHARES_INDEX = "shares.json"
@@ -201,7 +206,7 @@ class CheckpointFolder:
 
     def write(self, save: Save) -> Saved:
         """Write a complete checkpoint and remove old ones; after an error, leave nothing of it."""
-        scratch = self.scratch(save.step)
+        scratch, begun = self.scratch(save.step), time.monotonic()
         notes: list[str] = []
         try:
             notes += self.make_room(save.scores, share=1.0)
@@ -215,6 +220,8 @@ class CheckpointFolder:
             is_known = isinstance(error, OSError)
             save_error = error if is_known else OSError(f"{type(error).__name__}: {error}")
             return Saved(step=save.step, notes=notes, error=save_error)
+        seconds = time.monotonic() - begun
+        LOG.debug("checkpoint of step %d written in %.2f s", save.step, seconds)
         return Saved(step=save.step, notes=notes)
 
     def _prune(self, scores: Scores) -> list[str]:

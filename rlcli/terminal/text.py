@@ -70,11 +70,11 @@ def progress_line(say: Callable[[str], str] = str) -> Callable[[str], None]:
     is_terminal = sys.stderr.isatty()
     last_s = [float("-inf")]
 
-    def tell(text: str) -> None:
+    def show(text: str) -> None:
         if is_terminal:
             print(f"\r\x1b[K{say(text)[: WIDTH - 1]}", end="", file=sys.stderr, flush=True)
         elif text and time.monotonic() - last_s[0] >= PLAIN_EVERY_S:
             last_s[0] = time.monotonic()
             print(say(text), file=sys.stderr, flush=True)
 
-    return tell
+    return show

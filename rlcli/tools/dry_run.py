@@ -92,9 +92,9 @@ def survey(resolved: Resolved, env: Mapping[str, str], *, is_rank: bool = False)
         num_processes = num_local(resolved.config, count_gpus(resolved.config.train.device, env))
         try:
             notes = launch_notes(resolved, env, num_processes=num_processes)
-            resolved = resolved.tell(*notes)
+            resolved = resolved.with_notes(*notes)
         except LaunchError as error:
-            resolved = resolved.tell(_warning("training would refuse", error))
+            resolved = resolved.with_notes(_warning("training would refuse", error))
     try:
         found = summarize_plan(make_plan(resolved, is_dry=True))
     except MissingResourceError:
@@ -160,7 +160,7 @@ def prepare(resolved: Resolved, env: Mapping[str, str], *, is_rank: bool) -> tup
     is_rank: a launcher has started the processes. Raises: UsageError.
     """
     if not is_rank:
-        resolved = resolved.tell(*launch_notes(resolved, env, num_processes=1))
+        resolved = resolved.with_notes(*launch_notes(resolved, env, num_processes=1))
     plan = make_plan(resolved)
     return plan, banner_lines(summarize_plan(plan))
 

@@ -74,7 +74,7 @@ class PolicyServer:
     def __init__(self, request: Request) -> None:
         plan = plan_policy(request, Path.cwd())
         self.notes = plan.notes
-        self._sampler = build_policy(plan, self.notes.append)
+        self._sampler = build_policy(plan)
         unlimited = {"env.max_turns": UNLIMITED, "env.max_reply_tokens": UNLIMITED}
         config = with_values(plan.config, unlimited)
         self._texts, self._limits = chat_texts(config, self._sampler), row_limits(config)

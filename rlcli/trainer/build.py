@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlcli.data.prompts import PromptStream
-from rlcli.distributed.lines import speaker
 from rlcli.distributed.rank_env import LOOPBACK
 from rlcli.envs.run import episode_sampler, episode_scorer
 from rlcli.errors import (
@@ -131,13 +130,9 @@ def _build_run(
     from rlcli.trainer.run import Run
 
     config, ranks = plan.config, ranks or ALONE
-    later: list[str] = []
-    tell: Callable[[str], None] = later.append
     torch.manual_seed(config.run.seed)
     algorithm = Algorithm(config, corrects_sampler=config.algorithm.corrects_sampler)
-    engine, sampler, model_notes = build_models(
-        plan, algorithm, ranks, run_dir.path, tell=lambda text: tell(text)
-    )
+    engine, sampler, model_notes = build_models(plan, algorithm, ranks, run_dir.path)
     if plan.environment is not None and plan.dialogue is not None:
         log = run_dir.path / "env.log"
         assert isinstance(sampler, NativeSampler)  # preflight lets no other in
@@ -146,12 +141,10 @@ def _build_run(
         monitor, tracker_notes = _monitor(
             plan, run_dir, stop or StopRequest(), quiet=quiet, num_ranks=ranks.size
         )
-        for note in [*notes, *model_notes, *tracker_notes, *later]:
+        for note in [*notes, *model_notes, *tracker_notes]:
             monitor.note(note)
-        tell = monitor.note
     else:
         monitor = NullMonitor()
-        tell = speaker(config.run.lang)
     return Run(
         config=config,
         num_steps=plan.num_steps,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -63,11 +62,10 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 
 def build_models(
-    plan: Plan, algorithm: Algorithm, ranks: Ranks, run_dir: Path, *, tell: Callable[[str], None]
+    plan: Plan, algorithm: Algorithm, ranks: Ranks, run_dir: Path
 ) -> tuple[TorchEngine, Sampler, list[str]]:
     """(engine, sampler, notes). Trained weights are float32; bfloat16 is how they compute.
 
-    tell: what happens to the sampler later.
     DeepSpeed and FSDP compute in bfloat16 weights, of which they keep float32 ones in shares.
     """
     import torch
@@ -117,7 +115,7 @@ def build_models(
             if lm is not None:
                 lm.run(partial(check_passes, lm, samples=False))
     if sampled is None:
-        return engine, build_vllm(plan, engine, compute, servers, tell=tell), policy.notes
+        return engine, build_vllm(plan, engine, compute, servers), policy.notes
     sampler = make_sampler(
         sampled,
         plan.tokenizer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +80,10 @@ def build_vllm(
     engine: TorchEngine,
     dtype: torch.dtype,
     servers: Sequence[Replica],
-    *,
-    tell: Callable[[str], None],
 ) -> Sampler:
     """vLLM, in this process or served, held against the trainer after each new weights.
 
-    servers: what `find_servers` found. tell: that one, or the engine, was started again.
+    servers: what `find_servers` found.
     """
     from rlcli.rollout.vllm.local_sampler import VllmSampler
     from rlcli.rollout.weight_sync_check import VerifiedSampler
@@ -95,7 +93,6 @@ def build_vllm(
         "eos_token_ids": end_tokens(plan.tokenizer, plan.model_config, plan.model_dir)[0],
         "lora_alpha": config.lora.alpha,
         "weights": engine.weights if engine.ranks.size == 1 else None,
-        "tell": tell,
     }
     sampler: VllmSampler | ServerSampler
     if config.rollout.engine == "vllm_server":

@@ -6,6 +6,7 @@ gathered numbers, by the same code on every rank.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
@@ -25,6 +26,9 @@ from rlcli.types import Prompt, Reward, Rollout, StepRecord
 
 if TYPE_CHECKING:
     from rlcli.trainer.run import Run
+
+LOG = logging.getLogger(__name__)
+
 
 MAX_UNSCORED_SHARE = 0.2
 HOLD_TRIES = 3
@@ -134,6 +138,7 @@ def _sample(
         greedy_params = replace(params, n=1, temperature=0.0, top_p=1.0, top_k=-1)
         greedy = _submit(run, prompts, greedy_params, seed=seed)
     seconds = time.perf_counter() - started
+    LOG.debug("%d rollouts sampled in %.2f s", len(sampled.rollouts), seconds)
     _add(record, "time/sample_s", seconds)
     return replace(sampled, seconds=seconds), greedy
 

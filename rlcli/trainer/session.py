@@ -38,6 +38,7 @@ from rlcli.run_dir.heartbeat import start_heartbeat
 from rlcli.system.hardware import usable_cores
 from rlcli.system.signals import BY_CTRL_C, INTERRUPTED, StopRequest
 from rlcli.terminal.i18n import translator
+from rlcli.terminal.logs import QUIET, Shown, show_with, to_stderr
 from rlcli.terminal.text import progress_line
 from rlcli.trainer.build import build_run
 from rlcli.trainer.run_plan import Plan, expects_cuda
@@ -101,11 +102,12 @@ def run_rank(
     from rlcli.distributed.agree import agree_on_plan, agree_on_run, write_to_log
     from rlcli.distributed.process_group import gpu_id, own_device, process_group
 
+    show_with(Shown(to_stderr, lang=resolved.config.run.lang, rank=ranks.rank))
     if ranks.world_size == 1:
         return _run_only_rank(ranks, prepare, cwd, quiet=quiet)
-    tell = progress_line(translator(resolved.config.run.lang))
+    progress = progress_line(translator(resolved.config.run.lang))
     is_cuda = expects_cuda(resolved.config)
-    with process_group(ranks, is_cuda=is_cuda, tell=tell) as meeting:
+    with process_group(ranks, is_cuda=is_cuda, progress=progress) as meeting:
         ranks = meeting.ranks
 
         def checked() -> tuple[Plan, Sequence[str], torch.device]:
@@ -193,7 +195,7 @@ def train_together(
     def begin(run: Run) -> None:
         monitor = _monitor_of(run)
         monitor.stop.install()
-        ranks.watch.tell, ranks.watch.stop = monitor.note, monitor.stop
+        ranks.watch.stop = monitor.stop
 
     try:
         outcome = _run(
@@ -381,7 +383,7 @@ def _train(run: Run, path: Path, banner: Sequence[str], *, plan: Plan, cwd: Path
         reason = "" if finished else BY_CTRL_C if by_ctrl_c else "SIGTERM"
         monitor.end("finished" if finished else "preempted", done, resumable=True, reason=reason)
         for line in _closing_lines(run, path, done):
-            monitor.console.line(say(line))
+            monitor.console.line(say(line), level=QUIET)
         if finished:
             return 0
         return INTERRUPTED if by_ctrl_c else run.config.run.preempt_exit_code
@@ -411,10 +413,10 @@ def _train(run: Run, path: Path, banner: Sequence[str], *, plan: Plan, cwd: Path
     finally:
         run.scorer.close()
         run.sampler.close()
-        report = write_report(path, tell=monitor.note)
+        report = write_report(path)
         if report is not None:
-            monitor.console.line(say(f"Report: {report}"))
-        monitor.console.close()
+            monitor.console.line(say(f"Report: {report}"), level=QUIET)
+        monitor.close()
         monitor.stop.ignore()
         sys.stdout.flush()
 

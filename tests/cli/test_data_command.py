@@ -190,6 +190,7 @@ def outcome(*arguments: str) -> tuple[int, str]:
     return int(ended.value.code or 0), out.getvalue()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.one_of(ROWS, VALUES), min_size=1, max_size=4),
@@ -214,6 +215,7 @@ def test_check_says_of_any_rows_which_are_bad_and_never_falls_over(
     text.encode("utf-8")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     content=st.binary(max_size=60),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlcli.cli.main import main
-from rlcli.config.script_import import read_script
+from rlcli.compat.verl.script import read_script
 
 COMMANDS = Path(__file__).resolve().parent.parent / "config" / "guide_commands.txt"
 LINES = [

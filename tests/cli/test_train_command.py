@@ -88,7 +88,10 @@ def test_quickstarts_final_model_loads_in_transformers(quickstart: tuple[Path, A
 
 
 def small(*extra: str) -> list[str]:
-    return ["train", "--preset", "quickstart", "--max_steps", "3", "rollout.val_n=1", *extra]
+    """Three steps of 8 prompts, evaluated on 16 rows."""
+    size = ["--batch_size", "8", "train.mini_batch_prompts=8", "data.val_limit=16"]
+    words = ["--preset", "quickstart", "--max_steps", "3", "rollout.val_n=1", *size]
+    return ["train", *words, *extra]
 
 
 def test_the_same_seed_gives_the_same_metrics_to_the_bit(tmp_path: Path) -> None:
@@ -180,11 +183,13 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
     assert (status["state"], status["step"]) == ("finished", 3)
 
 
-def test_a_second_run_in_the_same_directory_is_turned_away(tmp_path: Path) -> None:
-    assert rlcli(*small("--output_dir", "run"), cwd=tmp_path).returncode == 0
-    again = rlcli(*small("--output_dir", "run"), cwd=tmp_path)
+def test_a_second_run_in_the_same_directory_is_turned_away(quickstart: tuple[Path, Any]) -> None:
+    cwd, _ = quickstart
+    run = (cwd / "outputs" / "checkpoints").resolve().parent
+    step = json.loads((run / "status.json").read_text())["step"]
+    again = rlcli(*small("--output_dir", str(run)), cwd=cwd)
     assert again.returncode == 2
-    assert "holds a run already (finished at step 3)" in again.stderr
+    assert f"holds a run already (finished at step {step})" in again.stderr
     assert "--resume auto" in again.stderr
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from rlcli.cli.main import main
 from rlcli.cli.options import OPTIONS, OWN
-from rlcli.config.verl_keys import FLAG_KEYS
+from rlcli.config.names import FLAG_KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 

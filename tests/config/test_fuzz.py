@@ -55,6 +55,7 @@ def check_case(case: Case, folder: Path) -> None:
         check_message(message, case)
 
 
+@pytest.mark.slow
 @given(case=overrides())
 @settings(STEADY, max_examples=150)
 def test_a_spoilt_command_is_read_or_names_the_argument(case: Case, tmp_path: Path) -> None:

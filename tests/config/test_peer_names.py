@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlcli.cli.main import main
+from rlcli.config.names import FLAG_KEYS, MAPPING_KEYS, OWN_KEYS
 from rlcli.config.peer_names import as_option, peer_names, settings_for, suggestion
-from rlcli.config.verl_keys import FLAG_KEYS, MAPPING_KEYS, OWN_KEYS
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "hints" / "options.jsonl"
 
@@ -86,6 +86,7 @@ def test_a_setting_with_an_option_is_written_as_that() -> None:
     assert FLAG_KEYS["lr"] == "train.lr"
 
 
+@pytest.mark.slow
 def test_the_collected_names_of_other_trainers_lead_to_ours(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

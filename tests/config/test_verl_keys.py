@@ -10,20 +10,20 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from rlcli.config.peer_names import nearest
-from rlcli.config.resolved import Resolved
-from rlcli.config.resolver import resolve
-from rlcli.config.verl_keys import (
+from rlcli.compat.verl.keys import NOT_USED
+from rlcli.config.names import (
+    ALIASES,
     ENV_KEYS,
     FLAG_KEYS,
     MAPPING_KEYS,
-    NOT_USED,
     OWN_KEYS,
     REFUSED,
     RENAMED,
-    VERL_KEYS,
     translate,
 )
+from rlcli.config.peer_names import nearest
+from rlcli.config.resolved import Resolved
+from rlcli.config.resolver import resolve
 from rlcli.errors import ConfigError
 
 TABLE = Path(__file__).with_name("guide_keys.txt")
@@ -132,7 +132,7 @@ def yaml_keys(content: Any, above: str = "") -> set[str]:
 def test_every_alias_leads_to_a_setting() -> None:
     targets = {
         next((group for group in MAPPING_KEYS if key.startswith(f"{group}.")), key)
-        for key in VERL_KEYS.values()
+        for key in ALIASES.values()
     }
     assert targets - OWN_KEYS == {"algorithm.adv_estimator", "custom_reward_function.name"}
     for name in (*ENV_KEYS.values(), *FLAG_KEYS.values()):
@@ -141,7 +141,7 @@ def test_every_alias_leads_to_a_setting() -> None:
 
 def test_what_is_not_used_is_not_a_setting() -> None:
     assert not OWN_KEYS & {*NOT_USED, *REFUSED}
-    assert not set(VERL_KEYS) & {*NOT_USED, *REFUSED}
+    assert not set(ALIASES) & {*NOT_USED, *REFUSED}
 
 
 @pytest.mark.parametrize(

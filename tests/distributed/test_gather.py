@@ -136,7 +136,7 @@ def test_a_loopback_address_is_named_as_the_reason_that_nobody_comes() -> None:
 def test_waiting_is_reported_with_numbers_place_and_seconds() -> None:
     told: list[str] = []
     port = free_port()
-    findings_of(meeting(0, 3, port, 0.1, tell=told.append))
+    findings_of(meeting(0, 3, port, 0.1, progress=told.append))
     assert told[0] == f"waiting for nodes 1, 2 at 127.0.0.1:{port} (0 s)"
 
 
@@ -144,7 +144,7 @@ def test_nobody_listening_is_reported_and_in_the_end_refused() -> None:
     port = free_port()
     told: list[str] = []
     refused = f"connection refused, nothing listens at 127.0.0.1:{port}"
-    found = error_of(meeting(1, 2, port, 0.3, tell=told.append))
+    found = error_of(meeting(1, 2, port, 0.3, progress=told.append))
     assert found.says == f"{refused}; gave up after 0.3 s"
     assert told[0] == f"waiting for node 0 (0 s): {refused}"
 

@@ -158,7 +158,6 @@ def started_by(launcher: str) -> list[Any]:
         command = (PYTHON, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
         return [((*command, *words), {})]
     tables: dict[str, Callable[[int], dict[str, str]]] = {
-        "RANK and WORLD_SIZE": lambda i: here | {"RANK": str(i), "WORLD_SIZE": "2"},
         "SLURM, a task per GPU": lambda i: slurm(i, nodes=1),
         "SLURM, a task per node": lambda i: slurm(i, nodes=2) | here | {"N_GPUS": "1"},
         "OpenMPI": lambda i: {
@@ -200,18 +199,18 @@ def slurm(i: int, *, nodes: int) -> dict[str, str]:
         pytest.param("torchrun, two agents, static", marks=NIGHTLY),
         "torchrun, two agents, c10d",
         "deepspeed",
-        "accelerate",
+        pytest.param("accelerate", marks=NIGHTLY),
         pytest.param("accelerate on a CPU", marks=NIGHTLY),
-        "RANK and WORLD_SIZE",
         "SLURM, a task per GPU",
         pytest.param("SLURM, a task per node", marks=NIGHTLY),
-        "OpenMPI",
+        pytest.param("OpenMPI", marks=NIGHTLY),
         pytest.param("Kubeflow", marks=NIGHTLY),
     ],
 )
 def test_every_launcher_trains_the_model_of_one_process(
     launcher: str, folder: Path, start: Start, runs: dict[int, Path]
 ) -> None:
+    """test_rank_env.py reads the variables of all launchers in every run."""
     for package in ("deepspeed", "accelerate"):
         if launcher.startswith(package) and find_spec(package) is None:
             pytest.skip(f"needs {package}")
@@ -221,6 +220,11 @@ def test_every_launcher_trains_the_model_of_one_process(
     assert "Traceback" not in "".join(text for _, text in ends)
     num_ranks = 1 if launcher == "accelerate on a CPU" else 2
     assert (folder / "run" / "rank_1.log").exists() == (num_ranks == 2)
+
+
+def test_ranks_that_only_variables_tell_apart_train_it_too(runs: dict[int, Path]) -> None:
+    check_one_model(runs[2], runs[1])
+    assert (runs[2] / "rank_1.log").exists()
 
 
 def test_ranks_meet_where_ray_train_already_listens(
@@ -291,8 +295,8 @@ def test_ranks_end_with_a_killed_torchrun_and_the_run_can_be_resumed(
     ranks = ranks_of(launcher).values()
     launcher.kill()
     wait_until(lambda: not any(is_running(rank) for rank in ranks), 5.0)
-    ((code, said),) = ends_of(start(standalone("--resume", "auto")))
-    assert code == 0, said
+    ends = ends_of(start(*plain(free_port(), "--resume", "auto")))
+    assert [code for code, _ in ends] == [0, 0], ends
     check_same_bits(folder / "run", runs[2])
 
 
@@ -300,24 +304,34 @@ def is_running(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=NIGHTLY)])
 def test_sigterm_through_torchrun_saves_before_it_ends(
-    folder: Path, start: Start, runs: dict[int, Path]
+    goes_on: bool, folder: Path, start: Start, runs: dict[int, Path]
 ) -> None:
+    """test_killed_ranks.py resumes runs of several ranks in every run of the tests."""
     (launcher,) = start(standalone())
     await_step(folder / "run", 2)
     launcher.send_signal(signal.SIGTERM)
     ends_of([launcher])
     status = json.loads((folder / "run" / "status.json").read_text())
     assert (status["state"], status["resumable"]) == ("preempted", True)
-    ((code, said),) = ends_of(start(standalone("--resume", "auto")))
-    assert code == 0, said
-    check_same_bits(folder / "run", runs[2])
+    assert (folder / "run" / "checkpoints" / f"step_{status['step']}").is_dir()
+    if goes_on:
+        ((code, said),) = ends_of(start(standalone("--resume", "auto")))
+        assert code == 0, said
+        check_same_bits(folder / "run", runs[2])
 
 
-def test_another_setting_or_other_data_is_named_by_rank(folder: Path, start: Start) -> None:
+def test_another_setting_is_named_by_rank(folder: Path, start: Start) -> None:
     ends = ends_of(start(*plain(free_port(), first=("--lr", "2e-4"))))
     assert [code for code, _ in ends] == [2, 2], ends
     assert "train.lr: 0.0002 on rank 0; 0.0001 on rank 1" in ends[0][1]
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.nightly
+def test_other_data_is_named(folder: Path, start: Start) -> None:
+    """test_facts.py tells data apart in every run."""
     rows = '{"prompt": "1 + 1", "ground_truth": "2", "data_source": "sums"}\n'
     for name, text in (("a.jsonl", rows * 8), ("b.jsonl", rows.replace("1 + 1", "2 + 0") * 8)):
         (folder / name).write_text(text)

@@ -37,7 +37,7 @@ def tell(text):
 
 while me.rank and not told.exists():
     time.sleep(0.01)
-with process_group(me, is_cuda=False, tell=tell) as meeting:
+with process_group(me, is_cuda=False, progress=tell) as meeting:
     ranks = LiveRanks(me, meeting.store, run_dir)
     for length in (0, 1, 200, 241, 300, {BIG}):
         value = bytes([me.rank + 1]) * length

@@ -228,9 +228,8 @@ def test_a_judge_that_cannot_be_asked_any_more_pauses_all_ranks(folder: Path) ->
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OPENAI_API_KEY", "sk-1")
             tiny_run(folder, "1 paused", words)
-            train_on(2, folder, {"2 paused": [*words, "train.max_steps=2"]})
-            calls_left[0] = 4  # the first is the probe
-            ends = run_ranks(2, command_of(folder, {"2 paused": [*words, "run.resume=auto"]}))
+            calls_left[0] = 25  # the first is the probe, and a step has 9
+            ends = run_ranks(2, command_of(folder, {"2 paused": words}))
             assert [code for code, _ in ends] == [75, 0], ends
             calls_left[0] = 10_000
             tiny_run(folder, "2 paused", [*words, "run.resume=auto"])

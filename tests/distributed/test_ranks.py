@@ -38,6 +38,19 @@ FSDP_NIGHTLY = [
     *(f"{name}-fsdp" for name in ("rloo", "reinforce", "ties", "kl_cov", "clip_cov", "kl_abs")),
     *("checkpointed-fsdp", "lora-rows-fsdp-cpu", "ppo-rows-fsdp"),
 ]
+WENT_ON_FSDP = [
+    *("ppo-fsdp@save", "lora-fsdp@save", "ppo-fsdp@load:ppo-fsdp", "lora-fsdp@load:lora-fsdp"),
+    *("ppo@load:ppo-fsdp", "ppo-fsdp@load:ppo"),
+]
+WENT_ON_BOTH = ["ppo-zero3@load:ppo-fsdp", "ppo-zero1@save", "ppo-fsdp@load:ppo-zero1"]
+WENT_ON_SHARDED = [
+    *(f"{name}@{mode}" for name in ("ppo-zero2", "ppo-zero3", "lora-zero3")
+      for mode in ("save", f"load:{name}")),
+    *("ppo@load:ppo", "ppo-zero1@load:ppo", "ppo-zero3@load:ppo-zero2", "lora-zero2@load:lora"),
+]  # fmt: skip
+"""Each after the state that it loads; one process saves `ppo` and `lora`."""
+HAS_DEEPSPEED = find_spec("deepspeed") is not None
+NEEDS_DEEPSPEED = pytest.mark.skipif(not HAS_DEEPSPEED, reason="needs deepspeed")
 Found = dict[str, dict[str, torch.Tensor]]
 UNEQUAL = ("batch/samples", "batch/tokens")
 """Of rank 0's first micro-batch."""
@@ -54,6 +67,19 @@ def alone(tiny_model: Path) -> Found:
     return {}
 
 
+@pytest.fixture(scope="module")
+def two_ranks(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave that take the cases of all tests, in one start."""
+    out = tmp_path_factory.mktemp("two")
+    for name in ("ppo", "lora"):
+        train(tiny_model, settings(name), ALONE, save=out / name)
+    cases = [*PLAIN, *FSDP, *WENT_ON_FSDP]
+    if HAS_DEEPSPEED:
+        cases += [*SHARDED, *WENT_ON_BOTH, *WENT_ON_SHARDED]
+    run_cases(2, tiny_model, out, [*dict.fromkeys(cases)])
+    return out
+
+
 def run_and_compare(size: int, model: Path, out: Path, cases: list[str], alone: Found) -> None:
     run_cases(size, model, out, cases)
     for case in cases:
@@ -64,11 +90,15 @@ def without_engine(case: str) -> str:
     return case.partition("@")[0].partition("-zero")[0].partition("-fsdp")[0]
 
 
-def compare(case: str, out: Path, model: Path, alone: Found) -> None:
-    plain = without_engine(case)
+def expected_of(plain: str, model: Path, alone: Found) -> dict[str, torch.Tensor]:
     if plain not in alone:
         alone[plain] = train(model, settings(plain), ALONE)
-    check(load_file(out / f"{case.replace(':', '-')}.safetensors"), alone[plain], case)
+    return alone[plain]
+
+
+def compare(case: str, out: Path, model: Path, alone: Found) -> None:
+    expected = expected_of(without_engine(case), model, alone)
+    check(load_file(out / f"{case.replace(':', '-')}.safetensors"), expected, case)
 
 
 def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], case: str) -> None:
@@ -88,52 +118,71 @@ def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], cas
             )
 
 
-@pytest.mark.parametrize(("size", "cases"), [(2, PLAIN), (4, ["ppo", "grpo-rows", "small"])])
-def test_the_torch_engine_gives_the_same_on_any_number_of_ranks(
-    size: int, cases: list[str], tiny_model: Path, tmp_path: Path, alone: Found
+@pytest.mark.parametrize("case", PLAIN)
+def test_two_ranks_give_what_one_gives(
+    case: str, two_ranks: Path, tiny_model: Path, alone: Found
 ) -> None:
-    run_and_compare(size, tiny_model, tmp_path, cases, alone)
+    compare(case, two_ranks, tiny_model, alone)
+
+
+@pytest.mark.parametrize("case", FSDP)
+def test_fsdp_gives_what_one_process_gives(
+    case: str, two_ranks: Path, tiny_model: Path, alone: Found
+) -> None:
+    compare(case, two_ranks, tiny_model, alone)
+
+
+@NEEDS_DEEPSPEED
+@pytest.mark.parametrize("case", SHARDED)
+def test_every_stage_of_deepspeed_gives_what_one_process_gives(
+    case: str, two_ranks: Path, tiny_model: Path, alone: Found
+) -> None:
+    compare(case, two_ranks, tiny_model, alone)
 
 
 @pytest.mark.parametrize(
     ("size", "cases"),
     [
-        (1, ["ppo-fsdp"]),
-        (2, FSDP),
-        pytest.param(2, FSDP_NIGHTLY, marks=pytest.mark.nightly),
-        pytest.param(3, ["ppo-fsdp", "lora-fsdp-cpu"], marks=pytest.mark.nightly),
-        pytest.param(4, ["grpo-rows-fsdp", "ppo-fsdp"], marks=pytest.mark.nightly),
+        (1, ["ppo-fsdp", "ppo-zero2", "lora-zero3"]),
+        (3, ["ppo", "grpo-rows", "small"]),
+        *(
+            pytest.param(size, cases, marks=pytest.mark.nightly)
+            for size, cases in (
+                (4, ["ppo", "grpo-rows", "small"]),
+                (2, FSDP_NIGHTLY),
+                (3, ["ppo-fsdp", "lora-fsdp-cpu"]),
+                (4, ["grpo-rows-fsdp", "ppo-fsdp"]),
+                (2, SHARDED_NIGHTLY),
+                (4, ["small-zero3", "ppo-zero2"]),
+            )
+        ),
     ],
 )
-def test_fsdp_gives_the_same_on_any_number_of_ranks(
+def test_any_number_of_ranks_gives_the_same(
     size: int, cases: list[str], tiny_model: Path, tmp_path: Path, alone: Found
 ) -> None:
+    """On three ranks the shares are unequal."""
+    cases = [case for case in cases if HAS_DEEPSPEED or "-zero" not in case]
+    if not cases:
+        pytest.skip("needs deepspeed")
     run_and_compare(size, tiny_model, tmp_path, cases, alone)
 
 
 def test_shares_go_on_under_other_ranks_and_engines(
-    tiny_model: Path, tmp_path: Path, alone: Found
+    two_ranks: Path, tiny_model: Path, alone: Found
 ) -> None:
-    train(tiny_model, settings("ppo"), ALONE, save=tmp_path / "ppo")
-    states = ["ppo-fsdp@save", "lora-fsdp@save"]
-    to_the_bit = ["ppo-fsdp@load:ppo-fsdp", "lora-fsdp@load:lora-fsdp"]
-    others = ["ppo@load:ppo-fsdp", "ppo-fsdp@load:ppo"]
-    if find_spec("deepspeed") is not None:
-        others += ["ppo-zero3@load:ppo-fsdp", "ppo-zero1@save", "ppo-fsdp@load:ppo-zero1"]
-    run_cases(2, tiny_model, tmp_path, [*states, "ppo-fsdp", "lora-fsdp", *to_the_bit, *others])
-    for case in to_the_bit:
-        same_to_the_bit(case, tmp_path)
-    for case in others:
+    for case in ("ppo-fsdp@load:ppo-fsdp", "lora-fsdp@load:lora-fsdp"):
+        same_to_the_bit(case, two_ranks)
+    for case in (*WENT_ON_FSDP, *(WENT_ON_BOTH if HAS_DEEPSPEED else ())):
         if "@load" in case:
-            compare(case, tmp_path, tiny_model, alone)
-    assert len([*(tmp_path / "ppo-fsdp").glob("share-*.safetensors")]) == 2
-    assert not (tmp_path / "ppo-fsdp" / "policy.safetensors").exists()
+            compare(case, two_ranks, tiny_model, alone)
+    assert len([*(two_ranks / "ppo-fsdp").glob("share-*.safetensors")]) == 2
+    assert not (two_ranks / "ppo-fsdp" / "policy.safetensors").exists()
+    found = train(tiny_model, settings("lora"), ALONE, load=two_ranks / "lora-fsdp")
+    check(found, expected_of("lora", tiny_model, alone), "torch after lora-fsdp")
     # on three ranks the rows of a tensor of 32 are 11, 11 and 10
-    run_cases(3, tiny_model, tmp_path, ["ppo-fsdp@load:ppo-fsdp"])
-    compare("ppo-fsdp@load:ppo-fsdp", tmp_path, tiny_model, alone)
-    found = train(tiny_model, settings("lora"), ALONE, load=tmp_path / "lora-fsdp")
-    alone.setdefault("lora", train(tiny_model, settings("lora"), ALONE))
-    check(found, alone["lora"], "torch after lora-fsdp")
+    run_cases(3, tiny_model, two_ranks, ["ppo-fsdp@load:ppo-fsdp"])
+    compare("ppo-fsdp@load:ppo-fsdp", two_ranks, tiny_model, alone)
 
 
 def same_to_the_bit(case: str, out: Path) -> None:
@@ -143,48 +192,20 @@ def same_to_the_bit(case: str, out: Path) -> None:
         assert torch.equal(value, expected[name]), f"{case} {name}"
 
 
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
-@pytest.mark.parametrize(
-    ("size", "cases"),
-    [
-        (1, ["ppo-zero2", "lora-zero3"]),
-        (2, SHARDED),
-        pytest.param(2, SHARDED_NIGHTLY, marks=pytest.mark.nightly),
-        pytest.param(4, ["small-zero3", "ppo-zero2"], marks=pytest.mark.nightly),
-    ],
-)
-def test_deepspeed_gives_the_same_in_every_stage(
-    size: int, cases: list[str], tiny_model: Path, tmp_path: Path, alone: Found
-) -> None:
-    run_and_compare(size, tiny_model, tmp_path, cases, alone)
-
-
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+@NEEDS_DEEPSPEED
 def test_a_state_goes_on_under_other_ranks_and_stages(
-    tiny_model: Path, tmp_path: Path, alone: Found
+    two_ranks: Path, tiny_model: Path, alone: Found
 ) -> None:
-    for name in ("ppo", "lora"):
-        train(tiny_model, settings(name), ALONE, save=tmp_path / name)
-    states = ["ppo-zero2@save", "ppo-zero3@save", "lora-zero3@save"]
-    to_the_bit = [f"{name}@load:{name}" for name in ("ppo-zero2", "ppo-zero3", "lora-zero3")]
-    whole = [name.partition("@")[0] for name in states]
-    others = [
-        "ppo@load:ppo",
-        "ppo-zero1@load:ppo",
-        "ppo-zero3@load:ppo-zero2",
-        "lora-zero2@load:lora",
-    ]
-    run_cases(2, tiny_model, tmp_path, [*states, *whole, *to_the_bit, *others])
-    for case in others:
-        compare(case, tmp_path, tiny_model, alone)
-    for case in to_the_bit:
-        same_to_the_bit(case, tmp_path)
-    for name in whole:
+    for case in WENT_ON_SHARDED:
+        name, _, mode = case.partition("@")
+        if mode == f"load:{name}" and name != "ppo":  # one process saved that
+            same_to_the_bit(case, two_ranks)
+        elif mode != "save":
+            compare(case, two_ranks, tiny_model, alone)
+    for name in ("ppo-zero2", "ppo-zero3", "lora-zero3"):
         plain = name.partition("-zero")[0]
-        found = train(tiny_model, settings(plain), ALONE, load=tmp_path / name)
-        if plain not in alone:
-            alone[plain] = train(tiny_model, settings(plain), ALONE)
-        check(found, alone[plain], f"{plain} after {name}")
+        found = train(tiny_model, settings(plain), ALONE, load=two_ranks / name)
+        check(found, expected_of(plain, tiny_model, alone), f"{plain} after {name}")
 
 
 def test_the_final_model_of_every_engine_is_the_torch_engines(tmp_path: Path) -> None:
@@ -195,7 +216,7 @@ def test_the_final_model_of_every_engine_is_the_torch_engines(tmp_path: Path) ->
         train(model, settings(name), ALONE, save=state)
         save_final(model, settings(name), tmp_path / name, ALONE, state=state)
         engines = ["fsdp"]
-        if find_spec("deepspeed") is not None:
+        if HAS_DEEPSPEED:
             engines += ["zero1", "zero3-released"]
         cases += [f"{name}-{engine}@final:{state.name}" for engine in engines]
     run_cases(2, model, tmp_path, cases)
@@ -234,7 +255,7 @@ def test_shares_of_bfloat16_gradients_are_added_up_in_float32(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     cases = ["cut-fsdp@half"]
-    if find_spec("deepspeed") is not None:
+    if HAS_DEEPSPEED:
         cases += ["cut-zero2@half", "cut-zero3-released@half"]
     expected = gradient_of_bfloat16(tiny_model, settings("cut"))
     run_cases(2, tiny_model, tmp_path, cases)
@@ -246,7 +267,7 @@ def test_shares_of_bfloat16_gradients_are_added_up_in_float32(
         assert share < 0.004, case  # in bfloat16 it is 0.008
 
 
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+@NEEDS_DEEPSPEED
 def test_deepspeed_takes_the_device_of_the_run_though_there_is_a_gpu() -> None:
     script = (
         "import torch\n"

@@ -16,7 +16,7 @@ from rlcli.system.signals import StopRequest
 from rlcli.distributed.rank_env import read_rank
 
 me, number = read_rank(os.environ), int(sys.argv[1])
-with process_group(me, is_cuda=False, tell=print) as meeting:
+with process_group(me, is_cuda=False, progress=print) as meeting:
     ranks = LiveRanks(me, meeting.store, Path(os.environ["TEST_RUN_DIR"]))
     if me.rank:
         ranks.watch.pass_on_stops()

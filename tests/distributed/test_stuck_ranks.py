@@ -20,6 +20,7 @@ from rlcli.distributed.live_ranks import LiveRanks
 from rlcli.distributed.process_group import process_group
 from rlcli.errors import RankError, RankLostError
 from rlcli.distributed.rank_env import read_rank
+from rlcli.terminal.logs import Shown, show_with
 
 me, run_dir = read_rank(os.environ), Path(os.environ["TEST_RUN_DIR"])
 BEAT_S, FIRST_WARNING_S, PATIENCE_S = 0.1, 1.0, 1.5
@@ -55,7 +56,7 @@ def work(case, part):
 
 def take(cases):
     for case, parts in cases.items():
-        ranks.watch.tell = lambda note, case=case: tell(case, note)
+        show_with(Shown(lambda note, level, case=case: tell(case, note)))
         if case == "stopped" and me.rank == 0:
             threading.Timer(0.2, os.kill, (pids[1], signal.SIGSTOP)).start()
         begun = time.monotonic()
@@ -74,7 +75,7 @@ def tell(case, note):
     if "silent" in note and case == "stopped":
         os.kill(pids[1], signal.SIGCONT)
 
-with process_group(me, is_cuda=False, tell=print) as meeting:
+with process_group(me, is_cuda=False, progress=print) as meeting:
     limits = {"first_warning_s": FIRST_WARNING_S, "beat_s": BEAT_S}
     name, *lost = sys.argv[1:]
     if lost:

@@ -86,6 +86,7 @@ def check_exact(lm: CausalLM) -> None:
             torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_model_is_exact_and_ragged_lengths_compile_nothing_anew() -> None:
     lm = prepare(build("Qwen2", {}))

@@ -130,6 +130,7 @@ def test_a_full_block_hides_nothing_and_an_absent_one_shows_nothing(
     assert (count[full] == BLOCK * BLOCK).all()
 
 
+@pytest.mark.slow
 def test_the_compiled_kernel_is_exact_and_compiled_once_for_all_lengths_and_windows() -> None:
     counters.clear()
     with inductor.patch(compile_threads=1), torch.no_grad():

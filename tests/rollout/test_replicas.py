@@ -16,6 +16,7 @@ from rlcli.rollout.vllm.client import address_of
 from rlcli.rollout.vllm.engine import VllmSettings
 from rlcli.rollout.vllm.replica import Replica
 from rlcli.rollout.vllm.server_sampler import ServerSampler
+from rlcli.terminal.logs import collected
 from rlcli.types import Prompt
 
 PARAMS = SamplingParams(n=3, max_tokens=4)
@@ -83,17 +84,17 @@ def test_the_other_server_does_the_work_of_one_that_died_from_the_same_seeds(
         max_num_seqs=8,
         temperature=1.0,
     )
-    told: list[str] = []
 
     def sample(urls: list[str]) -> list[tuple[int, ...]]:
         replicas = [Replica(address_of(url), settings) for url in urls]
-        sampler = ServerSampler(replicas, Words(), eos_token_ids=(2,), tell=told.append)
+        sampler = ServerSampler(replicas, Words(), eos_token_ids=(2,))
         return [rollout.token_ids for rollout in sampler.generate(PROMPTS, PARAMS, seed=1)]
 
-    alone = sample(urls[:1])
-    assert len(set(alone)) > 6
-    assert told == []
-    assert sample(urls) == alone
+    with collected(prints=False) as told:
+        alone = sample(urls[:1])
+        assert len(set(alone)) > 6
+        assert told == []
+        assert sample(urls) == alone
     assert told == [
         f"the vLLM server at {urls[1]} died: it said nothing; the others do its work until the "
         "next update."

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 from checkpoint_parts import Counter, checkpoints, make_run
 
+from rlcli.algos.kl import AdaptiveKL
+from rlcli.data.prompts import PromptStream
 from rlcli.errors import CheckpointError, TrainingError
 from rlcli.run_dir.checkpoint import damage, seal
+from rlcli.types import Prompt
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,6 +48,25 @@ def test_a_step_can_be_asked_for_and_later_ones_are_set_aside(tmp_path: Path) ->
     assert (tmp_path / "aside_step_3").is_dir()
     with pytest.raises(CheckpointError, match="no checkpoint of step 7; it has: 2"):
         checkpoints(tmp_path, resume=7).restore(run)
+
+
+def test_the_kl_coefficient_and_the_place_among_the_prompts_come_back(tmp_path: Path) -> None:
+    prompts = [Prompt(id=str(i), messages=(), token_ids=(i,)) for i in range(9)]
+
+    def parts() -> Any:
+        run, _ = make_run()
+        run.algorithm.kl = AdaptiveKL(0.1, target=0.1, horizon=10)
+        run.prompts = PromptStream(prompts, seed=3, shuffle=True)
+        return run
+
+    run = parts()
+    run.algorithm.kl.update(1.0, 5)  # too high: 0.1 * (1 + 0.2 * 5 / 10)
+    run.prompts.next(4)
+    checkpoints(tmp_path).save(1, run)
+    resumed = parts()
+    checkpoints(tmp_path).restore(resumed)
+    assert resumed.algorithm.kl.coef == run.algorithm.kl.coef == pytest.approx(0.11)
+    assert resumed.prompts.next(5) == run.prompts.next(5)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -213,8 +235,11 @@ def check(results: list[dict[str, Any]], count: int, code: int) -> None:
     assert sum(result["exits"][0] == code for result in results) >= count // 2
 
 
-def test_a_run_killed_inside_the_protocol_ends_bit_equal(tiny_model: Path, tmp_path: Path) -> None:
-    check(crash("protocol", tiny_model, tmp_path, 5), 5, 9)
+@pytest.mark.parametrize("count", [3, pytest.param(12, marks=pytest.mark.nightly)])
+def test_a_run_killed_inside_the_protocol_ends_bit_equal(
+    count: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    check(crash("protocol", tiny_model, tmp_path, count), count, 9)
 
 
 def test_a_run_killed_while_it_writes_beside_training_ends_bit_equal(
@@ -225,10 +250,6 @@ def test_a_run_killed_while_it_writes_beside_training_ends_bit_equal(
     assert [result["exits"][0] for result in results] == [9] * 5
 
 
-def test_a_run_killed_anywhere_ends_bit_equal(tiny_model: Path, tmp_path: Path) -> None:
-    check(crash("random", tiny_model, tmp_path, 5), 5, -9)
-
-
-@pytest.mark.nightly
-def test_fifty_kills(tiny_model: Path, tmp_path: Path) -> None:
-    check(crash("random", tiny_model, tmp_path, 50), 50, -9)
+@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.nightly)])
+def test_a_run_killed_anywhere_ends_bit_equal(count: int, tiny_model: Path, tmp_path: Path) -> None:
+    check(crash("random", tiny_model, tmp_path, count), count, -9)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from guide_texts import CONFIGS, commands
 from hypothesis import strategies as st
 
+from rlcli.compat.verl.keys import NOT_USED
+from rlcli.config.names import ALIASES, ENV_KEYS, FLAG_KEYS, SHORT_FORMS
 from rlcli.config.schema import defaults
-from rlcli.config.verl_keys import ENV_KEYS, FLAG_KEYS, NOT_USED, SHORT_FORMS, VERL_KEYS
 
-KEYS = sorted({*defaults(), *VERL_KEYS, *NOT_USED, *SHORT_FORMS})
+KEYS = sorted({*defaults(), *ALIASES, *NOT_USED, *SHORT_FORMS})
 FILES = [
     *CONFIGS.values(),
     "algorithm:\n  adv_estimator: rloo  # comment\n  kl_ctrl.kl_coef: 0.001\n",

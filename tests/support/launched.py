@@ -25,6 +25,7 @@ from rlcli.launcher.record import held
 from rlcli.launcher.rendezvous import open_store
 from rlcli.run_dir.checkpoint import Resume
 from rlcli.run_dir.folder import RunDir
+from rlcli.terminal.logs import LOGGER, Shown, show_with
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = """
@@ -115,9 +116,14 @@ class Lead:
             for name, text in (inherited() | {"TEST_RUN_DIR": str(self.run_dir)}).items():
                 patch.setenv(name, text)
             store = open_store(job, lambda text: None)
-            agent = Agent(job, *store, run=run, tell=self.told.append)
-            with held(RunDir(self.run_dir), resumes=True):
-                agent.run()
+            agent = Agent(job, *store, run=run)
+            shown = Shown(lambda text, level: self.told.append(text))
+            show_with(shown)
+            try:
+                with held(RunDir(self.run_dir), resumes=True):
+                    agent.run()
+            finally:
+                LOGGER.removeHandler(shown)
         return agent.code
 
     def pid(self, rank: int, relaunches: int = 0) -> int:

@@ -44,7 +44,7 @@ def train_all() -> None:
     folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     ranks = read_rank(os.environ)
     assert ranks is not None
-    with process_group(ranks, is_cuda=False, tell=print) as meeting:
+    with process_group(ranks, is_cuda=False, progress=print) as meeting:
         for name, overrides in cases.items():
             given = [f"run.output_dir={folder / name}", *overrides]
             resolved = resolve(flags={}, files=[], overrides=given, env={}, cwd=folder)

@@ -15,7 +15,7 @@ PACKAGE = Path(errors.__file__).resolve().parent
 PROSE = re.compile(r"(?<![\w.=/*-])[A-Za-z][a-z]{2,}(?=[,:;]? )|(?<= )[a-z]{2,}(?![\w=/*-])")
 """Two words in a row: names of settings, formats and paths are not prose."""
 
-TELLING = ("note", "tell", "adjust")
+TELLING = ("note", "with_notes", "adjust", "info", "warning")
 """Methods that take what the user is to be told."""
 PRINTING = ("cli", "report")
 """Folders that mostly write facts."""
@@ -81,8 +81,10 @@ class Strings(ast.NodeVisitor):
                 self.visit(part.value)
 
     def visit_Call(self, node: ast.Call) -> None:
-        """`"...{name}...".format(name=...)` is a template as it stands."""
+        """`"...{name}...".format(name=...)` is a template as it stands; DEBUG is for developers."""
         callee = node.func
+        if isinstance(callee, ast.Attribute) and callee.attr == "debug":
+            return
         if isinstance(callee, ast.Attribute) and callee.attr == "format" and is_text(callee.value):
             assert isinstance(callee.value, ast.Constant)
             self.found.append((node.lineno, shape_of(str(callee.value.value))))

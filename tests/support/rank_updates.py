@@ -184,6 +184,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     for case in cases:
+        print(case, flush=True)  # the last one is where an error came
         take(case, Path(model), Path(out), ranks)
     dist.barrier()
     dist.destroy_process_group()

@@ -58,7 +58,7 @@ from rlcli.errors import RlcliError
 from rlcli.distributed.rank_env import read_rank
 meet.MEETING_S = 3.0
 try:
-    with meet.process_group(read_rank(os.environ), is_cuda=False, tell=print):
+    with meet.process_group(read_rank(os.environ), is_cuda=False, progress=print):
         pass
 except RlcliError as error:
     print(f"error: {error}")

@@ -15,6 +15,7 @@ from engine_parts import config, make_engine
 
 from rlcli.engines.torch_engine import TorchEngine
 from rlcli.rollout.base import SamplingParams
+from rlcli.terminal.logs import collected
 from rlcli.types import Prompt, Rollout
 
 EOS = (2, 5)
@@ -63,7 +64,6 @@ def trainer_and_sampler(
 
     save_model(folder, tied=tied)
     settings = config(**changes)
-    told: list[str] = []
     is_half = settings.model.dtype == "bfloat16"
     engine = make_engine(folder, settings, autocast_dtype=torch.bfloat16 if is_half else None)
     if is_half:
@@ -84,11 +84,11 @@ def trainer_and_sampler(
         eos_token_ids=EOS,
         lora_alpha=settings.lora.alpha,
         weights=engine.weights,
-        tell=told.append,
     )
     sampler.load_weights(engine.weights(), version=0)
     try:
-        yield SimpleNamespace(engine=engine, sampler=sampler, config=settings, told=told)
+        with collected(prints=False) as told:
+            yield SimpleNamespace(engine=engine, sampler=sampler, config=settings, told=told)
     finally:
         sampler.close()
 

@@ -134,11 +134,12 @@ def trial(tmp_path: Path, *, trial: Request | None = None, **settings: Any) -> d
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
     resolved = resolve(flags={}, overrides=overrides, files=[], env={})
     plan = plan_trial(resolved, trial or Request(), {})
-    done = run_trial(plan, env={}, tell=lambda _: None, progress=lambda *_: None)
+    done = run_trial(plan, env={}, progress=lambda *_: None)
     report = summarize(plan, done)
     return report | {"verdicts": verdicts(report)}
 
 
+@pytest.mark.slow
 def test_gsm8k_every_true_answer_scores_1_and_no_other_rows_does(
     shared_data: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,14 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlcli.cli.main import main
+from rlcli.engines.export import save_tensors
 from rlcli.run_dir.folder import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = [
     "train", "--preset", "quickstart", "--output_dir", "run", "rollout.val_n=1",
-    "train.prompts_per_step=8", "train.mini_batch_prompts=8",
+    "train.prompts_per_step=8", "train.mini_batch_prompts=8", "data.val_limit=24",
 ]  # fmt: skip
 
 
@@ -363,18 +366,10 @@ def test_resume_auto_without_anything_starts_anew(session: Session) -> None:
 
 
 def test_a_tensor_file_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
-    code = (
-        "import resource, sys, torch\nfrom pathlib import Path\n"
-        "from rlcli.engines.export import save_tensors\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-        "try: save_tensors({'a': torch.zeros(100_000)}, Path(sys.argv[1]))\n"
-        "except OSError as error: print('OSError')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "x.safetensors")],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.stdout == "OSError\n", done.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError):
+            save_tensors({"a": torch.zeros(100_000)}, tmp_path / "x.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

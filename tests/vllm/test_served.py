@@ -43,6 +43,7 @@ from rlcli.rollout.vllm.server_sampler import (
     join_replicas,
     start_replicas,
 )
+from rlcli.terminal.logs import collected
 from rlcli.types import Rollout
 
 pytestmark = pytest.mark.nightly  # test_vllm_runs.py has a served run
@@ -60,7 +61,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Simple
         settings = config(**changes)
         wanted = wanted_of(folder, lora_rank=settings.lora.rank)
         engine = make_engine(folder, settings)
-        made[name] = SimpleNamespace(engine=engine, config=settings, settings=wanted, told=[])
+        made[name] = SimpleNamespace(engine=engine, config=settings, settings=wanted)
 
     def start(pair: SimpleNamespace) -> list[Replica]:
         return start_replicas(pair.settings, [[]], run_dir=pair.settings.model_dir / "run")
@@ -74,7 +75,6 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Simple
             eos_token_ids=EOS,
             lora_alpha=pair.config.lora.alpha,
             weights=pair.engine.weights,
-            tell=pair.told.append,
         )
         pair.sampler.load_weights(pair.engine.weights(), version=0)
     yield made
@@ -191,9 +191,10 @@ def test_a_server_that_dies_or_hangs_is_started_again_once(
             killed.append(engine_of(replica).pid)
             os.kill(killed[-1], signal.SIGKILL)
 
-    rollouts = pair.sampler.generate(prompts(), many, seed=5, on_finish=kill_engine)
+    with collected(prints=False) as messages:
+        rollouts = pair.sampler.generate(prompts(), many, seed=5, on_finish=kill_engine)
     assert replica.deaths == 1
-    (told,) = pair.told
+    (told,) = messages
     assert told.startswith(f"the vLLM server at {replica.address.url} died: ")
     assert told.endswith("; it is started again.")
     assert tokens(rollouts) == tokens(undisturbed)
@@ -246,9 +247,9 @@ def engine_of(replica: Replica) -> psutil.Process:
 def test_a_server_that_died_between_steps_comes_back(pair: SimpleNamespace) -> None:
     (replica,) = pair.sampler.replicas
     replica.server.kill()
-    pair.told.clear()
-    pair.sampler.load_weights(pair.engine.weights(), version=8)
-    assert len(pair.told) == 1
+    with collected(prints=False) as messages:
+        pair.sampler.load_weights(pair.engine.weights(), version=8)
+    assert len(messages) == 1
     assert replica.version() == 8
     check_is_the_trainers(pair, version=8)
 

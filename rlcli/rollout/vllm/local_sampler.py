@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
@@ -19,6 +20,9 @@ from rlcli.rollout.vllm.requests import SampleRequest, answered, wanted
 from rlcli.rollout.vllm.versions import free_memory, let_go, part
 from rlcli.types import Prompt, Rollout
 
+LOG = logging.getLogger(__name__)
+
+
 Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 
 
@@ -30,7 +34,7 @@ class VllmSampler:
     """vLLM in the trainer's process; on a GPU it sleeps while others need the memory.
 
     weights: where a fresh engine finds the current weights after a crash; none where that takes
-    all ranks. tell: that it was started again.
+    all ranks.
     """
 
     is_exact = False
@@ -43,12 +47,11 @@ class VllmSampler:
         eos_token_ids: Sequence[int],
         lora_alpha: float = 0.0,
         weights: Weights | None = None,
-        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.settings, self.tokenizer = settings, tokenizer
         self.eos_token_ids = tuple(eos_token_ids)
         self.lora_alpha = lora_alpha
-        self.weights, self._tell = weights, tell
+        self.weights = weights
         self.version = 0
         self._numbers = count(1)
         self._asleep: set[str] = set()
@@ -191,7 +194,7 @@ class VllmSampler:
         """Start a new engine with the current weights. Raises: SamplerError if it has none."""
         if self.weights is None:
             raise SamplerError(f"vLLM failed: {told}")
-        self._tell(f"vLLM failed: {told}; it is started again, and samples what is missing.")
+        LOG.warning(f"vLLM failed: {told}; it is started again, and samples what is missing.")
         try:
             self.close()
             self._adapter = self._adapter_folder = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -18,6 +19,9 @@ import rlcli
 from rlcli.distributed.rank_env import LOOPBACK, TORCH
 from rlcli.rollout.vllm.client import Address
 from rlcli.rollout.vllm.engine import RECEIVER, VllmSettings, logprobs_mode, room_for
+
+LOG = logging.getLogger(__name__)
+
 
 GUARD = Path(__file__).with_name("guard.py")
 END_LIMIT_S = 4.0
@@ -90,6 +94,7 @@ class Server:
         load += ["--seed", str(self.settings.seed), "--skip-tokenizer-init"]
         address = self.address
         command += served_command(self.settings, host=address.host, port=address.port) + load
+        LOG.debug("starting vLLM: %s", " ".join(map(str, command)))
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._begin = log.tell()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,9 @@ from rlcli.rollout.vllm.requests import SampleRequest, answered, wanted
 from rlcli.rollout.vllm.server import Server
 from rlcli.rollout.vllm.weight_transfer import send
 from rlcli.types import Prompt, Rollout
+
+LOG = logging.getLogger(__name__)
+
 
 MAX_DEATHS = 1
 """Maximum deaths of one server between two updates."""
@@ -92,7 +96,7 @@ class ServerSampler:
 
     weights: where a server finds the current weights when it comes back; none where that takes
     all ranks. sends: whether this rank gives the weights to the servers. meet: returns when all
-    ranks are there. tell: which server is gone, and what follows.
+    ranks are there.
     """
 
     is_exact = False
@@ -107,14 +111,12 @@ class ServerSampler:
         weights: Weights | None = None,
         sends: bool = True,
         meet: Callable[[], object] = lambda: None,
-        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.replicas, self.tokenizer = list(replicas), tokenizer
         self.settings = self.replicas[0].settings
         self.eos_token_ids = tuple(eos_token_ids)
         self.lora_alpha = lora_alpha
         self.weights, self.sends, self.meet = weights, sends, meet
-        self._tell = tell
         self.version = 0
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]], *, version: int) -> None:
@@ -215,7 +217,7 @@ class ServerSampler:
         if replica.deaths > MAX_DEATHS:
             raise SamplerError(f"a vLLM server died twice in one step: {replica.last_words()}")
         if any(not other.is_down for other in self.replicas):
-            self._tell(
+            LOG.warning(
                 f"the vLLM server at {replica.address.url} died: {replica.last_words()}; the "
                 "others do its work until the next update."
             )
@@ -229,12 +231,12 @@ class ServerSampler:
         """Restart a replica, without weights. is_known: its death is already reported."""
         url = replica.address.url
         if replica.server is None:
-            self._tell(f"the vLLM server at {url} is gone; it is waited for.")
+            LOG.warning(f"the vLLM server at {url} is gone; it is waited for.")
         elif is_known:
-            self._tell(f"the vLLM server at {url} is started again.")
+            LOG.warning(f"the vLLM server at {url} is started again.")
         else:
             words = replica.last_words()
-            self._tell(f"the vLLM server at {url} died: {words}; it is started again.")
+            LOG.warning(f"the vLLM server at {url} died: {words}; it is started again.")
         replica.revive()
 
     def _bring_back(self, replica: Replica, weights: Weights) -> None:

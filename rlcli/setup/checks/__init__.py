@@ -44,4 +44,4 @@ def check(resolved: Resolved) -> Resolved:
     resolved = settle_environment(resolved)
     resolved = resolve_sharding(resolve_reward(resolve_async(resolve_address(resolved))))
     resolved = resolve_batches(check_algorithm(resolved))
-    return resolved.tell(*unused_notes(resolved), *advice(resolved))
+    return resolved.with_notes(*unused_notes(resolved), *advice(resolved))

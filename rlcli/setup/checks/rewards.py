@@ -131,7 +131,7 @@ def _settle_function(resolved: Resolved) -> Resolved:
     if is_typed(resolved, FN):  # both on one command line: refused with the rewards
         return resolved
     scorer = JUDGE if config.reward.judge.enabled else MODEL
-    return resolved.tell(
+    return resolved.with_notes(
         f"not used: {FN} ({scorer} gives the score; reward.composite=true mixes both)."
     ).forget([FN])
 
@@ -143,7 +143,7 @@ def _note_panel(resolved: Resolved) -> Resolved:
     entry = ESTIMATORS.get(name)
     if not judge.enabled or not judge.panel or entry is None or entry.needs & {"group", "greedy"}:
         return resolved
-    return resolved.tell(
+    return resolved.with_notes(
         f"reward.judge.panel: {name} compares scores of different prompts, which different judges "
         "give, and one may be stricter than another."
     )

@@ -47,16 +47,16 @@ def _choose(resolved: Resolved, version: str | None, *, is_cuda: bool) -> Resolv
     if not is_cuda:
         return _native(resolved, "the native sampler samples on the CPU")
     if version is None:
-        return resolved.tell(
+        return resolved.with_notes(
             f"{SAMPLER}=auto: the native sampler samples, as vllm is not installed. It is faster "
             f"on a GPU: {INSTALL}."
         )
     if not is_known(version):
-        return resolved.tell(
+        return resolved.with_notes(
             f"{SAMPLER}=auto: the native sampler samples, as vllm {version} is not one of {KNOWN}."
         )
     if misfit := _misfit(resolved):
-        return resolved.tell(f"{SAMPLER}=auto: the native sampler samples, as {misfit[1]}.")
+        return resolved.with_notes(f"{SAMPLER}=auto: the native sampler samples, as {misfit[1]}.")
     note = f"{SAMPLER}=auto: vllm {version} samples, as it is installed and there is a GPU."
     return _correct(resolved.override({SAMPLER: "vllm"}, note=note, origin="this machine"))
 
@@ -66,7 +66,7 @@ def _native(resolved: Resolved, reason: str) -> Resolved:
     asked = [key for key in OF_VLLM if key in resolved.explicit]
     unread = [key for key in asked if not (is_auto and key == SAMPLER)]
     if unread:
-        resolved = resolved.tell(f"not used: {', '.join(unread)} ({reason}).")
+        resolved = resolved.with_notes(f"not used: {', '.join(unread)} ({reason}).")
     return resolved if is_auto else resolved.override({SAMPLER: "native"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import zlib
@@ -29,6 +30,9 @@ from rlcli.trainer.build_engine import compute_dtype, set_up_cpu
 from rlcli.trainer.build_sampler import make_sampler
 from rlcli.types import Reward, Rollout
 
+LOG = logging.getLogger(__name__)
+
+
 Progress = Callable[[str, int, int], None]
 """Called with (phase, responses done, responses in total)."""
 
@@ -47,18 +51,19 @@ def run_evaluation(
     plan: EvalPlan,
     *,
     env: Mapping[str, str],
-    tell: Callable[[str], None],
     progress: Progress,
 ) -> Sampled:
     """n responses per prompt, sampled and scored; the reward first, which is likelier to fail.
 
-    tell: what loading finds. Raises: RewardError, ModelError; Paused when a judge is done with us.
+    What loading finds is logged.
+
+    Raises: RewardError, ModelError; Paused when a judge is done with us.
     """
     reward, lang = plan.config.reward, plan.config.run.lang
     scorer = None
     if plan.environment is None or not plan.environment.facts.scores:
         for note in probe_reward(reward, env=env, lang=lang):
-            tell(note)
+            LOG.info(note)
         scorer = build_scorer(
             reward, env=env, lang=lang, model_dir=plan.reward_dir, device=plan.device
         )
@@ -67,7 +72,7 @@ def run_evaluation(
     try:
         if plan.checkpoint is not None:
             scorer.load_state(kept_scale(plan.checkpoint))
-        native = build_policy(plan, tell)
+        native = build_policy(plan)
         sampler: NativeSampler | EpisodeSampler | AgentSampler = native
         if plan.environment is not None and plan.dialogue is not None:
             sampler = episode_sampler(native, plan.environment, plan.dialogue, plan.config)
@@ -79,8 +84,8 @@ def run_evaluation(
         scorer.close()
 
 
-def build_policy(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler:
-    """The sampler of the planned model. tell: what loading finds."""
+def build_policy(plan: EvalPlan) -> NativeSampler:
+    """The sampler of the planned model."""
     config, device = plan.config, plan.device
     dtype = compute_dtype(config, device)
     if plan.checkpoint is None:
@@ -92,7 +97,7 @@ def build_policy(plan: EvalPlan, tell: Callable[[str], None]) -> NativeSampler:
         policy, adapters = load_policy(config, plan.checkpoint, device=device, dtype=dtype)
     set_up_cpu(device, policy.model.num_parameters())
     for note in policy.notes:
-        tell(note)
+        LOG.info(note)
     # adapters are float32 on weights that need not be
     is_mixed = adapters is not None and dtype is torch.bfloat16
     return make_sampler(

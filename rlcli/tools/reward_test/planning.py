@@ -105,7 +105,7 @@ def _reward_only(resolved: Resolved) -> Resolved:
     """What a run does with the reward's settings; of the others nothing is said."""
     resolved = resolve_reward(resolved)
     own = frozenset(key for key in resolved.explicit if key.startswith("reward."))
-    return resolved.tell(*unused_notes(replace(resolved, explicit=own)))
+    return resolved.with_notes(*unused_notes(replace(resolved, explicit=own)))
 
 
 def _with_workers(resolved: Resolved, count: int) -> Resolved:

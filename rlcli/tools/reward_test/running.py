@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlcli.config.rewards import RewardConfig
@@ -12,6 +13,9 @@ from rlcli.tools.reward_test.feed import Feed, Progress
 from rlcli.tools.reward_test.planning import TrialPlan
 from rlcli.tools.reward_test.rows import Case, OtherAnswers
 from rlcli.types import Reward
+
+LOG = logging.getLogger(__name__)
+
 
 REPEATED = 20
 """Number of responses scored more than once."""
@@ -48,7 +52,6 @@ def run_trial(
     plan: TrialPlan,
     *,
     env: Mapping[str, str],
-    tell: Callable[[str], None],
     progress: Progress,
 ) -> Trial:
     """Score every response. A spent budget or Ctrl-C ends the trial early, with partial results.
@@ -57,7 +60,7 @@ def run_trial(
     """
     reward, lang = plan.config.reward, plan.config.run.lang
     for note in probe_reward(reward, env=env, lang=lang):
-        tell(note)
+        LOG.info(note)
     scorer = build_scorer(reward, env=env, lang=lang, model_dir=plan.reward_dir, device=plan.device)
     begun = time.perf_counter()
     try:

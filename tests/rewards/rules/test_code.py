@@ -248,6 +248,7 @@ def solution(row: dict[str, Any]) -> str:
     return row["extra_info"]["prefix"] + row["extra_info"]["canonical_solution"]
 
 
+@pytest.mark.slow
 def test_every_canonical_solution_of_humaneval_passes(
     humaneval: list[dict[str, Any]], grade: Any
 ) -> None:

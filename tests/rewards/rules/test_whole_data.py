@@ -43,6 +43,7 @@ def score(row: Row, response: str) -> float:
     return float(choose(row.data_source)(row.data_source, response, row.gold))
 
 
+@pytest.mark.slow
 def test_gsm8k_own_answers_score_1_and_others_0(shared_data: Path, tmp_path: Path) -> None:
     rows = read_rows("gsm8k", shared_data, tmp_path)
     assert len(rows) == 8792

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlcli.config.script_import import read_script, script_command, with_script
+from rlcli.compat.verl.script import read_script, script_command, with_script
 from rlcli.errors import ConfigError
 
 COMMENTED = """

@@ -1,0 +1,1 @@
+"""Other trainers: their names, files and scripts, taken as ours."""

@@ -1,0 +1,1 @@
+"""verl: setting names and values, and scripts that start it."""
