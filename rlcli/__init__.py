@@ -6,12 +6,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlcli.api import Evaluation, evaluate, load_run, train
+    from rlcli.api import Evaluation, evaluate, load_run, serve, train
     from rlcli.errors import RlcliError
     from rlcli.report.record import RunRecord
 
 __version__ = "0.1.0"
-__all__ = ["Evaluation", "RlcliError", "RunRecord", "evaluate", "load_run", "train"]
+__all__ = ["Evaluation", "RlcliError", "RunRecord", "evaluate", "load_run", "serve", "train"]
 
 # transformers imports DeepSpeed where that is installed, which then says that there is no GPU
 logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)

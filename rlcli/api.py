@@ -1,4 +1,4 @@
-"""The Python API: `rlcli.train`, `rlcli.evaluate` and `rlcli.load_run`.
+"""The Python API: `rlcli.train`, `rlcli.evaluate`, `rlcli.serve` and `rlcli.load_run`.
 
 Settings have the names, checks and errors of the command line. Nothing here ends the process.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcli.config.request import RunRequest, request_of
 from rlcli.config.resolved import Resolved
@@ -20,7 +21,10 @@ from rlcli.report.record import RunRecord
 from rlcli.run_dir.folder import find_run
 from rlcli.system.signals import BorrowedStop
 
-__all__ = ["Evaluation", "RlcliError", "RunRecord", "evaluate", "load_run", "train"]
+if TYPE_CHECKING:
+    from rlcli.tools.serving import PolicyServer
+
+__all__ = ["Evaluation", "RlcliError", "RunRecord", "evaluate", "load_run", "serve", "train"]
 
 RewardFunction = Callable[..., Any]
 REWARDS = "reward_functions"
@@ -182,6 +186,62 @@ def evaluate(
     return Evaluation(
         summary={**summarize(plan, sampled), "notes": notes}, rollouts=saved_rows(sampled)
     )
+
+
+@contextmanager
+def serve(
+    target: RunRecord | str | Path,
+    *,
+    step: int | None = None,
+    temperature: float = 1.0,
+    max_prompt_tokens: int | None = None,
+    max_response_tokens: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    hub: str | None = None,
+    trust_remote_code: bool | None = None,
+) -> Iterator[PolicyServer]:
+    """A run's policy or a model behind OpenAI's API on 127.0.0.1, until the block ends.
+
+    Calls that come together are sampled together, and recorded token by token.
+
+    Args:
+        target: A run, its directory or name, "latest", a model folder or a hub name.
+        step: Checkpoint of the run; None: the final model, or the newest.
+        temperature: Of all calls; 0 takes the likeliest tokens.
+        max_prompt_tokens: Of the first messages of a conversation; None: the run's, or what fits.
+        max_response_tokens: Of all that follows them; None: the run's, or half of what fits.
+
+    Raises:
+        RlcliError: As on the command line.
+    """
+    from rlcli.tools.evaluation.planning import Request
+    from rlcli.tools.serving import PolicyServer
+
+    given = {
+        "data.max_prompt_tokens": max_prompt_tokens,
+        "data.max_response_tokens": max_response_tokens,
+        "run.seed": seed,
+        "train.device": device,
+        "model.dtype": dtype,
+        "model.hub": hub,
+        "model.trust_remote_code": trust_remote_code,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    checked = request_of(None, given).resolve()
+    server = PolicyServer(
+        Request(
+            target=str(target.path if isinstance(target, RunRecord) else target),
+            temperature=temperature,
+            step=step,
+            settings={key: checked.value(key) for key in given},
+        )
+    )
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 def _counts(given: Mapping[str, Any]) -> tuple[int, ...]:

@@ -73,7 +73,8 @@ class Rollout:
     An episode of several turns is one rollout, `model tokens | environment tokens | model ...`:
     mask is 1 on the tokens that the policy wrote; None: it wrote all. Log-probs of the others
     are 0. text: of the last turn. turns: empty for a single turn without an environment.
-    reward: the environment's; None: the scorer gives it.
+    reward: the environment's; None: the scorer gives it. more: other conversations of the same
+    episode, whose prompts begin with the same token_ids: rows of their own with its reward.
     """
 
     prompt: Prompt
@@ -86,11 +87,13 @@ class Rollout:
     mask: tuple[int, ...] | None = None
     turns: tuple[Turn, ...] = ()
     reward: Reward | None = None
+    more: tuple[Rollout, ...] = ()
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the policy wrote, end tokens included."""
-        return len(self.token_ids) if self.mask is None else sum(self.mask)
+        """Tokens that the policy wrote in the episode, end tokens included."""
+        own = len(self.token_ids) if self.mask is None else sum(self.mask)
+        return own + sum(each.num_tokens for each in self.more)
 
     @property
     def env_failed(self) -> bool:

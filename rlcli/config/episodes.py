@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from rlcli.config.base import Count, Finite, NonNegative, Positive, PositiveFloat, Section
+from rlcli.config.base import (
+    Count,
+    Finite,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+)
 
 
 class EnvConfig(Section):
     """An environment or tools, between the turns of the policy."""
 
     path: str | None = None
-    """Environment: FILE.py:CLASS, reasoning-gym:NAME, textarena:NAME or openenv:URL."""
+    """Environment: FILE.py:CLASS, reasoning-gym:NAME, textarena:NAME, openenv:URL, agent:COMMAND or
+    verifiers:NAME."""
     tools: str | None = None
     """Files of typed functions to call, with commas between; python: runs code in the sandbox."""
     python: str | None = None
@@ -40,6 +49,10 @@ class EnvConfig(Section):
     """Environment processes of each rank."""
     concurrency: Count = 64
     """Episodes of a rank that may be in the environment at once, as threads of its processes."""
+    batch_wait_s: NonNegativeFloat = 1.0
+    """Seconds that calls of agents wait for those of other agents, to be sampled together."""
+    agent_scores: bool = True
+    """Whether agents give the reward: the last line that they print; else --reward scores."""
     tool_format: Literal["auto", "hermes", "xml", "llama", "mistral", "pythonic"] = "auto"
     """How calls are written; auto: as the chat template does (hermes without one)."""
     keep_env: list[str] = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.readers import Row
+from rlcli.envs.agent_run import Agent, agent_sampler, find_agent, is_agent
 from rlcli.envs.episode import EnvFacts
 from rlcli.envs.process import EnvPool, EnvSpec
 from rlcli.envs.tasks import EnvRows, begun_rows, describe_environment, own_rows, spec_of
@@ -19,6 +20,7 @@ from rlcli.terminal.i18n import translator
 from rlcli.terminal.text import progress_line
 
 if TYPE_CHECKING:
+    from rlcli.envs.agent_sampler import AgentSampler
     from rlcli.envs.dialogue import Dialogue
     from rlcli.envs.sampler import EpisodeSampler
     from rlcli.rewards.base import Scorer
@@ -64,8 +66,8 @@ def _progress(config: Config) -> Callable[[str], None]:
     return progress_line(translator(config.run.lang))
 
 
-def find_environment(resolved: Resolved) -> Environment | None:
-    """The environment of a run; None without one.
+def find_environment(resolved: Resolved) -> Environment | Agent | None:
+    """The environment or the agent of a run; None without one.
 
     Raises: ConfigError for a file that is not there or does not load (with file and line), a tool
     without types or docstring, and settings that contradict what the environment has.
@@ -73,8 +75,19 @@ def find_environment(resolved: Resolved) -> Environment | None:
     config = resolved.config
     if not config.env.is_on:
         return None
+    if is_agent(config.env.path):
+        found = find_agent(config)
+        _check_fit(resolved, found.facts)
+        return found
     spec = spec_of(config.env)
     facts = describe_environment(spec)
+    _check_fit(resolved, facts)
+    return Environment(spec=spec, facts=facts)
+
+
+def _check_fit(resolved: Resolved, facts: EnvFacts) -> None:
+    """Raises: ConfigError for settings that contradict what the environment has."""
+    config = resolved.config
     key = "env.path" if config.env.path is not None else "env.tools"
     if facts.has_tasks and config.data.train:
         raise ConfigError(
@@ -94,7 +107,6 @@ def find_environment(resolved: Resolved) -> Environment | None:
             f"{resolved.where(key)} gives one for the whole episode.\n"
             "Leave it out, or give the class a step() that returns rewards."
         )
-    return Environment(spec=spec, facts=facts)
 
 
 def _check_mix(resolved: Resolved, key: str) -> None:
@@ -109,18 +121,18 @@ def _check_mix(resolved: Resolved, key: str) -> None:
             )
 
 
-def is_scored_by_env(config: Config, environment: Environment | None) -> bool:
+def is_scored_by_env(config: Config, environment: Environment | Agent | None) -> bool:
     """Whether the environment gives the reward, alone or as a part of a mix."""
     return environment is not None and environment.facts.scores
 
 
-def needs_scorer(config: Config, environment: Environment | None) -> bool:
+def needs_scorer(config: Config, environment: Environment | Agent | None) -> bool:
     """Whether a function, a judge or a reward model scores, alone or beside the environment."""
     return not is_scored_by_env(config, environment) or mixes_environment(config.reward)
 
 
 def build_dialogue(
-    config: Config, environment: Environment, tokenizer: Any, *, end_ids: Sequence[int]
+    config: Config, environment: Environment | Agent, tokenizer: Any, *, end_ids: Sequence[int]
 ) -> Dialogue:
     """The turns of a tokenizer. Raises: ModelError if its template cannot hold them."""
     from rlcli.envs.dialogue import Dialogue
@@ -132,21 +144,27 @@ def build_dialogue(
         tool_format=config.env.tool_format,
         template_kwargs=config.data.chat_template_kwargs,
         max_reply_tokens=config.env.max_reply_tokens,
-        replies_are_tools=environment.facts.form != "steps",
+        replies_are_tools=environment.facts.form in ("functions", "methods"),
     )
 
 
 def episode_sampler(
     sampler: TurnSampler,
-    environment: Environment,
+    environment: Environment | Agent,
     dialogue: Dialogue,
     config: Config,
     *,
     log: Path | None = None,
-) -> EpisodeSampler:
+) -> EpisodeSampler | AgentSampler:
     """`sampler` with the environment between its turns. log: file for what environments print."""
     from rlcli.envs.episode_row import EpisodeLimits, EpisodeParts
     from rlcli.envs.sampler import EpisodeSampler
+
+    if isinstance(environment, Agent):
+        from rlcli.rollout.native import NativeSampler
+
+        assert isinstance(sampler, NativeSampler)  # preflight lets no other in
+        return agent_sampler(sampler, environment, config, log=log)
 
     env = config.env
     parts = EpisodeParts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -41,8 +41,10 @@ def collate(
     turn_weight: weight of the turns' rewards in the score; None: turns are not credited.
 
     valid_B is also 0 for groups with fewer than two scores, if the estimator compares within
-    groups, and for prompts whose greedy rollout is unscored, if it uses one (ReMax).
+    groups, and for prompts whose greedy rollout is unscored, if it uses one (ReMax). Each
+    conversation of an episode is a row, with the episode's reward.
     """
+    collected = _by_conversation(collected)
     rollouts, rewards = collected.rollouts, collected.rewards
     groups = groups_of(collected)
     place = {prompt_id: index for index, prompt_id in enumerate(groups)}
@@ -79,6 +81,19 @@ def collate(
         parts=_collate_parts(rewards) if "parts" in needs else {},
         share=_share_of(collected, groups),
     )
+
+
+def _by_conversation(collected: ScoredRollouts) -> ScoredRollouts:
+    """Episodes of several conversations as one rollout for each of them."""
+    if not any(rollout.more for rollout in collected.rollouts):
+        return collected
+    pairs = [
+        (row, reward)
+        for rollout, reward in zip(collected.rollouts, collected.rewards, strict=True)
+        for row in (rollout, *rollout.more)
+    ]
+    rollouts, rewards = zip(*pairs, strict=True)
+    return replace(collected, rollouts=rollouts, rewards=rewards)
 
 
 def _written(rollouts: Sequence[Rollout], mask_BT: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from rlcli.data.readers import Reading, Row, Scan, read_scan
 from rlcli.data.rendering import ChatFormat
 from rlcli.data.sets import Key, hold_out, is_held_out, overlap_notes, repeat_notes, row_key
 from rlcli.distributed.process_count import check_processes, read_node
+from rlcli.envs.agent_run import Agent
 from rlcli.envs.run import Environment, build_dialogue
 from rlcli.errors import (
     ConfigError,
@@ -107,7 +108,7 @@ class Data(TrainData):
     val: list[Row]
 
 
-def load_data(config: Config, environment: Environment | None = None) -> Data:
+def load_data(config: Config, environment: Environment | Agent | None = None) -> Data:
     """All rows of a run. Raises: DataError; DataNotFoundError if a file is missing.
 
     environment: makes the rows of a run without data, and begins those of a run with data.
@@ -162,7 +163,7 @@ def task_key(config: Config) -> Key | None:
 
 
 def load_val(
-    config: Config, environment: Environment | None = None, *, limit: int | None = None
+    config: Config, environment: Environment | Agent | None = None, *, limit: int | None = None
 ) -> list[Row]:
     """The first `limit` rows to evaluate on; [] if data.val is empty. Raises: as `load_data`."""
     if environment is None:
@@ -202,7 +203,7 @@ def _read(config: Config, files: Sequence[str], *, base: Path | None = None) -> 
     return read_scan(files, reading, base=base)
 
 
-def chat_format(config: Config, environment: Environment | None = None) -> ChatFormat:
+def chat_format(config: Config, environment: Environment | Agent | None = None) -> ChatFormat:
     """Options for rendering this run's messages. environment: its tools are shown."""
     data = config.data
     kwargs = data.chat_template_kwargs
@@ -273,7 +274,7 @@ def open_model(config: Config, folder: Path, use: Use, *, where: str) -> OpenedM
 
 
 def open_dialogue(
-    config: Config, environment: Environment | None, model: OpenedModel
+    config: Config, environment: Environment | Agent | None, model: OpenedModel
 ) -> Dialogue | None:
     """The turns of the model's tokenizer. Raises: ModelError if its template has none."""
     if environment is None:

@@ -13,6 +13,7 @@ from rlcli.config.resolved import Resolved
 from rlcli.config.schema import Config
 from rlcli.data.prompts import EncodedPrompts, encode_prompts
 from rlcli.doctor.gpu import check_gpus_usable
+from rlcli.envs.agent_run import Agent
 from rlcli.envs.run import Environment, find_environment, needs_scorer
 from rlcli.errors import ConfigError, DeviceNotFoundError, ModelError
 from rlcli.models.weight_files import Use, quantization_of
@@ -51,7 +52,7 @@ class Plan:
     model_config: Any
     train: EncodedPrompts
     val: EncodedPrompts | None
-    environment: Environment | None
+    environment: Environment | Agent | None
     dialogue: Dialogue | None
     device: torch.device
     num_steps: int

@@ -50,7 +50,7 @@ def trainer_logprobs(lm: CausalLM, rollouts: list[Rollout], temperature: float) 
     batch = collate(
         ScoredRollouts(rollouts=rollouts, rewards=rewards, greedy={}), needs=frozenset()
     )
-    rows = pack_rows(batch, range(len(rollouts)), index_rows(batch), CPU)
+    rows = pack_rows(batch, range(len(batch.lengths_B)), index_rows(batch), CPU)
     with torch.no_grad():
         stats = response_stats(lm, rows, temperature=temperature, pad_token_id=0)
     return stats.logprobs_N

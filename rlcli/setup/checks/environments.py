@@ -7,6 +7,11 @@ from rlcli.config.resolved import Resolved
 from rlcli.envs.loading import absolute_target, split_tools
 from rlcli.envs.process import find_python
 from rlcli.errors import ConfigError
+from rlcli.rewards.combination import mixes_environment
+
+AGENTS = ("agent:", "verifiers:")
+SCORERS = ("reward.fn", "reward.model", "reward.judge.enabled")
+SCORES = "env.agent_scores"
 
 
 def settle_environment(resolved: Resolved) -> Resolved:
@@ -24,7 +29,17 @@ def settle_environment(resolved: Resolved) -> Resolved:
             f"{resolved.where('env.path')} and {resolved.where('env.tools')} are both given: an "
             "environment has its own tools. Keep one."
         )
-    resolved = resolved.override(_absolute(env))
+    if env.path is not None and env.path.startswith(AGENTS):
+        if config.rollout.engine in ("vllm", "vllm_server"):
+            raise ConfigError(
+                f"{resolved.where(key)} needs the native sampler so far, got "
+                f"{resolved.where('rollout.engine')}. Use rollout.engine=native."
+            )
+        resolved = _settle_scores(resolved)
+        if env.python is not None:
+            resolved = resolved.override({"env.python": find_python(env.python)})
+    else:
+        resolved = resolved.override(_absolute(env))
     if env.path is None or "data.train" in resolved.explicit:
         return resolved
     if "data.val" in resolved.explicit and config.data.val:
@@ -45,3 +60,13 @@ def _absolute(env: EnvConfig) -> dict[str, str]:
     if env.python is not None:
         found["env.python"] = find_python(env.python)
     return found
+
+
+def _settle_scores(resolved: Resolved) -> Resolved:
+    """`resolved` with env.agent_scores off if another scorer is named."""
+    if mixes_environment(resolved.config.reward):
+        return resolved
+    given = [name for name in SCORERS if name in resolved.explicit and resolved.value(name)]
+    if not given or SCORES in resolved.explicit:
+        return resolved
+    return resolved.override({SCORES: False}, origin=resolved.sources[given[0]])

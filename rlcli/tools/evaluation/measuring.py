@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from rlcli.envs.agent_sampler import AgentSampler
 from rlcli.envs.measures import measure_episodes
 from rlcli.envs.run import episode_sampler, episode_scorer, is_scored_by_env, needs_scorer
 from rlcli.envs.sampler import EpisodeSampler
@@ -78,7 +79,10 @@ def run_evaluation(
     try:
         if plan.checkpoint is not None:
             scorer.load_state(kept_scale(plan.checkpoint))
-        sampler = _build_sampler(plan)
+        native = build_policy(plan)
+        sampler: NativeSampler | EpisodeSampler | AgentSampler = native
+        if plan.environment is not None and plan.dialogue is not None:
+            sampler = episode_sampler(native, plan.environment, plan.dialogue, plan.config)
         try:
             return _sample_and_score(plan, sampler, scorer, progress)
         finally:
@@ -87,7 +91,8 @@ def run_evaluation(
         scorer.close()
 
 
-def _build_sampler(plan: EvalPlan) -> NativeSampler | EpisodeSampler:
+def build_policy(plan: EvalPlan) -> NativeSampler:
+    """The sampler of the planned model."""
     config, device = plan.config, plan.device
     dtype = compute_dtype(config, device)
     if plan.checkpoint is None:
@@ -102,7 +107,7 @@ def _build_sampler(plan: EvalPlan) -> NativeSampler | EpisodeSampler:
         LOG.info(note)
     # adapters are float32 on weights that need not be
     is_mixed = adapters is not None and dtype is torch.bfloat16
-    native = make_sampler(
+    return make_sampler(
         policy,
         plan.tokenizer,
         plan.model_config,
@@ -110,13 +115,13 @@ def _build_sampler(plan: EvalPlan) -> NativeSampler | EpisodeSampler:
         max_num_seqs=config.rollout.max_num_seqs,
         autocast_dtype=dtype if is_mixed else None,
     )
-    if plan.environment is None or plan.dialogue is None:
-        return native
-    return episode_sampler(native, plan.environment, plan.dialogue, config)
 
 
 def _sample_and_score(
-    plan: EvalPlan, sampler: NativeSampler | EpisodeSampler, scorer: Scorer, progress: Progress
+    plan: EvalPlan,
+    sampler: NativeSampler | EpisodeSampler | AgentSampler,
+    scorer: Scorer,
+    progress: Progress,
 ) -> Sampled:
     total = len(plan.prompts) * plan.n
     params = SamplingParams(

@@ -15,6 +15,7 @@ from rlcli.config.rewards import RewardConfig
 from rlcli.config.schema import Config, defaults
 from rlcli.data.prompts import EncodedPrompts, encode_prompts
 from rlcli.data.readers import Row
+from rlcli.envs.agent_run import Agent
 from rlcli.envs.run import Environment, find_environment, needs_scorer, without_data
 from rlcli.errors import (
     ConfigError,
@@ -83,7 +84,7 @@ class EvalPlan:
     folder: Path
     model_config: Any
     tokenizer: Any
-    environment: Environment | None
+    environment: Environment | Agent | None
     dialogue: Dialogue | None
     prompts: Sequence[Prompt]
     dropped: int
@@ -143,7 +144,7 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
     )
 
 
-def _check_given(request: Request, config: Config, environment: Environment) -> None:
+def _check_given(request: Request, config: Config, environment: Environment | Agent) -> None:
     """Raises: ConfigError for options that the run's environment leaves no room for."""
     for key in ("data.val", "data.fields"):
         if key in request.settings and without_data(config):
@@ -158,8 +159,41 @@ def _check_given(request: Request, config: Config, environment: Environment) -> 
         )
 
 
+def plan_policy(request: Request, cwd: Path) -> EvalPlan:
+    """The target's model without data and reward, to sample from.
+
+    Raises: UsageError with the cure.
+    """
+    resolved, checkpoint, model = _settings(request, cwd)
+    device = _device(resolved.config)
+    in_run = checkpoint is not None
+    folder = model_folder(resolved.config, checkpoint) if in_run else _model_dir(resolved.config)
+    opened = open_model(resolved.config, folder, "read", where=model)
+    if not in_run:
+        resolved = _fit_lengths(resolved, opened.positions, request.settings)
+    check_context(resolved, opened.positions)
+    return EvalPlan(
+        model=model,
+        config=resolved.config,
+        checkpoint=checkpoint,
+        folder=folder,
+        model_config=opened.config,
+        tokenizer=opened.tokenizer,
+        environment=None,
+        dialogue=None,
+        prompts=(),
+        dropped=0,
+        device=device,
+        reward_dir=None,
+        k=request.k,
+        n=1,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        notes=resolved.notes,
+    )
+
+
 def _encode(
-    config: Config, rows: Sequence[Row], tokenizer: Any, environment: Environment | None
+    config: Config, rows: Sequence[Row], tokenizer: Any, environment: Environment | Agent | None
 ) -> EncodedPrompts:
     """Raises: DataError with a cure that this command knows."""
     data = config.data
