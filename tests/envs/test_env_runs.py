@@ -116,8 +116,8 @@ def test_rollouts_are_kept_as_dialogues(capsys: pytest.CaptureFixture[str]) -> N
         assert row["response"] == row["dialogue"][-1]["content"]
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(["rollouts", "view", "run", "-n", "24"])
-    assert "tool:" in capsys.readouterr().out
+        main(["rollouts", "view", "run", "-n", "24", "--step", "1"])
+    assert "tool look:" in capsys.readouterr().out
 
 
 def test_a_run_that_is_resumed_ends_with_the_same_bits() -> None:

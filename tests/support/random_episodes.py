@@ -89,7 +89,15 @@ def check_episode(
     """Play one; what is trained on is what was sampled. Returns its number of turns."""
     draw = random.Random(number)
     names = [schema["function"]["name"] for schema in schemas]
-    facts = EnvFacts(form="functions", schemas=schemas, num_tasks=None, scores=False, floor=0.0)
+    facts = EnvFacts(
+        form="functions",
+        schemas=schemas,
+        has_tasks=False,
+        num_tasks=None,
+        scores=False,
+        floor=0.0,
+        knows_answers=False,
+    )
     parts = EpisodeParts(
         pool=None,  # type: ignore[arg-type]
         facts=facts,

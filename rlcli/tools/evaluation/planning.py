@@ -147,7 +147,7 @@ def plan_evaluation(request: Request, cwd: Path, env: Mapping[str, str]) -> Eval
 def _check_given(request: Request, config: Config, environment: Environment | Agent) -> None:
     """Raises: ConfigError for options that the run's environment leaves no room for."""
     for key in ("data.val", "data.fields"):
-        if key in request.settings and without_data(config):
+        if request.settings.get(key) and without_data(config):
             raise ConfigError(
                 f"--{OPTION_OF[key]} cannot be used: {config.env.target}, the environment of "
                 f"{request.target}, makes its tasks.\nRemove it; --limit takes fewer of them."
