@@ -42,7 +42,7 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_agent_of_the_examples_is_trained() -> None:
-    """Two steps; docs/agents.md has what it learns in ten."""
+    """Two steps; docs/agents.md has what such an agent learns in twenty."""
     assert run(*DATA[:2], "--env", f"agent:{sys.executable} {EXAMPLE}", *SMALL) == 0
     rows = rollouts()
     assert len(rows) == 4
