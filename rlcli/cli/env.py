@@ -198,9 +198,15 @@ def _spec(
     target: str, arguments: list[str] | None, *, python: str | None, is_tools: bool = False
 ) -> EnvSpec:
     from rlcli.config.value_parsing import parse_value
+    from rlcli.envs.agent_run import is_agent
     from rlcli.envs.process import EnvSpec
     from rlcli.errors import UsageError
 
+    if is_agent(target):
+        raise UsageError(
+            f"{target} is an agent: it is tried by training with it, "
+            "rlcli train --env, or against rlcli.serve (docs/agents.md)."
+        )
     args: dict[str, Any] = {}
     for word in arguments or ():
         name, equals, text = word.partition("=")

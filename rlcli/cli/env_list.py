@@ -18,6 +18,8 @@ def form_lines(libraries: Mapping[str, Any]) -> list[str]:
         ("--tools python", "runs the model's code in the sandbox"),
         *((f"--tools {target}", "built in") for target in builtin_tools()),
         *((f"--env {source.written}", source.title) for source in SOURCES.values()),
+        ("--env agent:COMMAND", "a program that calls the policy through an OpenAI client"),
+        ("--env verifiers:NAME", "a task set of verifiers 0.4, with --env_python"),
     ]
     lines = [*in_columns(rows), ""]
     for prefix, facts in libraries.items():

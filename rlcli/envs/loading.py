@@ -63,7 +63,8 @@ def _unknown(target: str) -> str:
     """Why a target names no environment."""
     prefix, colon, _ = target.partition(":")
     hint = nearest(prefix, SOURCES) if colon else ""
-    forms = ", ".join(source.written for source in SOURCES.values())
+    known = [source.written for source in SOURCES.values()]
+    forms = ", ".join([*known, "agent:COMMAND", "verifiers:NAME"])
     return f"{target} is not FILE.py:CLASS, FILE.py, or one of {forms}. {hint}".rstrip()
 
 
