@@ -68,16 +68,17 @@ class _Game:
         prompt = self._row.prompt
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         _print(messages)
-        total, turn, is_over = 0.0, 0, False
+        rewards: list[float] = []
+        turn, is_over = 0, False
         try:
             if self._facts.form != "functions":
                 self._episode.begin()
             while not is_over and (max_turns is None or turn < max_turns):
                 reply, is_over = self._answer(input("> "))
                 turn += 1
-                total += reply.reward or 0.0
+                rewards += [] if reply.reward is None else [reply.reward]
                 _print(reply.messages)
-            print(f"reward: {self._reward(total)}")
+            print(f"reward: {self._reward(rewards)}")
         finally:
             self._episode.close()
 
@@ -90,10 +91,13 @@ class _Game:
             return reply, reply.is_done
         return (self._episode.call(found), False) if found else (EnvReply(), True)
 
-    def _reward(self, total: float) -> str:
+    def _reward(self, rewards: Sequence[float]) -> str:
         if not self._facts.scores:
             return "none (--reward gives it)"
-        value = self._episode.reward() if self._facts.form == "methods" else total
+        if self._facts.form == "methods":
+            value = self._episode.reward()
+        else:
+            value = sum(rewards) if rewards else self._facts.floor
         return "none" if value is None else f"{value:g}"
 
 

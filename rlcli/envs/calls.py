@@ -98,6 +98,16 @@ def parse_pythonic(text: str) -> Calls:
     return found.calls()
 
 
+def read_calls(given: Sequence[Mapping[str, Any]]) -> Calls:
+    """The calls of a message in OpenAI's form. What cannot be a call is a failure."""
+    found = _Found()
+    for each in given:
+        function = each.get("function")
+        function = function if isinstance(function, Mapping) else each
+        found.add(function.get("name"), function.get("arguments"))
+    return found.calls()
+
+
 def without_thoughts(text: str) -> str:
     """A text without what it has in <think>: a call that was only thought of is not made."""
     return _CALL_OR_THOUGHT.sub(lambda match: match[1] or "", text)

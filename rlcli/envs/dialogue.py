@@ -17,6 +17,7 @@ from rlcli.envs.calls import (
     Schema,
     ToolCall,
     looks_like_call,
+    read_calls,
     sample_call,
     with_types,
     without_thoughts,
@@ -27,6 +28,9 @@ from rlcli.types import Message
 WRITTEN = "Xq7"
 """The made-up turn: no template writes this itself."""
 CUT_MARK = "\n[cut]\n"
+MAX_TOKEN_CHARS = 16
+"""Characters for each token of a reply's limit; a longer reply is cut before it is tokenized."""
+CANNOT_SHOW = "the chat template cannot show the replies"
 _OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
 _THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 _THOUGHT_FIRST = re.compile(r"\A<think>\s*(?:</think>\s*)?")
@@ -61,9 +65,12 @@ class Dialogue:
         self._has_template = bool(tokenizer.chat_template)
         self.notes: list[str] = []
         self._turn_is_call = False
+        self.takes_one_call = False
+        """Whether the template refuses turns with several calls."""
         self._end_id = self._find_end(end_ids) if self._has_template else next(iter(end_ids))
         if self._has_template:
             self._probe(replies_are_tools)
+            self.takes_one_call = bool(schemas) and self._refuses_calls()
         self.tool_format = self._find_format(tool_format) if schemas else ""
 
     def parse(self, token_ids: Sequence[int], prompt_ids: Sequence[int]) -> Calls:
@@ -96,24 +103,35 @@ class Dialogue:
         """
         is_ended = bool(token_ids) and token_ids[-1] in self._end_ids
         head = () if is_ended else (self._end_id,)
-        short = [{**reply, "content": self._plain(reply["content"])} for reply in replies]
+        short = self.shown(replies)
         if not self._has_template:
             return head + tuple(self._encode("\n\n".join(reply["content"] for reply in short)))
         return head + tuple(self._encode(self._between(short, calls)))
 
+    def shown(self, replies: Sequence[Message]) -> list[Message]:
+        """Replies as the policy sees them: special tokens broken up, cut to their limit."""
+        return [{**reply, "content": self._plain(reply["content"])} for reply in replies]
+
     def _plain(self, text: str) -> str:
         """A reply without special tokens' spellings, cut to its limit."""
-        text = text.encode("utf-8", "replace").decode()
-        while (broken := self._special.sub(_with_space, text)) != text:
-            text = broken
-        ids = self._encode(text)
         limit = self._max_reply_tokens
+        half = limit * MAX_TOKEN_CHARS // 2
+        if len(text) > 2 * half:
+            text = f"{text[:half]}{CUT_MARK}{text[-half:]}"
+        text = self._broken(text.encode("utf-8", "replace").decode())
+        ids = self._encode(text)
         if len(ids) <= limit:
             return text
         room = max(2, limit - len(self._encode(CUT_MARK)))
         half = room // 2
         start, end = ids[:half], ids[len(ids) - (room - half) :]
-        return f"{self._tokenizer.decode(start)}{CUT_MARK}{self._tokenizer.decode(end)}"
+        cut = f"{self._tokenizer.decode(start)}{CUT_MARK}{self._tokenizer.decode(end)}"
+        return self._broken(cut)  # a tokenizer may decode to other text than it encoded
+
+    def _broken(self, text: str) -> str:
+        while (broken := self._special.sub(_with_space, text)) != text:
+            text = broken
+        return text
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -132,6 +150,10 @@ class Dialogue:
         if not known:
             replies = [{**reply, "role": _role(reply["role"])} for reply in replies]
         tools = [reply for reply in replies if reply["role"] == "tool"]
+        if self.takes_one_call and len(tools) > 1:
+            whole = {**tools[0], "content": "\n\n".join(reply["content"] for reply in tools)}
+            replies = [whole, *(reply for reply in replies if reply["role"] != "tool")]
+            tools = [whole]
         if tools:
             # a name that the model made up is text of the model: it must not reach the template
             names = [call.name if call.name in known else known[0] for call in calls] or known[:1]
@@ -210,6 +232,17 @@ class Dialogue:
         is_fit = self._misfit("tool") is None
         self._turn_is_call = False
         return is_fit
+
+    def _refuses_calls(self) -> bool:
+        """Whether the template shows a reply to one call, and none to two."""
+        reply = self._made_up_reply("tool")
+        if self._misfit("tool") is not None:
+            return False
+        try:
+            self._between([reply, reply], ())
+        except Exception:
+            return True
+        return False
 
     def _opened(self) -> str:
         return self._render([{"role": "user", "content": "U"}], opens=True)
@@ -295,13 +328,9 @@ class Dialogue:
             message = self._tokenizer.parse_response(
                 text, prefix=list(prompt_ids), tools=list(self._schemas)
             )
-            calls = [
-                ToolCall(name=each["function"]["name"], arguments=each["function"]["arguments"])
-                for each in message.get("tool_calls") or ()
-            ]
+            return read_calls(message.get("tool_calls") or ())
         except Exception as error:  # the parser raises what it likes on what a model writes
             return Calls(failures=[_first_line(error)])
-        return Calls(calls=calls)
 
     def _refusal(self, why: str) -> ModelError:
         return ModelError(

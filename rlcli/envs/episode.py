@@ -9,16 +9,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlcli.envs.calls import ToolCall
-from rlcli.envs.process import EnvError, EnvLostError, EnvPool, EnvProcess, EnvTimeoutError
+from rlcli.envs.process import (
+    EnvClosedError,
+    EnvError,
+    EnvLostError,
+    EnvPool,
+    EnvProcess,
+    EnvTimeoutError,
+)
 from rlcli.errors import ConfigError
 from rlcli.types import Message
 
-MAX_INNOCENT_LOSSES = 20
+MAX_COLLATERAL_LOSSES = 20
 """Times an episode begins anew because another one brought its process down."""
 
 
 class EpisodeFailedError(Exception):
     """The environment failed twice: the episode has no reward."""
+
+
+class _TimedOutTwice(EpisodeFailedError):
+    """The second failure was a request without an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +83,10 @@ class Episode:
         self._task, self._seed = dict(task), seed
         self._done: list[_Done] = []
         self._process: EnvProcess | None = None
-        self._has_failed = self._has_lost = False
-        self._innocent_losses = 0
+        self._has_failed = self._has_lost = self._is_apart = False
+        self._collateral_losses = 0
         self.seconds = 0.0
+        """Time that requests took."""
 
     def begin(self) -> Sequence[Message]:
         """The environment's first messages."""
@@ -96,11 +108,18 @@ class Episode:
         )
 
     def call(self, calls: Sequence[ToolCall]) -> EnvReply:
-        """The results of tools, in order."""
+        """The results of tools, in order. A tool that gives none in time is an error for the model.
+
+        The next request goes to a new process, in which that call has not been made.
+        """
         messages: list[Message] = []
         errors = 0
         for call in calls:
-            found = self._ask("call", name=call.name, arguments=dict(call.arguments))
+            try:
+                found = self._ask("call", name=call.name, arguments=dict(call.arguments))
+            except _TimedOutTwice:
+                limit_s = self._pool.spec.timeout_s
+                found = {"content": f"Error: no answer within {limit_s:g} s", "failed": True}
             errors += found["failed"]
             messages.append({"role": "tool", "name": call.name, "content": found["content"]})
         return EnvReply(messages=messages, tool_errors=errors)
@@ -110,48 +129,60 @@ class Episode:
         return self._ask("reward")
 
     def close(self) -> None:
-        """Forget the episode."""
-        if self._process is None:
+        """Have the process forget the episode."""
+        process, self._process = self._process, None
+        if process is None:
             return
-        if self._form != "functions" and not self._process.is_down:
-            with suppress(EnvError, EnvLostError, EnvTimeoutError):  # it has its reward
-                self._process.request("close", self._pool.spec.timeout_s, episode=self._number)
-        self._pool.release(self._process)
-        self._process = None
+        if self._form != "functions" and not process.is_down:
+            with suppress(EnvError, EnvLostError, EnvTimeoutError):  # nothing depends on it
+                process.request("close", self._pool.spec.timeout_s, episode=self._number)
+        self._pool.release(process)
 
     def _ask(self, op: str, **given: Any) -> Any:
-        """The result of a request, asked again once in a process of its own."""
-        started = time.perf_counter()
-        try:
-            while True:
-                try:
-                    result = self._request(self._ready(), op, given)
-                except EnvLostError as error:
-                    self._count_failure(error, is_innocent=self._is_innocent(error))
-                except (EnvError, EnvTimeoutError) as error:
-                    self._count_failure(error, is_innocent=False)
-                else:
-                    self._done.append(_Done(op, given, result))
-                    return result
-        finally:
-            self.seconds += time.perf_counter() - started
+        """The result of a request, asked again once after a failure."""
+        while True:
+            is_ready = False
+            try:
+                process = self._ready()
+                is_ready = True
+                result = self._request(process, op, given)
+            except EnvClosedError as error:
+                raise EpisodeFailedError(str(error)) from error
+            except EnvError as error:
+                self._count_failure(error)
+            except EnvTimeoutError as error:
+                kind = _TimedOutTwice if is_ready else EpisodeFailedError
+                self._is_apart = True
+                self._count_failure(error, kind=kind)
+            except EnvLostError as error:
+                is_collateral = self._is_collateral(error)
+                self._is_apart = self._is_apart or not is_collateral
+                self._count_failure(error, is_collateral=is_collateral)
+            else:
+                self._done.append(_Done(op, given, result))
+                return result
 
-    def _is_innocent(self, error: EnvLostError) -> bool:
+    def _is_collateral(self, error: EnvLostError) -> bool:
         """Whether another episode ended the process; the first time also if one may have."""
         is_first, self._has_lost = not self._has_lost, True
-        return error.is_innocent or (is_first and not error.is_alone)
+        may_be = error.is_collateral or (is_first and not error.is_alone)
+        self._collateral_losses += may_be
+        return may_be and self._collateral_losses <= MAX_COLLATERAL_LOSSES
 
-    def _count_failure(self, error: Exception, *, is_innocent: bool) -> None:
-        """Raises: EpisodeFailedError the second time, or once others fail too often."""
-        if is_innocent and self._innocent_losses < MAX_INNOCENT_LOSSES:
-            self._innocent_losses += 1
-        elif self._has_failed:
-            raise EpisodeFailedError(f"the environment failed twice: {error}") from error
-        else:
-            self._has_failed = True
-        if self._process is not None:
-            self._pool.release(self._process)
-        self._process = None
+    def _count_failure(
+        self,
+        error: Exception,
+        *,
+        is_collateral: bool = False,
+        kind: type[EpisodeFailedError] = EpisodeFailedError,
+    ) -> None:
+        """Raises: `kind` the second time."""
+        self.close()
+        if is_collateral:
+            return
+        if self._has_failed:
+            raise kind(f"the environment failed twice: {error}") from error
+        self._has_failed = True
 
     def _ready(self) -> EnvProcess:
         """A live process in which this episode stands where it stood."""
@@ -160,11 +191,11 @@ class Episode:
             return process
         if process is not None:
             self._pool.release(process)
-        # an environment that failed once must not take the episodes of others down with it
+        # one that hung or ended its process must not take the episodes of others down with it
         try:
-            process = self._pool.private() if self._has_failed else self._pool.shared(self._number)
+            process = self._pool.private() if self._is_apart else self._pool.shared(self._number)
         except ConfigError as error:  # it loaded before, so something else ended its replacement
-            raise EnvLostError(str(error), is_innocent=False) from error
+            raise EnvLostError(str(error), is_collateral=False) from error
         self._process = process
         if self._form != "functions":
             self._replay(process)
@@ -189,7 +220,12 @@ class Episode:
                 "(env.episode_timeout_s)"
             )
         call: dict[str, Any] = {"episode": self._number, **given}
-        return process.request(op, min(spec.timeout_s, left_s), **call)
+        with process.room(op):
+            started = time.perf_counter()
+            try:
+                return process.request(op, min(spec.timeout_s, left_s), **call)
+            finally:
+                self.seconds += time.perf_counter() - started
 
 
 def describe(pool: EnvPool) -> EnvFacts:

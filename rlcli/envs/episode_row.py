@@ -5,11 +5,12 @@ A row is `prompt | model ids | environment ids | model ids ...`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from rlcli.envs.calls import Calls, ToolCall, problem_of
-from rlcli.envs.dialogue import Dialogue
+from rlcli.envs.dialogue import CANNOT_SHOW, Dialogue
 from rlcli.envs.episode import EnvFacts, EnvReply, Episode, EpisodeFailedError
 from rlcli.envs.process import EnvPool
 from rlcli.envs.tasks import OPENING, SEED, TASK
@@ -56,9 +57,9 @@ class EpisodeRow:
     """One episode: its tokens so far, its turns, and its environment."""
 
     def __init__(
-        self, about: EpisodeParts, prompt: Prompt, *, max_tokens: int, number: int
+        self, shared: EpisodeParts, prompt: Prompt, *, max_tokens: int, number: int
     ) -> None:
-        self._about, self._prompt = about, prompt
+        self._shared, self._prompt = shared, prompt
         self._max_tokens = max_tokens
         self._ids: list[int] = []
         self._logprobs: list[float] = []
@@ -71,17 +72,17 @@ class EpisodeRow:
         self._reward: Reward | None = None
         extra = prompt.extra_info
         self._episode = Episode(
-            about.pool,
+            shared.pool,
             number,
             extra.get(TASK, prompt.columns),
             seed=extra.get(SEED, 0),
-            form=about.facts.form,
+            form=shared.facts.form,
         )
         self._begun: Future[None] = Future()
 
     def begin(self, threads: ThreadPoolExecutor) -> None:
         """Have the environment begin."""
-        if self._about.facts.form == "functions":
+        if self._shared.facts.form == "functions":
             self._begun.set_result(None)
         else:
             self._begun = threads.submit(self._reset)
@@ -95,9 +96,11 @@ class EpisodeRow:
         self._ids += turn.token_ids
         self._logprobs += turn.logprobs
         self._mask += [1] * len(turn.token_ids)
-        answer = self._answered(turn, self._about.dialogue.parse(turn.token_ids, before))
+        answer = self._answered(turn, self._shared.dialogue.parse(turn.token_ids, before))
         ids = self._settle(turn, answer)
-        self._turns.append(_turn_of(turn, answer, num_reply_tokens=len(ids or ())))
+        replies = self._shared.dialogue.shown(answer.reply.messages)
+        one = _turn_of(turn, answer, replies=replies, num_reply_tokens=len(ids or ()))
+        self._turns.append(one)
         if ids is None:
             self._reward = self._end()
             return None
@@ -106,7 +109,7 @@ class EpisodeRow:
         self._mask += [0] * len(ids)
         room = self._max_tokens - len(self._ids)
         return NextTurn(
-            token_ids=ids, max_tokens=min(room, self._about.limits.max_turn_tokens or room)
+            token_ids=ids, max_tokens=min(room, self._shared.limits.max_turn_tokens or room)
         )
 
     def _settle(self, turn: Rollout, answer: _Answer) -> tuple[int, ...] | None:
@@ -121,13 +124,13 @@ class EpisodeRow:
             self._error = answer.error
             self._reason = "env" if reply.is_done or answer.error is not None else self._reason
             return None
-        if len(self._turns) + 1 == self._about.limits.max_turns:
+        if len(self._turns) + 1 == self._shared.limits.max_turns:
             self._reason = "turns"
             return None
         try:
-            ids = self._about.dialogue.go_on(turn.token_ids, reply.messages, answer.calls)
+            ids = self._shared.dialogue.go_on(turn.token_ids, reply.messages, answer.calls)
         except Exception as error:  # of the chat template, which may refuse what it is given
-            self._error = f"the chat template cannot show the replies: {error}"
+            self._error = f"{CANNOT_SHOW}: {error}"
             self._reason = "env"
             return None
         if len(self._ids) + len(ids) >= self._max_tokens:
@@ -137,7 +140,7 @@ class EpisodeRow:
 
     def _end(self) -> Reward | None:
         """The environment's reward; None where the scorer gives it."""
-        facts = self._about.facts
+        facts = self._shared.facts
         try:
             if self._error is not None:
                 return Reward(value=None, error=self._error)
@@ -181,7 +184,7 @@ class EpisodeRow:
         before_s = self._episode.seconds
         try:
             self._begun.result()
-            if self._about.facts.form == "steps":
+            if self._shared.facts.form == "steps":
                 answer = self._stepped(one, calls)
             else:
                 answer = self._called(calls)
@@ -195,7 +198,7 @@ class EpisodeRow:
 
     def _error_of(self, name: str, text: str) -> Message:
         """An error as the reply of a tool; a name that the model made up stays out of it."""
-        known = {schema["function"]["name"] for schema in self._about.facts.schemas}
+        known = {schema["function"]["name"] for schema in self._shared.facts.schemas}
         return _error(name if name in known else "", text)
 
     def _called(self, calls: Calls) -> _Answer:
@@ -206,7 +209,9 @@ class EpisodeRow:
         made: list[ToolCall] = []
         errors = 0
         for call in calls.calls:
-            problem = problem_of(call, self._about.facts.schemas)
+            problem = problem_of(call, self._shared.facts.schemas)
+            if len(made) == 1 and self._shared.dialogue.takes_one_call:
+                problem = "only the first call of a turn is made."
             if problem is not None:
                 errors += 1
                 messages.append(self._error_of(call.name, problem))
@@ -221,7 +226,7 @@ class EpisodeRow:
 
     def _stepped(self, one: Rollout, calls: Calls) -> _Answer:
         """Step the environment. If a call is invalid, none is made: the model gets the errors."""
-        schemas = self._about.facts.schemas
+        schemas = self._shared.facts.schemas
         problems = [(call.name, problem_of(call, schemas)) for call in calls.calls]
         wrong = [self._error_of(name, text) for name, text in problems if text is not None]
         wrong += [_error("", failure) for failure in calls.failures]
@@ -235,13 +240,16 @@ class EpisodeRow:
         return _Answer(reply=reply, calls=made, made=made, is_over=reply.is_done)
 
 
-def _turn_of(turn: Rollout, answer: _Answer, *, num_reply_tokens: int) -> Turn:
+def _turn_of(
+    turn: Rollout, answer: _Answer, *, replies: Sequence[Message], num_reply_tokens: int
+) -> Turn:
+    """replies: as the policy sees them."""
     assert turn.finish_reason in ("stop", "length")
     return Turn(
         text=turn.text,
         num_tokens=len(turn.token_ids),
         finish_reason=turn.finish_reason,
-        replies=tuple(answer.reply.messages),
+        replies=tuple(replies),
         num_reply_tokens=num_reply_tokens,
         tool_calls=tuple(call.name for call in answer.made),
         tool_errors=answer.reply.tool_errors,

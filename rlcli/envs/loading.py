@@ -86,7 +86,7 @@ class Loaded:
         found = split_source(target)
         if found is not None:
             self.form = "steps"
-            self.factory = load_source(*found, self.args)
+            self.factory = load_source(*found, self.args, timeout_s=timeout_s)
             self.args = {}
             return
         self.file, name = find_file(target)

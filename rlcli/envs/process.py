@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
@@ -40,12 +40,16 @@ class EnvTimeoutError(Exception):
 class EnvLostError(Exception):
     """The process ended during a request.
 
-    is_innocent: it was killed because of another one. is_alone: no other request was under way.
+    is_collateral: it was killed because of another one. is_alone: no other request was under way.
     """
 
-    def __init__(self, text: str, *, is_innocent: bool, is_alone: bool = True) -> None:
+    def __init__(self, text: str, *, is_collateral: bool, is_alone: bool = True) -> None:
         super().__init__(text)
-        self.is_innocent, self.is_alone = is_innocent, is_alone
+        self.is_collateral, self.is_alone = is_collateral, is_alone
+
+
+class EnvClosedError(Exception):
+    """The pool is closed: nothing more is asked of its environment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,7 @@ class EnvSpec:
 class EnvProcess:
     """One environment process. Requests may come from any thread; it dies with the first one.
 
-    Raises: ConfigError if the environment cannot be loaded.
+    Raises: ConfigError if the environment cannot be loaded or its process not started.
     """
 
     def __init__(self, spec: EnvSpec, *, log: Path | None = None) -> None:
@@ -84,9 +88,12 @@ class EnvProcess:
         words = (str(os.getpid()), json.dumps(given))
         if spec.python is not None:
             check_python(spec.python)
-        self._process, self._connection = start_worker(
-            "rlcli.envs.worker", *words, log=log, keep=spec.keep_env, python=spec.python
-        )
+        try:
+            self._process, self._connection = start_worker(
+                "rlcli.envs.worker", *words, log=log, keep=spec.keep_env, python=spec.python
+            )
+        except OSError as error:  # out of memory, processes or files
+            raise ConfigError(f"{spec.target}: no process can be started: {error}.") from error
         self._numbers = count(1)
         self._lock = threading.Lock()
         # a reset may take all of a core: its limit must not pay for those of many others
@@ -94,7 +101,8 @@ class EnvProcess:
         started: Future[Any] = Future()
         self._pending: dict[int, Future[Any]] = {0: started}
         self._is_dead = False
-        self._was_killed = False
+        self._was_killed = self._is_reaped = False
+        self._kill_lock = threading.Lock()
         threading.Thread(target=self._read, daemon=True, name="environment").start()
         try:
             started.result(START_LIMIT_S)
@@ -116,16 +124,16 @@ class EnvProcess:
         """Whether it takes no more requests."""
         return self._is_dead
 
+    def room(self, op: str) -> AbstractContextManager[Any]:
+        """Waits until few enough others reset; hold it during a request that begins an episode."""
+        return self._resets if op in ("reset", "opening", "answers") else nullcontext()
+
     def request(self, op: str, timeout_s: float, **given: Any) -> Any:
         """The result of one operation. Raises: EnvError, EnvTimeoutError, EnvLostError."""
-        with self._resets if op in ("reset", "opening", "answers") else nullcontext():
-            return self._request(op, timeout_s, given)
-
-    def _request(self, op: str, timeout_s: float, given: Mapping[str, Any]) -> Any:
         future: Future[Any] = Future()
         with self._lock:
             if self._is_dead:
-                raise EnvLostError("the environment process is gone", is_innocent=True)
+                raise EnvLostError("the environment process is gone", is_collateral=True)
             number = next(self._numbers)
             self._pending[number] = future
             message = json.dumps({"id": number, "op": op, **given}, default=str)
@@ -140,15 +148,18 @@ class EnvProcess:
             raise EnvTimeoutError(f"no answer within {timeout_s:.3g} s") from error
 
     def kill(self) -> None:
-        """End the process; every request under way fails with is_innocent=True."""
+        """End the process; every request under way fails with is_collateral=True."""
         self._was_killed = self._is_dead = True
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        with self._kill_lock, suppress(ProcessLookupError):
+            if not self._is_reaped:  # its number may be another process's by now
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End the process and wait for it."""
         self.kill()
         self._process.wait()
+        with self._kill_lock:
+            self._is_reaped = True
 
     def _read(self) -> None:
         """Hand each reply to its request, until the process is gone."""
@@ -168,11 +179,11 @@ class EnvProcess:
             left = list(self._pending.values())
             self._pending.clear()
             self._connection.close()
-        is_innocent, is_alone = self._was_killed, len(left) == 1
+        is_collateral, is_alone = self._was_killed, len(left) == 1
         text = exit_reason(self._process, "the environment process") if left else ""
         self.close()
         for future in left:
-            lost = EnvLostError(text, is_innocent=is_innocent, is_alone=is_alone)
+            lost = EnvLostError(text, is_collateral=is_collateral, is_alone=is_alone)
             future.set_exception(lost)
 
 
@@ -209,7 +220,10 @@ def find_python(name: str) -> str:
 
 
 class EnvPool:
-    """The environment processes of this rank: `workers` shared ones, replaced when they die."""
+    """The environment processes of this rank: `workers` shared ones, replaced when they die.
+
+    Once it is closed, shared() and private() raise EnvClosedError.
+    """
 
     def __init__(self, spec: EnvSpec, *, log: Path | None = None) -> None:
         self.spec, self._log = spec, log
@@ -217,6 +231,7 @@ class EnvPool:
         self._locks = [threading.Lock() for _ in range(spec.workers)]
         self._private: set[EnvProcess] = set()
         self.num_deaths = 0
+        self.is_closed = False
 
     def shared(self, number: int) -> EnvProcess:
         """The process that serves episode `number`; a new one if it is dead."""
@@ -224,14 +239,22 @@ class EnvPool:
         with self._locks[slot]:
             process = self._slots[slot]
             if process is None or process.is_down:
+                self._check_open()
                 self.num_deaths += process is not None
                 process = self._slots[slot] = EnvProcess(self.spec, log=self._log)
+                if self.is_closed:  # meanwhile
+                    process.close()
+                self._check_open()
             return process
 
     def private(self) -> EnvProcess:
         """A process for one episode alone, whose failure takes no other episode down."""
+        self._check_open()
         process = EnvProcess(self.spec, log=self._log)
         self._private.add(process)
+        if self.is_closed:  # meanwhile
+            self.release(process)
+        self._check_open()
         return process
 
     def release(self, process: EnvProcess) -> None:
@@ -241,7 +264,12 @@ class EnvPool:
             process.close()
 
     def close(self) -> None:
-        """End all processes."""
+        """End all processes; one that is being started ends as soon as it runs."""
+        self.is_closed = True
         for process in [*self._slots, *self._private]:
             if process is not None:
                 process.close()
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise EnvClosedError("the environments are closed")

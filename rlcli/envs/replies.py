@@ -52,7 +52,7 @@ def read_messages(given: Any) -> list[dict[str, Any]]:
     for message in given:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
             raise TypeError(f"expected messages with role and content, got {message!r:.100}")
-        out.append({"role": str(message.get("role", "user")), **message})
+        out.append({**message, "role": str(message.get("role") or "user")})
     return out
 
 

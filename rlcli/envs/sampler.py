@@ -10,6 +10,7 @@ from itertools import count
 from torch import Tensor
 
 from rlcli.envs.episode_row import EpisodeParts, EpisodeRow
+from rlcli.envs.process import MAX_RESETS
 from rlcli.rollout.base import NextTurn, OnFinish, SamplingParams, TurnSampler
 from rlcli.types import Prompt, Rollout
 
@@ -23,8 +24,11 @@ class EpisodeSampler:
     def __init__(self, sampler: TurnSampler, parts: EpisodeParts, *, max_num_seqs: int) -> None:
         self.sampler, self.parts, self.max_num_seqs = sampler, parts, max_num_seqs
         self.is_exact = sampler.is_exact
-        self._threads = ThreadPoolExecutor(
-            parts.pool.spec.concurrency, thread_name_prefix="episode"
+        spec = parts.pool.spec
+        self._threads = ThreadPoolExecutor(spec.concurrency, thread_name_prefix="episode")
+        # of their own: those that wait to begin must not keep others from going on
+        self._resets = ThreadPoolExecutor(
+            MAX_RESETS * spec.workers, thread_name_prefix="episode-begin"
         )
         self._numbers = count()
 
@@ -39,6 +43,7 @@ class EpisodeSampler:
     def close(self) -> None:
         """End the environments, then the sampler."""
         self.parts.pool.close()
+        self._resets.shutdown(cancel_futures=True)
         self._threads.shutdown(cancel_futures=True)
         self.sampler.close()
 
@@ -61,7 +66,7 @@ class EpisodeSampler:
             for _ in range(params.n)
         ]
         for row in rows:
-            row.begin(self._threads)
+            row.begin(self._resets)
         episodes: dict[int, Rollout] = {}
 
         def go_on(index: int, turn: Rollout) -> Future[NextTurn | None]:

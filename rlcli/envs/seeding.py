@@ -60,7 +60,7 @@ def install() -> None:
     """
     _replace(random, "random", lambda state: state.python)
     if "numpy.random" in sys.modules:
-        _replace(sys.modules["numpy.random"], "rand", lambda state: state.numpy)
+        _replace_numpy(sys.modules["numpy.random"])
     else:
         sys.meta_path.insert(0, _NumpyFinder())
 
@@ -74,6 +74,14 @@ def _replace(module: ModuleType, known: str, find: Callable[[EpisodeRandom], Any
     for name, value in list(vars(module).items()):
         if not name.startswith("_") and getattr(value, "__self__", None) is shared:
             setattr(module, name, _drawing(name, shared, find))
+
+
+def _replace_numpy(module: ModuleType) -> None:
+    """Replace numpy's, of which these three are functions around the shared generator."""
+    shared = module.rand.__self__
+    _replace(module, "rand", lambda state: state.numpy)
+    for name, method in (("seed", "seed"), ("sample", "random_sample"), ("ranf", "random_sample")):
+        setattr(module, name, _drawing(method, shared, lambda state: state.numpy))
 
 
 def _drawing(name: str, shared: Any, find: Callable[[EpisodeRandom], Any]) -> Callable[..., Any]:
@@ -102,7 +110,7 @@ class _NumpyFinder(importlib.abc.MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                _replace(module, "rand", lambda state: state.numpy)
+                _replace_numpy(module)
 
             loader.exec_module = exec_module
         return spec

@@ -205,11 +205,12 @@ def _split_tasks(
             "val": range(num_tasks - held, num_tasks),
         }
     rows: dict[str, list[Row]] = {}
+    target = pool.spec.target
     for name, indices in wanted.items():
         numbers = [(index, seed) for index in indices]
         found = _make_tasks(pool, numbers, show)
         rows[name] = [
-            _row(name, index, _task(pool, given), _seed(seed, "task", index))
+            _row(name, index, _task(target, given), _seed(seed, "task", index))
             for index, given in zip(indices, found, strict=True)
         ]
     known = {_key(row) for row in rows["train"]}
@@ -229,13 +230,26 @@ def _key(row: Row) -> str:
     return json.dumps(told, sort_keys=True, default=str)
 
 
-def _task(pool: EnvPool, given: Any) -> Mapping[str, Any]:
+def _task(target: str, given: Any) -> Mapping[str, Any]:
+    """A task as task(index, seed) returned it. Raises: ConfigError."""
     if not isinstance(given, Mapping):
         raise ConfigError(
-            f"{pool.spec.target}: task(index, seed) returned {type(given).__name__}, expected a "
-            "dictionary."
+            f"{target}: task(index, seed) returned {type(given).__name__}, expected a dictionary."
         )
-    return given
+    prompt = given.get("prompt", "")
+    if isinstance(prompt, str) or (isinstance(prompt, list) and all(map(_is_message, prompt))):
+        return given
+    raise ConfigError(
+        f"{target}: task(index, seed) returned a prompt that is no text and no list of messages: "
+        f"{json.dumps(prompt, default=str)[:100]}\n"
+        'Return text, messages {"role": ..., "content": text}, or a task without prompt.'
+    )
+
+
+def _is_message(given: Any) -> bool:
+    return isinstance(given, dict) and all(
+        isinstance(given.get(key), str) for key in ("role", "content")
+    )
 
 
 def _row(name: str, index: int, task: Mapping[str, Any], seed: int) -> Row:
@@ -299,9 +313,11 @@ def _for_each(
     def ask(number: int) -> Any:
         extra = rows[number].extra_info
         try:
-            return pool.shared(number).request(
-                op, limit_s, episode=number, task=extra[TASK], seed=extra[SEED]
-            )
+            process = pool.shared(number)
+            with process.room(op):
+                return process.request(
+                    op, limit_s, episode=number, task=extra[TASK], seed=extra[SEED]
+                )
         except (EnvError, EnvLostError, EnvTimeoutError) as error:
             raise ConfigError(f"{pool.spec.target}: {rows[number].id}: {error}") from error
 

@@ -76,17 +76,22 @@ def _serve(pipe: ParentPipe, worker: Worker, *, threads: int) -> None:
     def answer(request: Mapping[str, Any]) -> None:
         number = request["id"]
         try:
-            message = to_json({"id": number, "result": worker.handle(request)})
+            message = _encode({"id": number, "result": worker.handle(request)})
         except EnvLoadError as error:
-            message = to_json({"id": number, "error": str(error)})
+            message = _encode({"id": number, "error": str(error)})
         except BaseException as error:  # an environment may raise anything, SystemExit too
-            message = to_json({"id": number, "error": worker.describe_error(error)})
+            message = _encode({"id": number, "error": worker.describe_error(error)})
         with lock, suppress(ParentGone):
-            pipe.send(message.encode())
+            pipe.send(message)
 
     with ThreadPoolExecutor(threads) as pool:
         while True:
             pool.submit(answer, json.loads(pipe.receive()))
+
+
+def _encode(message: Mapping[str, Any]) -> bytes:
+    """JSON; half a surrogate pair, which a reply of the model or a tool may have, becomes `?`."""
+    return to_json(message).encode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,21 @@ def check_parts(kinds: Set[tuple[str, ...]]) -> None:
             )
 
 
+def with_all_parts(collected: ScoredRollouts, kinds: Set[tuple[str, ...]]) -> ScoredRollouts:
+    """Scored episodes with 0 for the parts that none of their steps gave.
+
+    kinds: the sets of parts of all ranks.
+    """
+    zeros = dict.fromkeys(sorted({name for kind in kinds for name in kind}), 0.0)
+    rewards = [
+        replace(reward, parts={**zeros, **reward.parts})
+        if rollout.turns and reward.value is not None
+        else reward
+        for rollout, reward in zip(collected.rollouts, collected.rewards, strict=True)
+    ]
+    return replace(collected, rewards=rewards)
+
+
 def _collate_parts(rewards: Sequence[Reward]) -> dict[str, Tensor]:
     """Every part as [B]; an unscored row has 0 and is masked by valid_B. Raises: RewardError."""
     kinds = kinds_of_parts(rewards)

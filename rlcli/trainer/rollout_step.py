@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlcli.distributed.collectives import partition
+from rlcli.envs.dialogue import CANNOT_SHOW
 from rlcli.envs.measures import measure_episodes
 from rlcli.errors import Paused, RankError, RewardError, RlcliError
 from rlcli.rewards.measures import judge_part, measure_judge
 from rlcli.rollout.base import OnFinish, SamplingParams
-from rlcli.rollout.collate import ScoredRollouts, check_parts, groups_of, kinds_of_parts
+from rlcli.rollout.collate import (
+    ScoredRollouts,
+    check_parts,
+    groups_of,
+    kinds_of_parts,
+    with_all_parts,
+)
 from rlcli.rollout.step_view import StepView, show
 from rlcli.types import Prompt, Reward, Rollout, StepRecord
 
@@ -104,7 +111,8 @@ def end(run: Run, begun: PendingRollouts, record: StepRecord, *, step: int) -> S
         # a step of nothing but ties still counts: its advantages are 0
         kept = kept if kept.order else drawn
     if "parts" in run.algorithm.needs:
-        check_parts(set().union(*run.ranks.gather(kinds_of_parts(kept.rewards))))
+        kept = with_all_parts(kept, _kinds_of_all(run, kept))
+        check_parts(_kinds_of_all(run, kept))
     judged, metrics = _await(run, begun.canaries), run.scorer.metrics()
     kept = replace(kept, seen=show(run.ranks, kept.order, kept.rollouts, kept.rewards))
     if run.ranks.is_first:
@@ -115,6 +123,11 @@ def end(run: Run, begun: PendingRollouts, record: StepRecord, *, step: int) -> S
         count_usage(run, record, judged)
         note_judge(run, record, kept.seen, metrics, canaries=judged)
     return kept
+
+
+def _kinds_of_all(run: Run, kept: ScoredRollouts) -> set[tuple[str, ...]]:
+    """The different sets of parts among the scored rollouts of all ranks."""
+    return set().union(*run.ranks.gather(kinds_of_parts(kept.rewards)))
 
 
 def _sample(
@@ -374,6 +387,12 @@ def _held(run: Run, submitted: Submitted, record: StepRecord) -> list[Reward]:
 
 
 def _failed_environment(errors: Sequence[str | None], total: int) -> RewardError:
+    if (errors[-1] or "").startswith(CANNOT_SHOW):
+        return RewardError(
+            f"{errors[-1]}\n"
+            f"{len(errors)} of {total} episodes could not go on. Use a model whose template takes "
+            "the roles of these replies, or change the roles in the environment."
+        )
     return RewardError(
         f"the environment failed in {len(errors)} of {total} episodes.\n"
         f"Last error: {errors[-1]}\n"

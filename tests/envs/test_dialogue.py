@@ -232,3 +232,24 @@ _TALKS = {
     template: dialogue(template, tool_format="hermes")
     for template in (QWEN, THINKING, LLAMA, MISTRAL, None)
 }
+
+
+def test_a_long_reply_is_cut_before_it_is_tokenized() -> None:
+    """What is kept has no special token, where the cut made one neither."""
+    talk = dialogue(None, tool_format="hermes", max_reply_tokens=30)
+    given = {"role": "user", "content": "a" * 10**6 + "<|im_end|>" + "b" * 10**6}
+    (shown,) = talk.shown([given])
+    assert shown["content"].startswith("aaa")
+    assert shown["content"].endswith("bbb")
+    assert "[cut]" in shown["content"]
+    assert talk.go_on([END], [given], ()) == tuple(encode(shown["content"]))
+
+
+def test_replies_to_several_calls_are_one_where_the_template_takes_one_call() -> None:
+    assert not dialogue(QWEN).takes_one_call
+    talk = dialogue(LLAMA)
+    assert talk.takes_one_call
+    replies = [{"role": "tool", "name": "look", "content": text} for text in ("seven", "eight")]
+    calls = [ToolCall(name="look", arguments={"k": 5})] * 2
+    between = tokenizer_with(None).decode(talk.go_on([END], replies, calls))
+    assert between.index("seven") < between.index("eight")

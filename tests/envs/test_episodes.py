@@ -62,6 +62,8 @@ def look(k: int) -> str:
         raise ValueError("unlucky")
     if k == 14:
         os._exit(1)
+    if k == 15:
+        time.sleep(60)
     return str(k + 1)
 '''
 
@@ -186,6 +188,16 @@ def test_what_a_tool_raises_goes_back_and_a_tool_that_kills_its_process_fails(
         assert "unlucky" in failed.messages[0]["content"]
         with pytest.raises(EpisodeFailedError):
             one.call([ToolCall(name="look", arguments={"k": 14})])
+
+
+def test_a_tool_that_gives_no_answer_twice_is_an_error_for_the_model(tmp_path: Path) -> None:
+    spec = EnvSpec(target=str(write(tmp_path, TOOLS)), is_tools=True, timeout_s=0.5)
+    with pool_of(spec) as pool:
+        one = episode(pool, form="functions")
+        late = one.call([ToolCall(name="look", arguments={"k": 15})])
+        assert late.tool_errors == 1
+        assert "0.5 s" in late.messages[0]["content"]
+        assert one.call([ToolCall(name="look", arguments={"k": 4})]).messages[0]["content"] == "5"
 
 
 def test_environments_get_no_keys_but_those_that_are_named(

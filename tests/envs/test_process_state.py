@@ -16,7 +16,7 @@ from rlcli.data.readers import Row
 from rlcli.data.sets import hold_out, row_key
 from rlcli.envs.calls import ToolCall
 from rlcli.envs.episode import Episode, EpisodeFailedError
-from rlcli.envs.process import EnvPool, EnvSpec
+from rlcli.envs.process import EnvClosedError, EnvPool, EnvSpec
 from rlcli.envs.tasks import begun_rows, describe_environment, own_rows
 from rlcli.errors import ConfigError
 from rlcli.rewards.sandbox import NoSandbox, find_sandbox
@@ -86,6 +86,31 @@ class Wait:
     def step(self, reply):
         return {"done": True}
 '''
+ODD = '''\
+import os
+import numpy as np
+
+class Odd:
+    """Does what the reply says."""
+
+    live = []
+
+    def reset(self, task, seed):
+        Odd.live.append(self)
+        return f"{np.random.sample()} {np.random.ranf()}"
+
+    def step(self, reply):
+        if reply.text == "seed":
+            np.random.seed(5)
+        if reply.text == "raise":
+            raise ValueError("odd")
+        if reply.text == "count":
+            return f"{os.getpid()} {len(Odd.live)}"
+        return reply.text if reply.text == "\\ud800" else f"{np.random.sample()}"
+
+    def close(self):
+        Odd.live.remove(self)
+'''
 NEEDS_ROWS = """\
 class Needs:
     def reset(self, task, seed):
@@ -131,6 +156,55 @@ def test_draws_of_an_episode_do_not_depend_on_others_in_its_process(tmp_path: Pa
         assert len(set(alone)) == 4
 
 
+def odd_step(one: Episode, text: str) -> str:
+    return one.step(text, (), is_truncated=False).messages[0]["content"]
+
+
+def test_numpys_functions_around_its_generator_draw_from_the_episodes_state(
+    tmp_path: Path,
+) -> None:
+    with pool_of(tmp_path, ODD, "Odd") as pool:
+        first, same, other = (
+            Episode(pool, number, {}, seed=seed, form="steps")
+            for number, seed in enumerate((1, 1, 2))
+        )
+        assert first.begin() == same.begin() != other.begin()
+        odd_step(other, "seed")
+        assert odd_step(first, "") == odd_step(same, "")
+        assert odd_step(first, "seed") == odd_step(same, "seed") != odd_step(other, "")
+
+
+def test_half_a_surrogate_pair_in_a_reply_ends_no_process(tmp_path: Path) -> None:
+    with pool_of(tmp_path, ODD, "Odd") as pool:
+        one = Episode(pool, 0, {}, seed=1, form="steps")
+        one.begin()
+        assert odd_step(one, "\ud800") == "?"
+        assert pool.num_deaths == 0
+
+
+def test_an_environment_that_raised_is_closed_in_its_process(tmp_path: Path) -> None:
+    with pool_of(tmp_path, ODD, "Odd") as pool:
+        one, beside = (Episode(pool, number, {}, seed=1, form="steps") for number in range(2))
+        one.begin()
+        beside.begin()
+        before = odd_step(beside, "count")
+        with pytest.raises(EpisodeFailedError, match="odd"):
+            odd_step(one, "raise")
+        process, live = before.split()
+        assert odd_step(beside, "count") == f"{process} {int(live) - 1}"
+
+
+def test_nothing_is_started_once_the_environments_are_closed(tmp_path: Path) -> None:
+    with pool_of(tmp_path, ODD, "Odd") as pool:
+        one = Episode(pool, 0, {}, seed=1, form="steps")
+        one.begin()
+        pool.close()
+        with pytest.raises(EpisodeFailedError, match="closed"):
+            odd_step(one, "")
+        with pytest.raises(EnvClosedError):
+            pool.private()
+
+
 def test_a_session_of_an_async_environment_lives_over_several_calls(tmp_path: Path) -> None:
     with pool_of(tmp_path, ASYNC, "Session", timeout_s=20.0) as pool:
         episodes = [Episode(pool, i, {}, seed=i, form="steps") for i in range(2)]
@@ -173,6 +247,15 @@ def test_a_row_that_cannot_be_begun_is_named(tmp_path: Path) -> None:
     bad = Row(id="a.jsonl:2", prompt="", columns={"q": 1})
     with pytest.raises(ConfigError, match=r"a\.jsonl:2"):
         begun_rows(spec, [*rows, bad], seed=0)
+
+
+@pytest.mark.parametrize("prompt", ["None", "[{'role': 'user'}]", "7"])
+def test_a_task_with_a_prompt_that_cannot_be_shown_is_refused(tmp_path: Path, prompt: str) -> None:
+    tasks = f"    def task(self, index, seed):\n        return {{'prompt': {prompt}}}\n"
+    (tmp_path / "env.py").write_text(NEEDS_ROWS + tasks)
+    spec = EnvSpec(target=f"{tmp_path / 'env.py'}:Needs")
+    with pytest.raises(ConfigError, match="prompt"):
+        own_rows(spec, describe_environment(spec), num_train=2, num_val=0, seed=0)
 
 
 def test_rows_with_one_prompt_are_different_tasks_of_an_environment() -> None:

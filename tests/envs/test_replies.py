@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlcli.envs.calls import ToolCall, parse_pythonic, problem_of
+from rlcli.envs.calls import ToolCall, parse_pythonic, problem_of, read_calls
 from rlcli.envs.replies import read_messages, read_step, to_json
 
 
@@ -66,3 +66,16 @@ def test_null_fits_an_optional_choice() -> None:
     schemas = [{"type": "function", "function": function}]
     assert problem_of(ToolCall(name="f", arguments={"k": None}), schemas) is None
     assert problem_of(ToolCall(name="f", arguments={"k": "c"}), schemas) is not None
+
+
+def test_the_role_of_a_message_is_text() -> None:
+    given = [{"role": None, "content": "a"}, {"content": "b"}, {"role": "system", "content": "c"}]
+    assert [message["role"] for message in read_messages(given)] == ["user", "user", "system"]
+
+
+@pytest.mark.parametrize("name", [None, 7, ["look"]])
+def test_a_call_of_a_tokenizers_own_parser_whose_name_is_no_text_is_a_failure(name: Any) -> None:
+    good = {"function": {"name": "look", "arguments": {"k": 1}}}
+    found = read_calls([{"function": {"name": name, "arguments": {}}}, good])
+    assert list(found.calls) == [ToolCall(name="look", arguments={"k": 1})]
+    assert len(found.failures) == 1

@@ -75,9 +75,14 @@ def split_source(target: str) -> tuple[Source, str] | None:
     return (source, name) if colon and source is not None else None
 
 
-def load_source(source: Source, name: str, args: Mapping[str, Any]) -> Any:
-    """The class of an environment of a library, without arguments. Raises: EnvLoadError."""
-    return import_source(source).load(name, args)
+def load_source(source: Source, name: str, args: Mapping[str, Any], *, timeout_s: float) -> Any:
+    """The class of an environment of a library, without arguments. Raises: EnvLoadError.
+
+    timeout_s: of one step; one that waits for a server must give up earlier.
+    """
+    found = import_source(source).load(name, args)
+    found.timeout_s = timeout_s
+    return found
 
 
 def import_source(source: Source) -> Any:

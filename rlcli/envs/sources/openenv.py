@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ TOOL = "act"
 OF_THE_ENVELOPE = ("metadata", "done", "reward", "rubric_reward")
 PLAIN = ("string", "integer", "number", "boolean")
 MAX_MESSAGE = 100 << 20
+WAIT_SHARE = 0.8
+"""Share of a step's time in which the server must answer; after all of it the process is killed,
+and with it other episodes."""
 
 
 class ServerError(Exception):
@@ -72,20 +76,24 @@ class OpenEnv:
     field: str | None
     kind: str | None
     tools: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    timeout_s = 30.0
 
     def reset(self, task: Mapping[str, Any], seed: int) -> list[dict[str, str]]:
         """Begin an episode; columns of a task go to the server's reset."""
+        limit_s = WAIT_SHARE * self.timeout_s
+        begun = time.monotonic()
         self._socket = _client.connect(
-            self.url, open_timeout=LIMIT_S, max_size=MAX_MESSAGE, proxy=None
+            self.url, open_timeout=min(LIMIT_S, limit_s), max_size=MAX_MESSAGE, proxy=None
         )
-        answer = self._ask("reset", {**task, **self.given, "seed": seed})
+        left_s = limit_s - (time.monotonic() - begun)
+        answer = self._ask("reset", {**task, **self.given, "seed": seed}, left_s)
         return _shown(answer)
 
     def step(self, reply: Any) -> dict[str, Any]:
         """Take the reply's action. A bad action is an error that the policy sees."""
         try:
             action = self._action(reply)
-            answer = self._ask("step", action)
+            answer = self._ask("step", action, WAIT_SHARE * self.timeout_s)
         except ServerError as error:
             if error.code != "VALIDATION_ERROR":
                 raise
@@ -109,9 +117,13 @@ class OpenEnv:
             raise ValueError(f"call the tool {TOOL} to act")
         return reply.tool_calls[0]["arguments"]
 
-    def _ask(self, kind: str, data: Any) -> dict[str, Any]:
+    def _ask(self, kind: str, data: Any, limit_s: float) -> dict[str, Any]:
+        """Raises: ServerError; TimeoutError after limit_s."""
         self._socket.send(json.dumps({"type": kind, "data": data}))
-        answer = json.loads(self._socket.recv())
+        try:
+            answer = json.loads(self._socket.recv(timeout=max(0.0, limit_s)))
+        except TimeoutError:
+            raise TimeoutError(f"the server did not answer {kind} in time") from None
         found = answer.get("data") or {}
         if answer.get("type") == "error":
             raise ServerError(str(found.get("code", "")), str(found.get("message", "an error")))
