@@ -111,7 +111,9 @@ def end(run: Run, begun: PendingRollouts, record: StepRecord, *, step: int) -> S
         # a step of nothing but ties still counts: its advantages are 0
         kept = kept if kept.order else drawn
     if "parts" in run.algorithm.needs:
-        kept = with_all_parts(kept, _kinds_of_all(run, kept))
+        kinds = _kinds_of_all(run, kept)
+        # a step in which no environment gave a part has those that are weighed
+        kept = with_all_parts(kept, kinds if any(kinds) else {(*run.config.reward.weights,)})
         check_parts(_kinds_of_all(run, kept))
     judged, metrics = _await(run, begun.canaries), run.scorer.metrics()
     kept = replace(kept, seen=show(run.ranks, kept.order, kept.rollouts, kept.rewards))

@@ -142,6 +142,7 @@ PUT_TOGETHER = {
     "node {}",
     "nodes {}",
     "{} is {}: the {} loss is one number per sequence.",
+    "the chat template cannot show the replies: {}",
 }
 """Sentences whose parts stand in several places."""
 
