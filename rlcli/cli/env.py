@@ -78,7 +78,7 @@ def check(
     data: Data = None,
     env_python: Python = None,
 ) -> None:
-    """Load an environment, and play it with made-up replies."""
+    """Load an environment, and play it with dummy replies."""
     from rlcli.envs.tasks import describe_environment
     from rlcli.envs.trial import try_twice
 

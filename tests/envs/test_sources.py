@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,6 +265,28 @@ def test_a_session_of_an_openenv_server_is_an_episode(openenv_server: str) -> No
         assert all(reply.is_done and reply.reward == 1.0 for reply in replies)
     finally:
         pool.close()
+
+
+def test_a_server_that_does_not_answer_fails_its_episode_alone() -> None:
+    """It gives up before the process is killed for it."""
+    pytest.importorskip("websockets", reason="needs websockets: pip install 'rlcli[env]'")
+    from websockets.sync.server import serve
+
+    from rlcli.envs.sources.openenv import OpenEnv
+
+    done = threading.Event()
+    with serve(lambda socket: done.wait(60) and None, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.socket.getsockname()[1]
+        made = {"url": f"ws://127.0.0.1:{port}/ws", "given": {}, "field": "x", "kind": "string"}
+        session = type("Silent", (OpenEnv,), {**made, "timeout_s": 1.0})()
+        with pytest.raises(TimeoutError, match="reset"):
+            session.reset({}, 1)
+        done.set()
+        session.close()
+        server.shutdown()
+        thread.join()
 
 
 def test_a_game_of_textarena_is_played_to_its_end() -> None:

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -82,8 +83,11 @@ class OpenEnv:
         """Begin an episode; columns of a task go to the server's reset."""
         limit_s = WAIT_SHARE * self.timeout_s
         begun = time.monotonic()
-        self._socket = _client.connect(
-            self.url, open_timeout=min(LIMIT_S, limit_s), max_size=MAX_MESSAGE, proxy=None
+        self._session = ExitStack()
+        self._socket = self._session.enter_context(
+            _client.connect(
+                self.url, open_timeout=min(LIMIT_S, limit_s), max_size=MAX_MESSAGE, proxy=None
+            )
         )
         left_s = limit_s - (time.monotonic() - begun)
         answer = self._ask("reset", {**task, **self.given, "seed": seed}, left_s)
@@ -108,7 +112,7 @@ class OpenEnv:
 
     def close(self) -> None:
         """End the session."""
-        self._socket.close()
+        self._session.close()
 
     def _action(self, reply: Any) -> Any:
         if self.field is not None:
