@@ -252,15 +252,14 @@ class _Episode:
         self._owner.endpoint.close_key(self.key)
         self.waiting = []
         recorder, scores = self.recorder, self._owner.limits.scores
-        has_exited = end.status is not None and end.status >= 0
         failure, reward = self.problem or end.failure, None
         if failure is None and scores:
             reward, failure = read_reward(end.line)
+        has_exited = end.status is not None and end.status >= 0
+        has_stopped = self.problem is None and (has_exited or self._is_cut)
         if recorder.last is None and self.problem is None:
             failure = recorder.refusal or end.failure or "the agent ended without a call"
-        elif self._is_cut or (
-            failure is not None and recorder.cut is not None and self.problem is None and has_exited
-        ):
+        elif failure is not None and recorder.cut is not None and has_stopped:
             # the policy reached a limit, and the agent could not go on: that is no failure
             self.reward = Reward(value=0.0) if scores else None
             return True

@@ -39,10 +39,16 @@ class AgentEnd:
         if self.status is None:
             return f"the agent {self.error or 'is gone'}"
         if self.status < 0:
-            how = f"was killed by {signal.Signals(-self.status).name}"
+            how = f"was killed by {_signal_name(-self.status)}"
         else:
             how = f"exited with status {self.status}"
         return f"the agent {how}" + (f": {self.error[:300]}" if self.error else "")
+
+
+def _signal_name(number: int) -> str:
+    with suppress(ValueError):  # real-time signals have no names
+        return signal.Signals(number).name
+    return f"signal {number}"
 
 
 class Agents:
