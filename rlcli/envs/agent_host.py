@@ -32,6 +32,8 @@ KEPT_BYTES = 65_536
 LOGGED_BYTES = 2**20
 """Of what one agent prints, into the log."""
 KILL_PASSES = 20
+LAST_READS = 4
+"""Of what is left in a pipe, which usually has room for KEPT_BYTES, once an agent has ended."""
 
 
 def main() -> None:
@@ -111,10 +113,10 @@ class AgentHost:
 
     def _start(self, message: Mapping[str, Any]) -> None:
         number = message["id"]
-        with tempfile.TemporaryFile() as task:
-            task.write(message["input"].encode())
-            task.seek(0)
-            try:
+        try:
+            with tempfile.TemporaryFile() as task:
+                task.write(message["input"].encode())
+                task.seek(0)
                 process = subprocess.Popen(
                     message["argv"],
                     stdin=task,
@@ -124,9 +126,9 @@ class AgentHost:
                     start_new_session=True,
                     preexec_fn=_be_an_agent,
                 )
-            except OSError as error:
-                self._report(number, error=f"cannot be started: {error}")
-                return
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            self._report(number, error=f"cannot be started: {error}")
+            return
         agent = _Agent(number=number, process=process, mark=message["mark"].encode())
         self._agents[process.pid] = agent
         for name in ("stdout", "stderr"):
@@ -134,23 +136,28 @@ class AgentHost:
             os.set_blocking(stream.fileno(), False)
             self._selector.register(stream, selectors.EVENT_READ, (agent, name))
 
-    def _read(self, agent: _Agent, name: str) -> None:
-        """Take what an agent has printed."""
+    def _read(self, agent: _Agent, name: str) -> bool:
+        """Take some of what an agent has printed; whether there was any.
+
+        One read per call: an agent that prints without end must not keep the others waiting.
+        """
         stream = getattr(agent.process, name)
-        while not stream.closed:  # its end may have been found in the same round
-            try:
-                data = os.read(stream.fileno(), KEPT_BYTES)
-            except BlockingIOError:
-                return
-            if not data:
-                self._selector.unregister(stream)
-                stream.close()
-                return
-            agent.tails[name] = (agent.tails[name] + data)[-KEPT_BYTES:]
-            logged = data[: max(0, LOGGED_BYTES - agent.num_logged)]
-            agent.num_logged += len(logged)
-            with suppress(OSError):  # a full disk must not end the agents
-                os.write(sys.stdout.fileno(), logged)
+        if stream.closed:  # its end was found in the same round
+            return False
+        try:
+            data = os.read(stream.fileno(), KEPT_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._selector.unregister(stream)
+            stream.close()
+            return False
+        agent.tails[name] = (agent.tails[name] + data)[-KEPT_BYTES:]
+        logged = data[: max(0, LOGGED_BYTES - agent.num_logged)]
+        agent.num_logged += len(logged)
+        with suppress(OSError):  # a full disk must not end the agents
+            os.write(sys.stdout.fileno(), logged)
+        return True
 
     def _reap(self) -> None:
         """Report the agents that have ended; other children are orphans."""
@@ -164,18 +171,20 @@ class AgentHost:
                     self._finish(agent)
 
     def _finish(self, agent: _Agent) -> None:
-        for name in ("stdout", "stderr"):
-            stream = getattr(agent.process, name)
-            self._read(agent, name)
-            if not stream.closed:  # a process that it has left behind holds it
-                self._selector.unregister(stream)
-                stream.close()
         for _ in range(KILL_PASSES):
             left = [pid for pid in _descendants(os.getpid()) if self._is_of(pid, agent)]
             if not left:
                 break
             for pid in left:
                 _kill(pid)
+        for name in ("stdout", "stderr"):
+            for _ in range(LAST_READS):
+                if not self._read(agent, name):
+                    break
+            stream = getattr(agent.process, name)
+            if not stream.closed:  # a process that it has left behind holds it
+                self._selector.unregister(stream)
+                stream.close()
         error = _last_line(agent.tails["stderr"])
         line = _last_line(agent.tails["stdout"])
         self._report(agent.number, status=agent.process.returncode, line=line, error=error)

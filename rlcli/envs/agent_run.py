@@ -19,6 +19,7 @@ from rlcli.envs.episode import EnvFacts
 from rlcli.envs.process import EnvSpec
 from rlcli.envs.tasks import MAX_HELD_OUT, SEED, TASK, EnvRows, spec_of
 from rlcli.errors import ConfigError
+from rlcli.run_dir.rollout_files import printable
 
 if TYPE_CHECKING:
     from rlcli.envs.agent_sampler import AgentSampler
@@ -53,7 +54,7 @@ class Agent:
         env, total = config.env, self.facts.num_tasks
         held = env.val_tasks if total is None else min(env.val_tasks, total // MAX_HELD_OUT)
         num = env.tasks if total is None else min(env.tasks, total - held)
-        first = 0 if total is None else total - held
+        first = env.tasks if total is None else total - held
         limits = [each for each in (limit, config.data.val_limit) if each and each > 0]
         num_val = min([held, *limits])
         seed = config.run.seed
@@ -137,7 +138,8 @@ def _count_tasks(target: str, argv: Sequence[str], keep_env: Sequence[str]) -> i
         found = subprocess.run(
             argv,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=DESCRIBE_LIMIT_S,
             stdin=subprocess.DEVNULL,
             env=agent_environment(os.environ, keep=keep_env),
@@ -154,7 +156,7 @@ def _count_tasks(target: str, argv: Sequence[str], keep_env: Sequence[str]) -> i
     except (ValueError, KeyError, IndexError, TypeError) as error:
         last = found.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
         raise ConfigError(
-            f"{target} cannot be loaded by {argv[0]}: {last[0]}.\n"
+            f"{target} cannot be loaded by {argv[0]}: {printable(last[0])}.\n"
             "Its package must be installed there, or in the current folder; see docs/agents.md."
         ) from error
 

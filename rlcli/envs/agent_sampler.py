@@ -28,12 +28,16 @@ from rlcli.envs.recording import (
     with_tokens,
 )
 from rlcli.envs.tasks import SEED, TASK
-from rlcli.rollout.base import OnFinish, Sampler, SamplingParams
+from rlcli.rollout.base import OnFinish, SamplingParams
+from rlcli.rollout.native import NativeSampler
+from rlcli.run_dir.rollout_files import printable
 from rlcli.types import Prompt, Reward, Rollout
 
 START_LIMIT_S = 120.0
 """Seconds until an agent's first call: it imports its packages, beside many others."""
 MAX_ATTEMPTS = 2
+MAX_REFUSED = 20
+"""Refused calls in a row after which an agent that calls again is ended."""
 PARTS = "parts"
 UNLIKE = (
     "conversations of one task begin with different tokens; with a chat template, or the same "
@@ -59,7 +63,7 @@ class AgentSampler:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: NativeSampler,
         texts: ChatTexts,
         rows: RowLimits,
         limits: AgentLimits,
@@ -114,7 +118,7 @@ class AgentSampler:
         step = _Step(self, episodes, params, seed=seed)
         try:
             for i in step.run():
-                if episodes[i].begins_with(heads, i // params.n):
+                if episodes[i].check_prompt_head(heads, i // params.n):
                     out[i] = done = episodes[i].scored(params)
                     if on_finish is not None:
                         on_finish(i, done)
@@ -162,8 +166,9 @@ class _Episode:
         self.reward: Reward | None = None
         self.recorder = self._new_recorder()
         self.waiting: list[WaitingCall] = []
-        self.since_s = self.waited_s = self._spent_s = 0.0
+        self.since_s = self.agent_s = self._spent_s = 0.0
         self.problem: str | None = None
+        self._is_cut = False
 
     def _new_recorder(self) -> Recorder:
         return Recorder(self._owner.texts, self._owner.rows, place=self.place)
@@ -173,15 +178,24 @@ class _Episode:
         owner = self._owner
         self.attempts += 1
         self.recorder, self.waiting, self.problem = self._new_recorder(), [], None
+        self._is_cut = False
         self.key, self.number = owner.endpoint.open(), next(owner.numbers)
         self.since_s, self._spent_s = time.monotonic(), 0.0
         owner.agents.start(self.number, self._task, url=owner.endpoint.url, key=self.key)
 
     def take(self, call: WaitingCall) -> None:
-        """A call begins to wait: the agent's clock stands still."""
+        """A call begins to wait: the agent's clock stands still.
+
+        An agent that calls again after MAX_REFUSED refused calls is killed.
+        """
+        if self.problem is not None or self._is_cut:
+            return  # the call fails with the agent's end
+        if self.recorder.num_refused >= MAX_REFUSED:
+            self._end_refused()
+            return
         if not self.waiting:
-            self.waited_s = time.monotonic() - self.since_s
-            self._spent_s += self.waited_s
+            self.agent_s = max(0.0, call.arrived_s - self.since_s)
+            self._spent_s += self.agent_s
         self.waiting.append(call)
 
     def answered(self) -> None:
@@ -212,7 +226,20 @@ class _Episode:
             self.problem = (
                 f"the agent neither called nor ended within {limits.timeout_s:g} s (env.timeout_s)"
             )
-        self.since_s = math.inf
+        self._kill()
+
+    def _end_refused(self) -> None:
+        if self.recorder.cut is not None and self.recorder.last is not None:
+            self._is_cut = True
+        else:
+            self.problem = (
+                f"the agent went on after {MAX_REFUSED} refused calls in a row: "
+                f"{self.recorder.refusal}"
+            )
+        self._kill()
+
+    def _kill(self) -> None:
+        self.waiting, self.since_s = [], math.inf
         self._owner.agents.kill(self.number)
 
     def give_up(self) -> None:
@@ -228,16 +255,18 @@ class _Episode:
         failure, reward = self.problem or end.failure, None
         if failure is None and scores:
             reward, failure = read_reward(end.line)
+        has_exited = end.status is not None and end.status >= 0
+        has_stopped = self.problem is None and (has_exited or self._is_cut)
         if recorder.last is None and self.problem is None:
             failure = recorder.refusal or end.failure or "the agent ended without a call"
-        elif failure is not None and recorder.cut is not None and self.problem is None:
+        elif failure is not None and recorder.cut is not None and has_stopped:
             # the policy reached a limit, and the agent could not go on: that is no failure
             self.reward = Reward(value=0.0) if scores else None
             return True
-        self.reward = reward if failure is None else Reward(value=None, error=failure)
+        self.reward = reward if failure is None else Reward(value=None, error=printable(failure))
         return failure is None or self.attempts == MAX_ATTEMPTS
 
-    def begins_with(self, heads: dict[int, int], group: int) -> bool:
+    def check_prompt_head(self, heads: dict[int, int], group: int) -> bool:
         """Whether there is something to train on. heads: the first token of each group's rows.
 
         A group has one prompt in training, which needs one token at least.
@@ -281,7 +310,6 @@ class _Step:
         self._params, self._seed = params, seed
         self._todo = list(range(len(episodes)))[::-1]
         self._live: dict[int, int] = {}
-        self._first_call_s = math.inf
 
     def run(self) -> Iterator[int]:
         """The number of each episode as it ends."""
@@ -321,20 +349,24 @@ class _Step:
         episode = self._by_key().get(call.key)
         if episode is not None:
             episode.take(call)
-            self._first_call_s = min(self._first_call_s, time.monotonic())
+
+    def _first_call_s(self) -> float:
+        """When the first of the waiting calls arrived; infinity if none waits."""
+        waiting = (call for i in self._live.values() for call in self._episodes[i].waiting)
+        return min((call.arrived_s for call in waiting), default=math.inf)
 
     def _is_time(self, now: float) -> bool:
         """Whether the waiting calls are to be sampled: all agents wait, or one has long enough."""
         waiting = [bool(self._episodes[i].waiting) for i in self._live.values()]
         is_full = len(waiting) == self._owner.limits.concurrency or not self._todo
-        late = now - self._first_call_s >= self._owner.limits.batch_wait_s
+        late = now - self._first_call_s() >= self._owner.limits.batch_wait_s
         return any(waiting) and ((all(waiting) and is_full) or late)
 
     def _events(self) -> list[WaitingCall | AgentEnd]:
         """What has happened; waits for something, or until the next deadline."""
         now = time.monotonic()
         deadlines = [self._episodes[i].deadline_s() for i in self._live.values()]
-        until = min([*deadlines, self._first_call_s + self._owner.limits.batch_wait_s])
+        until = min([*deadlines, self._first_call_s() + self._owner.limits.batch_wait_s])
         events: list[WaitingCall | AgentEnd] = []
         queue = self._owner.events
         try:
@@ -347,11 +379,9 @@ class _Step:
 
     def _answer(self) -> None:
         episodes = self._by_key()
-        calls = [call for episode in episodes.values() for call in episode.waiting]
         answer(
-            calls,
-            {key: episode.recorder for key, episode in episodes.items()},
-            {key: episode.waited_s for key, episode in episodes.items()},
+            [(call, each.recorder) for each in episodes.values() for call in each.waiting],
+            {key: episode.agent_s for key, episode in episodes.items()},
             self._owner.sampler,
             self._params,
             seed=self._seed,
@@ -359,7 +389,6 @@ class _Step:
         for episode in episodes.values():
             if episode.waiting:
                 episode.answered()
-        self._first_call_s = math.inf
 
 
 def read_reward(line: str) -> tuple[Reward | None, str | None]:
@@ -368,8 +397,10 @@ def read_reward(line: str) -> tuple[Reward | None, str | None]:
     try:
         given = json.loads(line)
         value = float(given["reward"])
-        parts = {str(name): float(each) for name, each in (given.get(PARTS) or {}).items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        parts = {
+            printable(str(name)): float(each) for name, each in (given.get(PARTS) or {}).items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None, f"the agent gave no reward: {expected}, got {line[:100]!r}"
     if not all(map(math.isfinite, [value, *parts.values()])):
         return None, f"the agent gave a reward that is not finite: {line[:100]}"

@@ -39,10 +39,16 @@ class AgentEnd:
         if self.status is None:
             return f"the agent {self.error or 'is gone'}"
         if self.status < 0:
-            how = f"was killed by {signal.Signals(-self.status).name}"
+            how = f"was killed by {_signal_name(-self.status)}"
         else:
             how = f"exited with status {self.status}"
         return f"the agent {how}" + (f": {self.error[:300]}" if self.error else "")
+
+
+def _signal_name(number: int) -> str:
+    with suppress(ValueError):  # real-time signals have no names
+        return signal.Signals(number).name
+    return f"signal {number}"
 
 
 class Agents:
@@ -155,3 +161,21 @@ def command_of(target: str) -> list[str]:
             "agent:'venv/bin/python my_agent.py'."
         )
     return [program, *words[1:]]
+
+
+def absolute_command(target: str) -> str:
+    """`agent:COMMAND` whose words that name existing files are absolute, as a run needs that is
+    resumed in another folder."""
+    try:
+        words = shlex.split(target.removeprefix(AGENT))
+    except ValueError:
+        return target  # `command_of` refuses it
+    absolute = [_absolute_file(word, is_program=i == 0) for i, word in enumerate(words)]
+    return target if absolute == words else AGENT + shlex.join(absolute)
+
+
+def _absolute_file(word: str, *, is_program: bool) -> str:
+    path = os.path.expanduser(word) if is_program else word
+    if is_program and os.sep not in path:
+        return word  # found in PATH
+    return os.path.abspath(path) if os.path.isfile(path) else word

@@ -91,9 +91,9 @@ class ChatRequest:
     tools: tuple[Schema, ...] = ()
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    is_stream: bool = False
-    has_usage: bool = False
-    has_logprobs: bool = False
+    stream: bool = False
+    include_usage: bool = False
+    wants_logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,9 +143,9 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
         tools=_tools(body),
         max_tokens=_limit(body, "max_completion_tokens", "max_tokens"),
         stop=_stop(body),
-        is_stream=bool(body.get("stream")),
-        has_usage=bool(options.get("include_usage")),
-        has_logprobs=bool(body.get("logprobs")),
+        stream=bool(body.get("stream")),
+        include_usage=bool(options.get("include_usage")),
+        wants_logprobs=bool(body.get("logprobs")),
     )
 
 
@@ -170,7 +170,7 @@ def chat_reply(
         "index": 0,
         "message": _written(one.message),
         "finish_reason": one.finish_reason,
-        "logprobs": _logprobs(one) if request.has_logprobs else None,
+        "logprobs": _logprobs(one) if request.wants_logprobs else None,
     }
     head = _head(number, time_s, "chat.completion")
     return {**head, "choices": [choice], "usage": _usage(one)}
@@ -184,13 +184,13 @@ def chat_chunks(
     delta = _written(one.message)
     for index, call in enumerate(delta.get("tool_calls", ())):
         call["index"] = index
-    logprobs = _logprobs(one) if request.has_logprobs else None
-    usage = {"usage": None} if request.has_usage else {}
+    logprobs = _logprobs(one) if request.wants_logprobs else None
+    usage = {"usage": None} if request.include_usage else {}
     first = {"index": 0, "delta": delta, "finish_reason": None, "logprobs": logprobs}
     last = {"index": 0, "delta": {}, "finish_reason": one.finish_reason, "logprobs": None}
     yield {**head, "choices": [first], **usage}
     yield {**head, "choices": [last], **usage}
-    if request.has_usage:
+    if request.include_usage:
         yield {**head, "choices": [], "usage": _usage(one)}
 
 
@@ -290,6 +290,8 @@ def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:
     texts = [stop] if isinstance(stop, str) else stop
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
         raise ApiError("stop must be a text or a list of texts.", param="stop")
+    for text in texts:
+        text.encode()  # raises for half a surrogate pair, which no text of the policy has
     return tuple(texts)
 
 

@@ -198,14 +198,14 @@ class Dialogue:
         except Exception as error:
             raise self._refusal(f"it refuses a second turn: {_first_line(error)}") from error
         rest = whole.partition(WRITTEN)[2]
-        prompt_indices = {
+        found_at = {
             rest.find(text): token
             for token in end_ids
             if (text := self._tokenizer.convert_ids_to_tokens(token)) and text in rest
         }
-        if not prompt_indices:
+        if not found_at:
             raise self._refusal("it ends a turn with none of the model's end tokens")
-        return prompt_indices[min(prompt_indices)]
+        return found_at[min(found_at)]
 
     def _probe(self, replies_are_tools: bool) -> None:
         """Raises: ModelError unless the template goes on behind a turn as it stands.

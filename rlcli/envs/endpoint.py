@@ -11,13 +11,13 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from rlcli.envs.chat import (
     ApiError,
@@ -32,6 +32,7 @@ from rlcli.envs.chat import (
     token_reply,
 )
 
+R = TypeVar("R", ChatRequest, TokenRequest)
 HOST = "127.0.0.1"
 MAX_BODY_BYTES = 64 * 2**20
 CHAT = ("/v1/chat/completions", "/chat/completions")
@@ -43,11 +44,13 @@ BACKLOG = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingCall:
-    """A call that waits to be sampled. key: the token of its episode."""
+    """A call that waits to be sampled. key: the token of its episode. arrived_s: by the monotonic
+    clock."""
 
     key: str
     request: ChatRequest | TokenRequest
     reply: Future[Completion] = field(default_factory=Future[Completion])
+    arrived_s: float = field(default_factory=time.monotonic)
 
 
 class Endpoint:
@@ -123,6 +126,16 @@ def _unauthorized() -> ApiError:
     )
 
 
+def _read(read: Callable[[Mapping[str, Any]], R], body: Mapping[str, Any]) -> R:
+    """The request in `body`. Raises: ApiError, whatever type a field has."""
+    try:
+        return read(body)
+    except ApiError:
+        raise
+    except Exception as error:
+        raise ApiError(f"the request has a malformed field: {error}") from error
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = BACKLOG
@@ -156,10 +169,10 @@ class _Handler(BaseHTTPRequestHandler):
             body = self._body()
             key, path = self._authorize(), self._path()
             if path in TOKENS:
-                one = self.server.endpoint.ask(key, read_tokens(body))
+                one = self.server.endpoint.ask(key, _read(read_tokens, body))
                 self._send(token_reply(one, number=secrets.token_hex(8)))
             elif path in CHAT:
-                request = read_chat(body)
+                request = _read(read_chat, body)
                 self._send_chat(self.server.endpoint.ask(key, request), request)
             else:
                 raise ApiError(f"there is no {path}.", status=404)
@@ -187,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_chat(self, one: Completion, request: ChatRequest) -> None:
         number, time_s = secrets.token_hex(8), int(time.time())
-        if not request.is_stream:
+        if not request.stream:
             self._send(chat_reply(one, request, number=number, time_s=time_s))
             return
         events = [*chat_chunks(one, request, number=number, time_s=time_s)]

@@ -2,7 +2,7 @@
 
 A call whose messages extend a recorded conversation is its next turn: the tokens that the policy
 wrote stay as they were sampled, and only the new messages are encoded. Any other call begins a
-conversation of its own. One that goes on behind an earlier turn copies the tokens up to there.
+conversation of its own. One that goes on after an earlier turn copies the tokens up to there.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class ChatTexts:
 class _State:
     """A conversation as it stood after a turn. messages: () for calls in tokens.
 
-    num_ids: tokens behind its prompt. turn_ids: of the turn. calls: those that it made.
+    num_ids: tokens after its prompt. turn_ids: of the turn. calls: those that it made.
     """
 
     num_ids: int
@@ -135,14 +135,14 @@ class OpenCall:
     """A call that is ready to be sampled.
 
     given: tokens between the conversation so far and the turn. index: what the draws depend on.
-    width: most tokens. opening: messages that are new in this call.
+    max_tokens: of the turn. opening: messages that are new in this call.
     """
 
     conversation: Conversation
     request: ChatRequest | TokenRequest
     given: tuple[int, ...]
     index: int
-    width: int
+    max_tokens: int
     opening: tuple[ChatMessage, ...]
     wait_s: float
 
@@ -158,7 +158,11 @@ class OpenCall:
 
 
 class Recorder:
-    """The calls of one episode. place: the episode's number, on which its draws depend."""
+    """The calls of one episode. place: the episode's number, on which its draws depend.
+
+    cut: the limit that stopped the episode. refusal: why the last refused call was refused.
+    num_refused: calls refused since the last that was not.
+    """
 
     def __init__(self, texts: ChatTexts, limits: RowLimits, *, place: int) -> None:
         self._texts, self._limits, self._place = texts, limits, place
@@ -167,6 +171,7 @@ class Recorder:
         self.first_messages: tuple[ChatMessage, ...] = ()
         self.cut: Literal["length", "turns"] | None = None
         self.refusal: str | None = None
+        self.num_refused = 0
         self.last: Rollout | None = None
         self._last_conversation: Conversation | None = None
         self._num_opened = 0
@@ -179,10 +184,13 @@ class Recorder:
         template cannot show the messages.
         """
         try:
-            return self._open(request, wait_s)
+            call = self._open(request, wait_s)
         except ApiError as error:
             self.refusal = str(error)
+            self.num_refused += 1
             raise
+        self.num_refused = 0
+        return call
 
     def _open(self, request: ChatRequest | TokenRequest, wait_s: float) -> OpenCall:
         if self._num_opened >= self._limits.max_turns:
@@ -195,7 +203,7 @@ class Recorder:
             conversation, given, opening = self._open_tokens(request)
         else:
             conversation, given, opening = self._open_chat(request)
-        width = self._width(conversation, given, request.max_tokens)
+        max_tokens = self._max_tokens(conversation, given, request.max_tokens)
         context = (*conversation.prompt_ids, *conversation.ids, *given)
         key = repr((self._place, context, self._seen[context]))
         self._seen[context] += 1
@@ -208,7 +216,7 @@ class Recorder:
             request=request,
             given=given,
             index=zlib.crc32(key.encode()),
-            width=width,
+            max_tokens=max_tokens,
             opening=opening,
             wait_s=wait_s,
         )
@@ -223,6 +231,8 @@ class Recorder:
         conversation.logprobs += one.logprobs
         conversation.mask += [1] * len(one.token_ids)
         conversation.is_busy = False
+        if self.cut == "length":  # the agent has found a way on; after max_turns there is none
+            self.cut = None
         calls, message = self._message(call, one, prompt_ids)
         messages = call.request.messages if isinstance(call.request, ChatRequest) else ()
         conversation.states.append(
@@ -235,7 +245,7 @@ class Recorder:
         )
         self._note_turn(call, one, calls)
         reason = "tool_calls" if message.tool_calls else one.finish_reason
-        wants = isinstance(call.request, ChatRequest) and call.request.has_logprobs
+        wants = isinstance(call.request, ChatRequest) and call.request.wants_logprobs
         pieces = [self._texts.tokenizer.decode([token]) for token in one.token_ids if wants]
         return Completion(
             message=message,
@@ -268,7 +278,7 @@ class Recorder:
                 conversation, state = found
                 new = request.messages[len(state.messages) :]
                 ids = dialogue.go_on(state.turn_ids, _replies(new, state), state.calls)
-                return self._behind(conversation, state), ids, new
+                return self._continued(conversation, state), ids, new
             prompt_ids = self._texts.encode(request.messages, request.tools)
         except (ModelError, DataError) as error:
             raise ApiError(str(error), param="messages") from error
@@ -282,7 +292,9 @@ class Recorder:
     def _open_tokens(
         self, request: TokenRequest
     ) -> tuple[Conversation, tuple[int, ...], tuple[ChatMessage, ...]]:
-        ids = request.token_ids
+        ids, num_known = request.token_ids, len(self._texts.tokenizer)
+        if max(ids, default=0) >= num_known:
+            raise ApiError(f"token_ids must be below {num_known}.", param="token_ids")
         best: tuple[int, Conversation, _State] | None = None
         for conversation in self.conversations:
             for state in conversation.states:
@@ -297,12 +309,12 @@ class Recorder:
         given = ids[length:]
         text = self._texts.tokenizer.decode(given)
         new = ChatMessage(role="user", content=text)
-        return self._behind(conversation, state), given, (new,)
+        return self._continued(conversation, state), given, (new,)
 
     def _find_chat(
         self, messages: Sequence[ChatMessage], tools: str
     ) -> tuple[Conversation, _State] | None:
-        """The recorded turn that the messages go on behind, the latest that there is."""
+        """The recorded turn that the messages continue, the latest that there is."""
         keys = [_key(message) for message in messages]
         found: tuple[Conversation, _State] | None = None
         for conversation in self.conversations:
@@ -314,7 +326,7 @@ class Recorder:
                     found = conversation, state
         return found
 
-    def _behind(self, conversation: Conversation, state: _State) -> Conversation:
+    def _continued(self, conversation: Conversation, state: _State) -> Conversation:
         """The conversation itself at its last turn; else a copy up to this turn, masked."""
         if state is conversation.states[-1] and not conversation.is_busy:
             return conversation
@@ -334,8 +346,8 @@ class Recorder:
                 param="messages",
             )
 
-    def _width(
-        self, conversation: Conversation, given: Sequence[int], max_tokens: int | None
+    def _max_tokens(
+        self, conversation: Conversation, given: Sequence[int], asked: int | None
     ) -> int:
         """Most tokens of the turn. Raises: ApiError if the row is full."""
         limits = self._limits
@@ -344,11 +356,11 @@ class Recorder:
             self.cut = "length"
             raise ApiError(
                 "the conversation is longer than data.max_response_tokens="
-                f"{limits.max_row_tokens} behind its first messages.",
+                f"{limits.max_row_tokens} after its first messages.",
                 code="context_length_exceeded",
                 param="messages",
             )
-        return min(room, limits.max_turn_tokens or room, max_tokens or room)
+        return min(room, limits.max_turn_tokens or room, asked or room)
 
     def _message(
         self, call: OpenCall, one: Rollout, prompt_ids: Sequence[int]

@@ -82,14 +82,19 @@ class NativeSampler:
         prompt_indices: Sequence[int] | None = None,
         on_finish: OnFinish | None = None,
         go_on: GoOn | None = None,
+        limits: Sequence[int] | None = None,
     ) -> list[Rollout]:
         """params.n rollouts per prompt, prompts in order.
+
+        limits: most tokens of each prompt's rollouts, at most params.max_tokens, which is the
+        default. A lower limit does not change the tokens before it.
 
         All rows of a batch begin a turn together, once the last environment has replied: the last
         bits of a log-prob depend on the number of rows beside it, and must not depend on how fast
         an environment is.
         """
         prompt_indices = range(len(prompts)) if prompt_indices is None else prompt_indices
+        limits = [params.max_tokens] * len(prompts) if limits is None else limits
         per_call = max(1, self.max_num_seqs // params.n)
         out: list[Rollout] = []
         was_training = self.lm.model.training
@@ -103,6 +108,7 @@ class NativeSampler:
                     params,
                     offset=start * params.n,
                     places=prompt_indices[some],
+                    limits=limits[some],
                     seed=seed,
                     on_finish=on_finish,
                     go_on=go_on,
@@ -124,6 +130,7 @@ class _Call:
         *,
         offset: int,
         places: Sequence[int],
+        limits: Sequence[int],
         seed: int,
         on_finish: OnFinish | None,
         go_on: GoOn | None,
@@ -134,6 +141,7 @@ class _Call:
         self.device = sampler.lm.device
         self.num_rows = len(prompts) * params.n
         self.group = [row // params.n for row in range(self.num_rows)]
+        self.limits = [limits[group] for group in self.group]
         self.eos = torch.tensor(sampler.eos_token_ids, device=self.device)
         self.rollouts: list[Rollout | None] = [None] * self.num_rows
         self.answers: dict[int, Future[NextTurn | None]] = {}
@@ -142,7 +150,7 @@ class _Call:
             sampler.lm,
             [prompt.token_ids for prompt in prompts],
             self.group,
-            max_new_tokens=params.max_tokens,
+            max_new_tokens=max(self.limits),
             pad_token_id=sampler.pad_token_id,
             keeps_rows=go_on is not None,
         )
@@ -162,7 +170,7 @@ class _Call:
         # one number per row of the call, live or not: dropping a row moves no other row's draws
         drawn = [_draw(self.seed, place, self.params) for place in self.places]
         self.uniform_TR = torch.cat(drawn).T.contiguous().to(self.device)
-        self._sample(self.decoder.begin(), [self.params.max_tokens] * self.num_rows)
+        self._sample(self.decoder.begin(), self.limits)
 
     def _take_later_turns(self) -> None:
         """Turns until each row is over; a turn begins when all environments have replied."""

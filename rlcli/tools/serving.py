@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from rlcli.config.resolved import with_values
 from rlcli.envs.agent_run import chat_texts, row_limits
@@ -68,7 +68,8 @@ class ServedEpisode:
 class PolicyServer:
     """A model behind OpenAI's API on loopback. Use `rlcli.serve`.
 
-    base_url, api_key: what an OpenAI client needs. model: the model's name there.
+    base_url, api_key: what an OpenAI client needs. model: the model's name there. Each call with
+    api_key is an episode of its own, and is not recorded.
     """
 
     def __init__(self, request: Request) -> None:
@@ -90,10 +91,10 @@ class PolicyServer:
         total = self._limits.max_prompt_tokens + self._limits.max_row_tokens
         self._endpoint = Endpoint(self._calls, max_tokens=total)
         self._thread = threading.Thread(target=self._serve, daemon=True, name="policy")
-        self._thread.start()
         self.base_url, self.model = self._endpoint.url, MODEL
-        self.api_key = self._open(0)
-        self._num_episodes = 1
+        self.api_key = self._endpoint.open()
+        self._numbers, self._single_calls = count(1), count(1)
+        self._thread.start()
 
     @contextmanager
     def episode(self, *, place: int | None = None) -> Iterator[ServedEpisode]:
@@ -101,11 +102,12 @@ class PolicyServer:
 
         place: number on which the draws depend; None: the next one.
         """
-        number = self._num_episodes if place is None else place
-        self._num_episodes += 1
-        key = self._open(number)
+        key = self._endpoint.open()
+        recorder = self._recorders[key] = self._recorder(
+            next(self._numbers) if place is None else place
+        )
         try:
-            yield ServedEpisode(key, self._recorders[key])
+            yield ServedEpisode(key, recorder)
         finally:
             self._endpoint.close_key(key)
             self._recorders.pop(key, None)
@@ -117,10 +119,14 @@ class PolicyServer:
         self._endpoint.close()
         self._sampler.close()
 
-    def _open(self, place: int) -> str:
-        key = self._endpoint.open()
-        self._recorders[key] = Recorder(self._texts, self._limits, place=place)
-        return key
+    def _recorder(self, place: int) -> Recorder:
+        return Recorder(self._texts, self._limits, place=place)
+
+    def _recorder_of(self, call: WaitingCall) -> Recorder | None:
+        """None: the call's episode is over."""
+        if call.key == self.api_key:  # places of episodes are not negative
+            return self._recorder(-next(self._single_calls))
+        return self._recorders.get(call.key)
 
     def _serve(self) -> None:
         while (first := self._calls.get()) is not None:
@@ -132,12 +138,13 @@ class PolicyServer:
             self._answer(calls)
 
     def _answer(self, calls: list[WaitingCall]) -> None:
-        recorders: dict[str, Any] = {call.key: self._recorders.get(call.key) for call in calls}
-        known = {key: one for key, one in recorders.items() if one is not None}
+        found = [(call, self._recorder_of(call)) for call in calls]
+        known = [(call, recorder) for call, recorder in found if recorder is not None]
         try:
-            answer(calls, known, {}, self._sampler, self._params, seed=self._seed)
+            answer(known, {}, self._sampler, self._params, seed=self._seed)
         except Exception as error:  # goes to the callers: the server must outlive one bad call
             for call in calls:
-                failure = ApiError(f"the model could not be sampled: {error}", status=500)
+                # clients send a call with status 500 again
+                failure = ApiError(f"the model could not be sampled: {error}")
                 with suppress(Exception):  # it may be answered already
                     call.reply.set_exception(failure)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlcli.distributed.collectives import partition
+from rlcli.envs.agent_run import is_agent
 from rlcli.envs.dialogue import CANNOT_SHOW
 from rlcli.envs.measures import measure_episodes
 from rlcli.errors import Paused, RankError, RewardError, RlcliError
@@ -374,7 +375,7 @@ def _held(run: Run, submitted: Submitted, record: StepRecord) -> list[Reward]:
             _add(record, "sampled_tokens", sum(each.num_tokens for each in everyones))
             return rewards
         if len(env_errors) > MAX_UNSCORED_SHARE * total:
-            raise _failed_environment(env_errors, total)
+            raise _failed_environment(run, env_errors, total)
         if attempt == HOLD_TRIES - 1:
             raise _too_many(unscored, total)
         run.monitor.note(
@@ -388,12 +389,19 @@ def _held(run: Run, submitted: Submitted, record: StepRecord) -> list[Reward]:
     raise AssertionError
 
 
-def _failed_environment(errors: Sequence[str | None], total: int) -> RewardError:
+def _failed_environment(run: Run, errors: Sequence[str | None], total: int) -> RewardError:
     if (errors[-1] or "").startswith(CANNOT_SHOW):
         return RewardError(
             f"{errors[-1]}\n"
             f"{len(errors)} of {total} episodes could not go on. Use a model whose template takes "
             "the roles of these replies, or change the roles in the environment."
+        )
+    if is_agent(run.config.env.path):
+        return RewardError(
+            f"agents failed in {len(errors)} of {total} episodes.\n"
+            f"Last error: {errors[-1]}\n"
+            "Fix the agent (env.log in the run directory has its output), then resume with "
+            "--resume auto."
         )
     return RewardError(
         f"the environment failed in {len(errors)} of {total} episodes.\n"

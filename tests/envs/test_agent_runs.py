@@ -88,6 +88,8 @@ def test_a_run_whose_agents_fail_ends_with_their_error(
     [
         (("--env", "agent:no_such_program"), "no program"),
         (("--env", "agent:true", "rollout.engine=vllm"), "native sampler"),
+        (("--env", "agent:true", "env.args.size=3"), "into the command"),
+        (("--env", "agent:true", "--env_python", sys.executable), "into the command"),
         (("--env", "agent:true", "--reward", "exact", "env.agent_scores=true"), "both give"),
         (("--env", "verifiers:guess-two"), "verifiers==0.4"),
         (("--env", "verifiers:guess-two", "--env_python", sys.executable), "cannot be loaded"),

@@ -18,6 +18,7 @@ from waiting import wait_until
 from rlcli.config.resolved import with_values
 from rlcli.config.schema import Config
 from rlcli.envs.agent_run import find_agent
+from rlcli.envs.agents import absolute_command, command_of
 from rlcli.errors import ConfigError
 from rlcli.rollout.base import SamplingParams
 from rlcli.types import Rollout
@@ -28,6 +29,13 @@ SEVERAL = """
 first = talk("1+2=", "3+4=")
 talk("1+9=")
 print(json.dumps({"reward": 1.0}))
+"""
+
+OVER_A_LIMIT = """
+talk('1')
+try:
+    talk('1' * 500)
+except OSError:
 """
 
 
@@ -116,7 +124,11 @@ def test_the_seed_of_the_task_is_all_that_an_agent_gets(tmp_path: Path, tiny_mod
         ("talk('1')\nprint('{\"reward\": NaN}')", "not finite"),
         ("talk('1')\nos.kill(os.getpid(), 9)", "SIGKILL"),
         ("ask([say('1')], key='wrong')", "401"),
+        ("talk('1')\nprint('{\"reward\": 1' + '0' * 400 + '}')", "no reward"),
+        ("talk('1')\nsys.exit('\\x1b[2Jodd')", "\\x1b[2Jodd"),
         ("talk('1' * 500)", "data.max_prompt_tokens"),
+        (f"{OVER_A_LIMIT}    pass\ntalk('2')\nsys.exit(3)", "status 3"),
+        (f"{OVER_A_LIMIT}    os.kill(os.getpid(), 9)", "SIGKILL"),
     ],
 )
 def test_an_agent_that_fails_twice_is_unscored(
@@ -175,6 +187,37 @@ def test_an_agent_that_a_limit_stops_is_not_a_failure(tmp_path: Path, tiny_model
         assert len(one.turns) == 2
         assert one.reward is not None
         assert one.reward.value == 0.0
+
+
+def test_an_agent_that_ignores_refusals_is_ended(tmp_path: Path, tiny_model: Path) -> None:
+    text = f"while True:{OVER_A_LIMIT.replace(chr(10), chr(10) + '    ')}    pass"
+    for one in sample(tmp_path, text, tiny_model, count=1, env__max_turns=99):
+        assert one.finish_reason in ("length", "turns")
+        assert one.reward is not None
+        assert one.reward.value == 0.0
+
+
+def test_turns_of_all_lengths_are_sampled_together(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sampler_of(tmp_path, GOOD, tiny_model) as sampler:
+        generate, sizes = sampler.sampler.generate, list[int]()
+
+        def count_rows(prompts: Any, *args: Any, **more: Any) -> Any:
+            sizes.append(len(prompts))
+            return generate(prompts, *args, **more)
+
+        monkeypatch.setattr(sampler.sampler, "generate", count_rows)
+        rollouts = sampler.generate(prompts(2), PARAMS, seed=3)
+    assert len({one.turns[0].num_tokens for one in rollouts}) > 1
+    assert sizes == [6, 6, 6]
+
+
+def test_what_an_agent_leaves_printing_ends_with_it(tmp_path: Path, tiny_model: Path) -> None:
+    text = "import subprocess\nsubprocess.Popen(['yes'], stdout=sys.stderr)" + GOOD
+    for one in sample(tmp_path, text, tiny_model, count=1):
+        assert one.reward is not None
+        assert one.reward.value is not None
 
 
 def test_the_reward_function_scores_where_agents_do_not(tmp_path: Path, tiny_model: Path) -> None:
@@ -257,6 +300,26 @@ def test_a_run_that_is_killed_leaves_no_agent(tmp_path: Path) -> None:
 def test_an_agent_that_cannot_be_started_is_refused(target: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         find_agent(with_values(Config(), {"env.path": target}))
+
+
+def test_held_out_tasks_are_not_trained_on(tmp_path: Path) -> None:
+    values = {"env.path": command(tmp_path, ""), "env.tasks": 5, "env.val_tasks": 3}
+    config = with_values(Config(), values)
+    found = find_agent(config).rows(config)
+    train, val = (
+        [row.extra_info["env_task"]["index"] for row in rows] for rows in (found.train, found.val)
+    )
+    assert (train, val) == ([0, 1, 2, 3, 4], [5, 6, 7])
+
+
+def test_files_of_a_command_are_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my agent.py").touch()
+    monkeypatch.chdir(tmp_path)
+    found = absolute_command("agent:python 'my agent.py' --file=x y")
+    monkeypatch.chdir("/")
+    assert command_of(found) == ["python", str(tmp_path / "my agent.py"), "--file=x", "y"]
 
 
 def test_a_command_may_have_quotes(tmp_path: Path) -> None:

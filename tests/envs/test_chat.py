@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from http.client import HTTPConnection
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from rlcli.envs.chat import ApiError, read_chat, read_tokens
+from rlcli.envs.endpoint import HOST, Endpoint
 
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -58,3 +62,24 @@ def test_tools_that_may_not_be_called_are_not_shown() -> None:
 def test_token_calls_need_token_ids(ids: Any) -> None:
     with pytest.raises(ApiError):
         read_tokens({"token_ids": ids})
+
+
+def test_a_field_of_another_type_is_an_error_in_openais_form() -> None:
+    endpoint = Endpoint(SimpleQueue(), max_tokens=9)
+    try:
+        head = {"Authorization": f"Bearer {endpoint.open()}"}
+        connection = HTTPConnection(HOST, int(endpoint.url.rpartition(":")[2].removesuffix("/v1")))
+        for more in (
+            {"response_format": "text"},
+            {"stream_options": 3},
+            {"messages": [{"role": "user", "content": "hi", "tool_calls": 3}]},
+            {"stop": "\ud800"},
+        ):
+            body = json.dumps({**ASKED, **more})
+            connection.request("POST", "/v1/chat/completions", body, head)
+            reply = connection.getresponse()
+            assert (reply.status, reply.will_close) == (400, False)
+            assert json.load(reply)["error"]["type"] == "invalid_request_error"
+        connection.close()
+    finally:
+        endpoint.close()

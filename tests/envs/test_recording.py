@@ -233,9 +233,9 @@ def test_limits_of_turns_and_tokens_are_errors_that_say_so() -> None:
 
 
 def test_a_turn_is_as_long_as_the_run_and_the_agent_allow() -> None:
-    assert recorder().open(request(user("1"))).width == 50
-    assert recorder().open(request(user("1"), max_tokens=7)).width == 7
-    assert recorder(max_row_tokens=5).open(request(user("1"), max_tokens=7)).width == 5
+    assert recorder().open(request(user("1"))).max_tokens == 50
+    assert recorder().open(request(user("1"), max_tokens=7)).max_tokens == 7
+    assert recorder(max_row_tokens=5).open(request(user("1"), max_tokens=7)).max_tokens == 5
 
 
 def test_rows_of_a_group_get_the_prompt_that_they_share() -> None:
@@ -253,3 +253,8 @@ def test_rows_of_a_group_get_the_prompt_that_they_share() -> None:
         assert (*rollout.prompt.token_ids, *rollout.token_ids) == (*row.prompt_ids, *row.ids)
         assert sum(rollout.mask or ()) == 2
     assert done.num_tokens == 4
+
+
+def test_token_ids_that_the_model_does_not_have_are_refused() -> None:
+    with pytest.raises(ApiError, match="token_ids"):
+        recorder().open(TokenRequest(token_ids=(5, 10**9)))

@@ -98,3 +98,17 @@ def test_rows_are_handed_out_with_their_last_turn(tiny_model: Path) -> None:
         on_finish=lambda index, one: seen.update({index: one}),
     )
     assert [seen[index] for index in range(12)] == out
+
+
+def test_a_lower_limit_of_a_row_keeps_the_tokens_before_it(tmp_path: Path) -> None:
+    lm, tokenizer = load(save_tiny_model(tmp_path / "model", "Qwen2"))
+    native = sampler(lm, tokenizer, eos_token_ids=ENDS)
+    one, limits = replace(PARAMS, n=1), [1, 12, 5, 3]
+    whole = native.generate(prompts(4), one, seed=5)
+    limited = native.generate(prompts(4), one, seed=5, limits=limits)
+    for full, part, limit in zip(whole, limited, limits, strict=True):
+        assert part.token_ids == full.token_ids[:limit]
+        is_cut = len(full.token_ids) > limit or full.finish_reason == "length"
+        assert part.finish_reason == ("length" if is_cut else "stop")
+    lower = native.generate(prompts(4)[:1], replace(one, max_tokens=3), seed=5)
+    assert lower[0].token_ids == whole[0].token_ids[:3]

@@ -119,3 +119,12 @@ def test_token_ids_in_and_out(server: PolicyServer) -> None:
 def test_a_target_that_is_not_there_is_refused() -> None:
     with pytest.raises(rlcli.RlcliError, match="neither a run nor a model"), rlcli.serve("none"):
         pass
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan")])
+def test_a_temperature_below_zero_is_refused(temperature: float) -> None:
+    with (
+        pytest.raises(rlcli.RlcliError, match="from 0"),
+        rlcli.serve("builtin:quickstart", temperature=temperature),
+    ):
+        pass

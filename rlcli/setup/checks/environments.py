@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from rlcli.config.episodes import EnvConfig
 from rlcli.config.resolved import Resolved
+from rlcli.envs.agents import AGENT, absolute_command
 from rlcli.envs.loading import absolute_target, split_tools
 from rlcli.envs.process import find_python
 from rlcli.errors import ConfigError
 from rlcli.rewards.combination import mixes_environment
 
-AGENTS = ("agent:", "verifiers:")
+AGENTS = (AGENT, "verifiers:")
 SCORERS = ("reward.fn", "reward.model", "reward.judge.enabled")
 SCORES = "env.agent_scores"
 
@@ -35,6 +36,14 @@ def settle_environment(resolved: Resolved) -> Resolved:
                 f"{resolved.where(key)} needs the native sampler so far, got "
                 f"{resolved.where('rollout.engine')}. Use rollout.engine=native."
             )
+        if env.path.startswith(AGENT):
+            if env.args or env.python is not None:
+                given = "env.python" if env.python is not None else "env.args"
+                raise ConfigError(
+                    f"{resolved.where(key)} takes no {given}: write its arguments and its Python "
+                    "into the command."
+                )
+            resolved = resolved.override({"env.path": absolute_command(env.path)})
         resolved = _settle_scores(resolved)
         if env.python is not None:
             resolved = resolved.override({"env.python": find_python(env.python)})

@@ -164,6 +164,8 @@ def plan_policy(request: Request, cwd: Path) -> EvalPlan:
 
     Raises: UsageError with the cure.
     """
+    temperature = 1.0 if request.temperature is None else request.temperature
+    _check_temperature(temperature)
     resolved, checkpoint, model = _settings(request, cwd)
     device = _device(resolved.config)
     in_run = checkpoint is not None
@@ -187,7 +189,7 @@ def plan_policy(request: Request, cwd: Path) -> EvalPlan:
         reward_dir=None,
         k=request.k,
         n=1,
-        temperature=1.0 if request.temperature is None else request.temperature,
+        temperature=temperature,
         notes=resolved.notes,
     )
 
@@ -220,8 +222,8 @@ def _samples(request: Request) -> tuple[int, float]:
     if n < largest:
         raise ConfigError(f"--k {largest} needs as many responses per prompt, got --n {n}.")
     temperature = request.temperature
-    if temperature is not None and not math.isfinite(temperature):
-        raise ConfigError(f"--temperature {temperature}: expected a number from 0, such as 1.")
+    if temperature is not None:
+        _check_temperature(temperature)
     if temperature == 0 and n > 1:
         raise ConfigError(
             f"--temperature 0 samples the same response {n} times (n={n}).\n"
@@ -230,6 +232,12 @@ def _samples(request: Request) -> tuple[int, float]:
     if temperature is None:
         temperature = 0.0 if n == 1 else 1.0
     return n, temperature
+
+
+def _check_temperature(temperature: float) -> None:
+    """Raises: ConfigError unless it is a number from 0."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ConfigError(f"--temperature {temperature}: expected a number from 0, such as 1.")
 
 
 def _settings(request: Request, cwd: Path) -> tuple[Resolved, Path | None, str]:
