@@ -73,17 +73,17 @@ def test_a_killed_process_changes_no_bit_of_what_is_learned_from(
 ) -> None:
     """One kill in each of `kills` calls, before a request that is drawn at random."""
     undisturbed = [episodes(sampler, seed) for seed in range(kills)]
-    ask, draw, killed = EnvProcess._request, random.Random(0), 0
+    ask, draw, killed = EnvProcess.request, random.Random(0), 0
     requests, fatal = count(), 0
 
-    def request(process: EnvProcess, *given: Any) -> Any:
+    def request(process: EnvProcess, *given: Any, **named: Any) -> Any:
         nonlocal killed
         if next(requests) == fatal:
             killed += 1
             os.kill(process._process.pid, signal.SIGKILL)
-        return ask(process, *given)
+        return ask(process, *given, **named)
 
-    monkeypatch.setattr(EnvProcess, "_request", request)
+    monkeypatch.setattr(EnvProcess, "request", request)
     for seed in range(kills):
         requests, fatal = count(), draw.randrange(40)
         assert episodes(sampler, seed) == undisturbed[seed]

@@ -275,7 +275,11 @@ def test_a_server_that_does_not_answer_fails_its_episode_alone() -> None:
     from rlcli.envs.sources.openenv import OpenEnv
 
     done = threading.Event()
-    with serve(lambda socket: done.wait(60) and None, "127.0.0.1", 0) as server:
+
+    def stay_silent(socket: Any) -> None:
+        done.wait(60)
+
+    with serve(stay_silent, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         port = server.socket.getsockname()[1]
