@@ -16,6 +16,8 @@ from waiting import wait_until
 
 from rlcli.run_dir.folder import RunDir
 
+pytestmark = pytest.mark.slow  # threads of the tests wait for processes
+
 WAIT = "time.sleep(60)\n"
 
 

@@ -17,6 +17,8 @@ from waiting import wait_until
 
 from rlcli.run_dir.heartbeat import SIGN, Silence, clear_heartbeat
 
+pytestmark = pytest.mark.slow  # threads of the tests wait for processes
+
 HANGS = """
 if relaunches: sys.exit(0)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -14,6 +14,8 @@ import pytest
 from launched import command_of, free_port, is_alive, start_node
 from waiting import wait_until
 
+pytestmark = pytest.mark.slow  # threads of the tests wait for processes
+
 Start = Callable[[str], "Nodes"]
 ROWS = '{"prompt": "1 + 1", "ground_truth": "2", "data_source": "sums"}\n'
 
