@@ -36,6 +36,7 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("table.py").write_text(TRL)
 
 
+@pytest.mark.nightly
 def test_credit_by_turn_learns_otherwise() -> None:
     """The same rollouts in the first step, other weights after it; and the same again."""
     assert train(*COUNTING, "train.max_steps=1", out="whole") == 0

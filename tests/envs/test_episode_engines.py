@@ -43,8 +43,8 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("rollout.async_steps=1",),
         ("lora.rank=4",),
         ("--algo", "ppo"),
-        ("--algo", "remax"),
-        ("train.engine=fsdp",),
+        pytest.param(("--algo", "remax"), marks=pytest.mark.nightly),
+        pytest.param(("train.engine=fsdp",), marks=pytest.mark.nightly),
     ],
     ids=lambda words: words[-1],
 )
