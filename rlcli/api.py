@@ -161,19 +161,18 @@ def evaluate(
             "model.hub": hub,
             "model.trust_remote_code": trust_remote_code,
         }
-        given = {key: value for key, value in given.items() if value is not None}
-        checked = request_of(None, given).resolve()
+        settings, lang = _checked(given)
         request = Request(
-            target=str(target.path if isinstance(target, RunRecord) else target),
+            target=_target(target),
             k=ks,
             n=n,
             temperature=temperature,
             step=step,
             limit=limit,
-            settings={key: checked.value(key) for key in given},
+            settings=settings,
         )
         plan = plan_evaluation(request, Path.cwd(), os.environ)
-        show = progress_line(translator(checked.config.run.lang))
+        show = progress_line(translator(lang))
         with collected(prints=False) as logged:
             sampled = run_evaluation(
                 plan,
@@ -228,20 +227,26 @@ def serve(
         "model.hub": hub,
         "model.trust_remote_code": trust_remote_code,
     }
-    given = {key: value for key, value in given.items() if value is not None}
-    checked = request_of(None, given).resolve()
+    settings, _ = _checked(given)
     server = PolicyServer(
-        Request(
-            target=str(target.path if isinstance(target, RunRecord) else target),
-            temperature=temperature,
-            step=step,
-            settings={key: checked.value(key) for key in given},
-        )
+        Request(target=_target(target), temperature=temperature, step=step, settings=settings)
     )
     try:
         yield server
     finally:
         server.close()
+
+
+def _target(target: RunRecord | str | Path) -> str:
+    """A run, a model folder or a name as the command line has it."""
+    return str(target.path if isinstance(target, RunRecord) else target)
+
+
+def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """(settings that are not None, with their types checked; the language). Raises: ConfigError."""
+    named = {key: value for key, value in given.items() if value is not None}
+    checked = request_of(None, named).resolve()
+    return {key: checked.value(key) for key in named}, checked.config.run.lang
 
 
 def _counts(given: Mapping[str, Any]) -> tuple[int, ...]:

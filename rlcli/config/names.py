@@ -1,4 +1,4 @@
-"""The names of settings: ours, their short forms, options, environment variables and aliases."""
+"""Names of settings: keys, short forms, options, environment variables and aliases."""
 
 from __future__ import annotations
 

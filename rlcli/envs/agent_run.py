@@ -17,7 +17,7 @@ from rlcli.data.readers import Row
 from rlcli.envs.agents import AGENT, AgentEnd, Agents, agent_environment, command_of
 from rlcli.envs.episode import EnvFacts
 from rlcli.envs.process import EnvSpec
-from rlcli.envs.tasks import MAX_HELD_OUT, SEED, TASK, EnvRows, spec_of
+from rlcli.envs.tasks import MAX_HELD_OUT, SEED, TASK, EnvRows, smaller_limit, spec_of
 from rlcli.errors import ConfigError
 from rlcli.run_dir.rollout_files import printable
 
@@ -47,7 +47,7 @@ class Agent:
     argv: Sequence[str]
 
     def rows(self, config: Config, *, only_val: bool = False, limit: int | None = None) -> EnvRows:
-        """Rows of a run without a data file: numbers and seeds, or the tasks of a task set.
+        """The rows of a run that has no data file: indices and seeds, or a task set's tasks.
 
         only_val: no rows to train on. limit: of the rows to evaluate on.
         """
@@ -55,8 +55,8 @@ class Agent:
         held = env.val_tasks if total is None else min(env.val_tasks, total // MAX_HELD_OUT)
         num = env.tasks if total is None else min(env.tasks, total - held)
         first = env.tasks if total is None else total - held
-        limits = [each for each in (limit, config.data.val_limit) if each and each > 0]
-        num_val = min([held, *limits])
+        most = smaller_limit(limit, config.data.val_limit)
+        num_val = held if most is None else min(held, most)
         seed = config.run.seed
         notes: list[str] = []
         if total is not None and (unused := total - held - num) > 0:

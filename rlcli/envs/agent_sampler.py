@@ -356,7 +356,7 @@ class _Step:
         return min((call.arrived_s for call in waiting), default=math.inf)
 
     def _is_time(self, now: float) -> bool:
-        """Whether the waiting calls are to be sampled: all agents wait, or one has long enough."""
+        """Whether to sample now: all agents are waiting, or one has reached batch_wait_s."""
         waiting = [bool(self._episodes[i].waiting) for i in self._live.values()]
         is_full = len(waiting) == self._owner.limits.concurrency or not self._todo
         late = now - self._first_call_s() >= self._owner.limits.batch_wait_s

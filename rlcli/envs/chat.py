@@ -44,7 +44,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenCall:
-    """A tool call in a message. arguments: JSON text."""
+    """One tool call of a message. arguments: a JSON string."""
 
     id: str
     name: str
@@ -61,7 +61,7 @@ class ChatMessage:
     call_id: str = ""
 
     def rendered(self) -> dict[str, Any]:
-        """The message as chat templates read it: arguments as an object."""
+        """The message in the form of chat templates, with arguments as an object."""
         message: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.tool_calls:
             message["tool_calls"] = [

@@ -44,8 +44,7 @@ BACKLOG = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingCall:
-    """A call that waits to be sampled. key: the token of its episode. arrived_s: by the monotonic
-    clock."""
+    """A pending call. key: API key of its episode. arrived_s: arrival on the monotonic clock."""
 
     key: str
     request: ChatRequest | TokenRequest

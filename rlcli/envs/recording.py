@@ -124,7 +124,7 @@ class Conversation:
     is_busy: bool = False
 
     def add_given(self, ids: Sequence[int]) -> None:
-        """Append tokens that the policy did not write."""
+        """Append masked tokens, such as the agent's messages."""
         self.ids += ids
         self.logprobs += [0.0] * len(ids)
         self.mask += [0] * len(ids)

@@ -13,7 +13,14 @@ from rlcli.data.readers import Row
 from rlcli.envs.agent_run import Agent, agent_sampler, find_agent, is_agent
 from rlcli.envs.episode import EnvFacts
 from rlcli.envs.process import EnvPool, EnvSpec
-from rlcli.envs.tasks import EnvRows, begun_rows, describe_environment, own_rows, spec_of
+from rlcli.envs.tasks import (
+    EnvRows,
+    begun_rows,
+    describe_environment,
+    own_rows,
+    smaller_limit,
+    spec_of,
+)
 from rlcli.errors import ConfigError
 from rlcli.rewards.combination import mixes_environment
 from rlcli.terminal.i18n import translator
@@ -38,11 +45,10 @@ class Environment:
     facts: EnvFacts
 
     def rows(self, config: Config, *, only_val: bool = False, limit: int | None = None) -> EnvRows:
-        """Rows of a run without a data file. Raises: ConfigError.
+        """The rows of a run that has no data file. Raises: ConfigError.
 
         only_val: leave out the rows to train on. limit: of the rows to evaluate on.
         """
-        limits = [each for each in (limit, config.data.val_limit) if each and each > 0]
         env = config.env
         return own_rows(
             self.spec,
@@ -51,7 +57,7 @@ class Environment:
             num_val=env.val_tasks,
             seed=config.run.seed,
             only_val=only_val,
-            val_limit=min(limits, default=None),
+            val_limit=smaller_limit(limit, config.data.val_limit),
             show=_progress(config),
         )
 

@@ -55,6 +55,11 @@ class EnvRows:
     notes: list[str]
 
 
+def smaller_limit(*limits: int | None) -> int | None:
+    """The smallest limit on a number of rows; None and numbers below 1 set none."""
+    return min((each for each in limits if each is not None and each > 0), default=None)
+
+
 def spec_of(env: EnvConfig) -> EnvSpec:
     """The environment that the settings name."""
     target = env.tools if env.path is None else env.path

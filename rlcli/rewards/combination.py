@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 Source = Literal["fn", "model", "judge", "env"]
 Scale = Literal["off", "running", "fixed"]
 PARTS = ("rm_score", "judge", "rule_score", "env")
-"""The parts of a composite: reward model (or the judge, where there is no model), judge, fn, and
-the environment of episodes."""
+"""Parts of a mix. rm_score: the reward model, or the judge if there is none. env: environment."""
 PART_OF: Mapping[Source, str] = {
     "fn": "rule_score",
     "model": "rm_score",

@@ -45,10 +45,10 @@ def accuracy_scores(config: RewardConfig, rewards: Sequence[Reward]) -> list[flo
 def episode_accuracy(
     config: RewardConfig, rewards: Sequence[Reward], *, pass_mark: float | None
 ) -> list[float | None] | None:
-    """1 for an episode that passes by the environment's reward, 0 for one that does not.
+    """1 if an episode's environment reward passes, otherwise 0; None if it is unscored.
 
     pass_mark: smallest reward that passes; None: `PASSED` if all rewards are within 0 and 1, and
-    no scale otherwise. None for an unscored episode.
+    no scale otherwise.
     """
     part = PART_OF["env"] if mixes_environment(config) else None
     values = [r.parts[part] if part and r.value is not None else r.value for r in rewards]

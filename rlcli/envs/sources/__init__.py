@@ -33,7 +33,7 @@ class Source:
 
     @property
     def install(self) -> str:
-        """Command that installs the library into this Python."""
+        """The pip command for this Python."""
         return f"{sys.executable} -m pip install '{self.requirement}'"
 
 
@@ -76,9 +76,9 @@ def split_source(target: str) -> tuple[Source, str] | None:
 
 
 def load_source(source: Source, name: str, args: Mapping[str, Any], *, timeout_s: float) -> Any:
-    """The class of an environment of a library, without arguments. Raises: EnvLoadError.
+    """Load the environment class `name` of a library. Raises: EnvLoadError.
 
-    timeout_s: of one step; one that waits for a server must give up earlier.
+    timeout_s: limit of one step; clients of a server must time out earlier.
     """
     found = import_source(source).load(name, args)
     found.timeout_s = timeout_s

@@ -81,7 +81,7 @@ def parse_mixture(text: str) -> dict[str, float]:
 
 
 class DataSets:
-    """Tasks of configured data sets, by (name, seed, number)."""
+    """Generates the task (name, seed, number) of the configured data sets."""
 
     def __init__(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
         self._configs = configs
@@ -116,7 +116,7 @@ class DataSets:
 
 
 class ReasoningGym:
-    """One task, one answer. `load` makes a subclass with data sets, weights and instruction."""
+    """A single-turn task. `load` sets the data sets, weights and instruction in a subclass."""
 
     sets: DataSets
     weights: Mapping[str, float]

@@ -15,9 +15,9 @@ from rlcli.types import Prompt, Rollout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """A request for one response, or one turn of it. index: its position in the result.
+    """Request for one response or one turn. index: position of the rollout in the result.
 
-    prompt: in a later turn, with everything before this turn.
+    prompt: for a later turn, it includes all earlier turns.
     """
 
     index: int

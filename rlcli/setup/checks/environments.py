@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from rlcli.config.episodes import EnvConfig
 from rlcli.config.resolved import Resolved
+from rlcli.envs.agent_run import is_agent
 from rlcli.envs.agents import AGENT, absolute_command
 from rlcli.envs.loading import absolute_target, split_tools
 from rlcli.envs.process import find_python
+from rlcli.envs.run import SCORERS
 from rlcli.errors import ConfigError
 from rlcli.rewards.combination import mixes_environment
 
-AGENTS = (AGENT, "verifiers:")
-SCORERS = ("reward.fn", "reward.model", "reward.judge.enabled")
 SCORES = "env.agent_scores"
 
 
@@ -30,7 +30,7 @@ def settle_environment(resolved: Resolved) -> Resolved:
             f"{resolved.where('env.path')} and {resolved.where('env.tools')} are both given: an "
             "environment has its own tools. Keep one."
         )
-    if env.path is not None and env.path.startswith(AGENTS):
+    if env.path is not None and is_agent(env.path):
         if config.rollout.engine in ("vllm", "vllm_server"):
             raise ConfigError(
                 f"{resolved.where(key)} needs the native sampler so far, got "
